@@ -1,0 +1,67 @@
+"""Which values count, and what they say: `Moments(count, mean, m2)`, the currency between all parts.
+
+Ranks, virtual batches, data shards and streams of data are all merged here, exactly and weighted by count.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from batchnorm.kernels import reference
+
+
+@dataclass(frozen=True)
+class Moments:
+    """How many values, their mean and the sum of their squared deviations from it, per channel.
+
+    Shapes: `mean` and `m2` are (C,), or (G, C) for G groups; `count` broadcasts against them.
+
+    >>> import torch
+    >>> from batchnorm import Moments
+    >>> x = torch.tensor([[1.0], [2.0], [3.0]])
+    >>> Moments.of(x)
+    Moments(count=3, mean=tensor([2.], dtype=torch.float64), m2=tensor([2.], dtype=torch.float64))
+    """
+
+    count: int | Tensor
+    mean: Tensor
+    m2: Tensor
+
+    @classmethod
+    def of(cls, x: Tensor) -> "Moments":
+        """The moments of `x: (N, C, *)` over all dimensions but the second."""
+        mean, m2 = reference.moments(x)
+        return cls(values_per_channel(x), mean[0], m2[0])
+
+    @property
+    def variance(self) -> Tensor:
+        """The biased variance m2 / count, which normalises."""
+        return self.m2 / self.count
+
+    @property
+    def unbiased_variance(self) -> Tensor:
+        """The unbiased variance m2 / (count − 1), which is remembered."""
+        return self.m2 / (self.count - 1)
+
+    def merge(self, other: "Moments") -> "Moments":
+        """The moments of both sets of values together.
+
+        With δ = mean₂ − mean₁: mean = mean₁ + δ·n₂/n and m2 = m2₁ + m2₂ + δ²·n₁·n₂/n.
+        Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", equation 2.1.
+
+        >>> import torch
+        >>> from batchnorm import Moments
+        >>> x = torch.arange(10.0).reshape(-1, 1)
+        >>> Moments.of(x[:3]).merge(Moments.of(x[3:])).variance.item()
+        8.25
+        """
+        count = self.count + other.count
+        # An empty side carries no information, and 0/0 where both are empty must not become NaN.
+        share = other.count / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+        delta = other.mean - self.mean
+        return Moments(count, self.mean + delta * share, self.m2 + other.m2 + delta.square() * (self.count * share))
+
+
+def values_per_channel(x: Tensor) -> int:
+    """How many values each channel of `x: (N, C, *)` has."""
+    return x.shape[0] * x.shape[2:].numel()
