@@ -198,7 +198,8 @@ def _differentiable_gradients(ctx: Any, grad: Tensor, needs: tuple[bool, ...]) -
     """The gradients as functions of the inputs: the reference once more, differentiated by autograd."""
     x, residual, weight, bias, mean, var = ctx.saved_tensors
     # views, so that one tensor in two roles has a gradient in each
-    x, residual, weight, bias = inputs = [None if t is None else t.view_as(t) for t in (x, residual, weight, bias)]
+    inputs: Any = [None if t is None else t.view_as(t) for t in (x, residual, weight, bias)]
+    x, residual, weight, bias = inputs
     if ctx.frozen:
         y = _frozen(reference, x, residual, weight, bias, mean, var, ctx.eps, ctx.activation)
     else:
