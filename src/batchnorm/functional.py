@@ -69,7 +69,7 @@ def batch_norm(
         running_mean, running_var: (C,), both or neither; written in training, read otherwise.
         weight, bias: (C,) or None: γ and β.
         residual: the shape of `input`; added before the activation.
-        activation: "relu", "leaky_relu" (slope 0.01), "silu", "gelu" or "hardswish".
+        activation: "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "gelu" or "hardswish".
         nonfinite: what a channel with NaN or Inf in its batch does to the running statistics: "skip" leaves them,
             "propagate" takes it in (as torch does), "raise" raises.
         return_stats: return (y, new_running_mean, new_running_var) and write nothing.

@@ -32,7 +32,7 @@ class BatchNorm(_BatchNorm):
         affine: whether there are γ (`weight`) and β (`bias`).
         track_running_stats: whether there are running statistics.
         bias: whether β is among the affine parameters.
-        activation: "relu", "leaky_relu", "silu", "gelu" or "hardswish", applied in the same pass.
+        activation: "relu", "relu6", "leaky_relu", "silu", "gelu" or "hardswish", applied in the same pass.
         nonfinite: what a channel with NaN or Inf in its batch does to the running statistics: "skip", "raise" or
             "propagate" (torch's way).
 

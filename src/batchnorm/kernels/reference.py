@@ -17,6 +17,7 @@ aten = torch.ops.aten
 # name -> (the activation, its gradient from (grad, z)). The only list of activations.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "relu": (F.relu, lambda grad, z: aten.threshold_backward(grad, z, 0)),
+    "relu6": (F.relu6, lambda grad, z: aten.hardtanh_backward(grad, z, 0, 6)),
     "leaky_relu": (F.leaky_relu, lambda grad, z: aten.leaky_relu_backward(grad, z, 0.01, False)),
     "silu": (F.silu, lambda grad, z: aten.silu_backward(grad, z)),
     "gelu": (F.gelu, lambda grad, z: aten.gelu_backward(grad, z)),
