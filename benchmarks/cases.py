@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import batchnorm as bn
 
-# The distinct batch-norm shapes of ResNet-50 at batch 32 and 224 px, then a transformer's, a table's and an audio net's.
+# The distinct batch-norm shapes of ResNet-50 at batch 32 and 224 px; then rows of features, and a volume.
 RESNET50 = [
     (32, 64, 112, 112),
     (32, 64, 56, 56),

@@ -11,7 +11,7 @@ from torch import Tensor
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 
 
-class Disagreement(RuntimeError):
+class DisagreementError(RuntimeError):
     """Two subjects of a benchmark compute different things, so their times mean nothing."""
 
 
@@ -24,13 +24,13 @@ class Timing:
 
 
 def agree(results: dict[str, tuple[Tensor, ...]], where: str) -> None:
-    """Raise `Disagreement` unless every subject returns the same tensors, to the dtype's rounding."""
+    """Raise `DisagreementError` unless every subject returns the same tensors, to the dtype's rounding."""
     names = list(results)
     for name in names[1:]:
         for a, b in zip(results[names[0]], results[name], strict=True):
             error, scale = (a.double() - b.double()).abs().max().item(), a.double().abs().max().item()
             if not error <= TOLERANCE[a.dtype] * max(scale, 1e-3):
-                raise Disagreement(f"{names[0]} and {name} differ by {error:.2g} (scale {scale:.2g}) on {where}")
+                raise DisagreementError(f"{names[0]} and {name} differ by {error:.2g} (scale {scale:.2g}) on {where}")
 
 
 def alternate(subjects: dict[str, Callable[[], object]], rounds: int, least: float) -> Timing:

@@ -15,15 +15,16 @@ import batchnorm as bn
 Norm = Callable[[int, str | None], nn.Module]
 
 
+ACTIVATIONS = {None: nn.Identity, "relu": partial(nn.ReLU, inplace=True), "relu6": partial(nn.ReLU6, inplace=True)}
+
+
 class TorchNorm(nn.Module):
     """torch's batch norm, then the residual, then the activation: three layers, as networks are written with torch."""
-
-    ACTIVATIONS = {None: nn.Identity, "relu": partial(nn.ReLU, inplace=True), "relu6": partial(nn.ReLU6, inplace=True)}
 
     def __init__(self, channels: int, activation: str | None = None) -> None:
         super().__init__()
         self.norm = nn.BatchNorm2d(channels)
-        self.activation = self.ACTIVATIONS[activation]()
+        self.activation = ACTIVATIONS[activation]()
 
     def forward(self, x: Tensor, residual: Tensor | None = None) -> Tensor:
         y = self.norm(x)
