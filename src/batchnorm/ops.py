@@ -1,20 +1,24 @@
 """Operator schemas, fakes, autograd and the device table.
 
 This file imports torch and the reference alone; a device's own kernels load when its first tensor comes. The kernels
-know nothing of autograd: `batchnorm::backward` is the derivative of both forward operators, and where a gradient is
-itself to be differentiated (`create_graph=True`, `torch.func`, forward-mode) the reference is, by torch.
+know nothing of autograd: the derivative of every path is `between.backward`, and where a gradient is itself to be
+differentiated (`create_graph=True`, `torch.func`, forward-mode) the reference is, by torch.
 
-Shapes: x, residual and gradients (N, C, *), dense; weight and bias (C,); mean and var (1, C) in the statistics' dtype.
+Shapes: x, residual and gradients (N, C, *), dense; weight and bias (C,); mean, rstd = 1/√(var + eps) and var (1, C).
 """
 
+from collections.abc import Callable
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+from batchnorm import between
+from batchnorm.between import Details, Standard
 from batchnorm.kernels import reference
+from batchnorm.moments import Moments
 
 # The device table: which kernels serve which device; every other device runs the reference.
 KERNELS: dict[str, ModuleType] = {}
@@ -22,15 +26,15 @@ KERNELS: dict[str, ModuleType] = {}
 _library = torch.library.Library("batchnorm", "DEF")
 _library.define(
     "train(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, str? activation)"
-    " -> (Tensor y, Tensor mean, Tensor var)"
+    " -> (Tensor y, Tensor mean, Tensor rstd, Tensor var)"
 )
 _library.define(
-    "frozen(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, Tensor var, float eps,"
-    " str? activation) -> Tensor"
+    "frozen(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, str? activation)"
+    " -> Tensor"
 )
 _library.define(
-    "backward(Tensor grad, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, Tensor var,"
-    " float eps, str? activation, bool frozen, ScalarType affine_dtype)"
+    "backward(Tensor grad, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd,"
+    " str? activation, bool frozen, ScalarType affine_dtype)"
     " -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)"
 )
 
@@ -40,8 +44,10 @@ def train(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise by the batch: y and, for the population, the batch's mean and biased variance."""
     if _transformed():
-        return _train(reference, x, residual, weight, bias, eps, activation)
-    return torch.ops.batchnorm.train(x, residual, weight, bias, eps, activation)
+        y, mean, _, var = _train(reference, x, residual, weight, bias, eps, activation)
+    else:
+        y, mean, _, var = torch.ops.batchnorm.train(x, residual, weight, bias, eps, activation)
+    return y, mean, var
 
 
 def frozen(
@@ -49,20 +55,52 @@ def frozen(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor,
-    var: Tensor,
-    eps: float,
+    constant: Standard,
     activation: str | None,
 ) -> Tensor:
     """Normalise by statistics that are constants to the gradient."""
     if _transformed():
-        return _frozen(reference, x, residual, weight, bias, mean, var, eps, activation)
-    return torch.ops.batchnorm.frozen(x, residual, weight, bias, mean, var, eps, activation)
+        return _frozen(reference, x, residual, weight, bias, constant.mean, constant.rstd, activation)
+    return torch.ops.batchnorm.frozen(x, residual, weight, bias, constant.mean, constant.rstd, activation)
+
+
+class Decisions(NamedTuple):
+    """What the general path asks between the primitives.
+
+    `standard` turns the moments of each group into what normalises it, and the moments for the population; `reduce`
+    sums a gradient's sums over all who share the statistics.
+    """
+
+    standard: Callable[[Moments], tuple[Standard, Moments]]
+    reduce: Callable[[Tensor], Tensor]
+    activation: str | None
+    virtual: int
+
+
+def general(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    decisions: Decisions,
+) -> tuple[Tensor, Moments]:
+    """Any combination of masks, virtual batches, shared statistics and renormalisation: y and the batch's moments."""
+    if _transformed() or torch.compiler.is_compiling():
+        y, _, batch = _general(reference, x, residual, weight, bias, mask, decisions)
+        count, mean, m2 = batch.count, batch.mean.detach(), batch.m2.detach()
+    else:
+        y, count, mean, m2 = _General.apply(x, residual, weight, bias, mask, decisions)
+    return y, Moments(count, mean, m2)
 
 
 def _transformed() -> bool:
     """Whether a transform is active that differentiates or vectorises plain torch operations only."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _kernels_for(x: Tensor) -> ModuleType:
+    return KERNELS.get(x.device.type, reference)
 
 
 def _train(
@@ -73,10 +111,11 @@ def _train(
     bias: Tensor | None,
     eps: float,
     activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    mean, m2 = kernels.moments(x)
-    var = m2 / (x.numel() // x.shape[1])
-    return _frozen(kernels, x, residual, weight, bias, mean, var, eps, activation), mean.detach(), var.detach()
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch = Moments(*kernels.moments(x))
+    standard = Standard.of_batch(batch, eps)
+    y = between.forward(kernels, x, weight, bias, standard, Details(residual, activation))
+    return y, batch.mean.detach(), standard.rstd.detach(), batch.variance.detach()
 
 
 def _frozen(
@@ -86,12 +125,11 @@ def _frozen(
     weight: Tensor | None,
     bias: Tensor | None,
     mean: Tensor,
-    var: Tensor,
-    eps: float,
+    rstd: Tensor,
     activation: str | None,
 ) -> Tensor:
-    _, scale, shift = _scale_and_shift(weight, bias, var, eps)
-    return kernels.normalize(x, mean, scale, shift, residual, activation)
+    standard = Standard(mean, rstd, torch.zeros_like(mean))
+    return between.forward(kernels, x, weight, bias, standard, Details(residual, activation))
 
 
 def _backward(
@@ -102,36 +140,31 @@ def _backward(
     weight: Tensor | None,
     bias: Tensor | None,
     mean: Tensor,
-    var: Tensor,
-    eps: float,
+    rstd: Tensor,
     activation: str | None,
     frozen: bool,
     affine_dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    rstd, scale, shift = _scale_and_shift(weight, bias, var, eps)
-    if grad.stride() != x.stride():  # autograd may send another layout: an expanded scalar, say
-        grad = torch.empty_like(x, dtype=grad.dtype).copy_(grad)
-    sum_grad, sum_grad_x = kernels.backward_reduce(grad, x, mean, scale, shift, residual, activation)
-    # dx = scale·(g′ − mean(g′) − x̂·mean(g′·x̂)), as coefficients of g′, x − mean and 1; constants have no such means
-    each = scale * (0.0 if frozen else 1 / (x.numel() // x.shape[1]))
-    b, c = -each * rstd.square() * sum_grad_x, -each * sum_grad
-    dx, dresidual = kernels.backward_apply(grad, x, mean, scale, shift, scale, b, c, residual, activation)
-    dweight, dbias = (sum_grad_x * rstd)[0].to(affine_dtype), sum_grad[0].to(affine_dtype)
-    return dx, x.new_empty(0) if dresidual is None else dresidual, dweight, dbias
+    share = torch.full_like(mean, 0.0 if frozen else x.shape[1] / x.numel())
+    standard = Standard(mean, rstd, share)
+    details = Details(residual, activation)
+    dx, dresidual, dweight, dbias = between.backward(kernels, grad, x, weight, bias, standard, details)
+    dresidual = x.new_empty(0) if dresidual is None else dresidual  # an operator has no optional results
+    return dx, dresidual, dweight.to(affine_dtype), dbias.to(affine_dtype)
 
 
-def _scale_and_shift(
-    weight: Tensor | None, bias: Tensor | None, var: Tensor, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """1/√(var + eps), γ/√(var + eps) and β, each (1, C) in the statistics' dtype."""
-    rstd = (var + eps).rsqrt()
-    scale = rstd if weight is None else rstd * weight
-    shift = torch.zeros_like(rstd) if bias is None else bias.to(rstd.dtype).reshape(rstd.shape)
-    return rstd, scale, shift
-
-
-def _kernels_for(x: Tensor) -> ModuleType:
-    return KERNELS.get(x.device.type, reference)
+def _general(
+    kernels: ModuleType,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    decisions: Decisions,
+) -> tuple[Tensor, Standard, Moments]:
+    standard, batch = decisions.standard(Moments(*kernels.moments(x, decisions.virtual, mask)))
+    details = Details(residual, decisions.activation, decisions.virtual, mask)
+    return between.forward(kernels, x, weight, bias, standard, details), standard, batch
 
 
 for _name, _function in {"train": _train, "frozen": _frozen, "backward": _backward}.items():
@@ -144,9 +177,9 @@ for _name, _function in {"train": _train, "frozen": _frozen, "backward": _backwa
 
 
 @torch.library.register_fake("batchnorm::train", lib=_library)
-def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     mean = x.new_empty((1, x.shape[1]), dtype=reference.statistics_dtype(x))
-    return torch.empty_like(x), mean, torch.empty_like(mean)
+    return torch.empty_like(x), mean, torch.empty_like(mean), torch.empty_like(mean)
 
 
 @torch.library.register_fake("batchnorm::frozen", lib=_library)
@@ -163,57 +196,106 @@ def _(grad: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Ten
 
 def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     """Keep the input and per-channel values; what the activation's derivative alone needs, where there is one."""
-    x, residual, weight, bias, *constants, ctx.eps, ctx.activation = inputs
-    ctx.frozen = bool(constants)
-    mean, var = constants or output[1:]
-    if not constants:
-        ctx.mark_non_differentiable(mean, var)
+    x, residual, weight, bias, *rest, ctx.activation = inputs
+    ctx.frozen = len(rest) == 2
+    mean, rstd = rest if ctx.frozen else output[1:3]
+    if not ctx.frozen:
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.eps = rest[0]
     ctx.set_materialize_grads(False)
     affine = weight if weight is not None else bias
     ctx.affine_dtype = x.dtype if affine is None else affine.dtype
     again = (residual, bias) if ctx.activation else (None, None)
-    ctx.save_for_backward(x, again[0], weight, again[1], mean, var)
+    ctx.save_for_backward(x, again[0], weight, again[1], mean, rstd)
 
 
 def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * (8 if ctx.frozen else 6)
+    nothing = (None,) * (7 if ctx.frozen else 6)
     if grad is None:
         return nothing
     needs = ctx.needs_input_grad[:4]
-    x, residual, weight, bias, mean, var = ctx.saved_tensors
+    x, residual, weight, bias, mean, rstd = ctx.saved_tensors
     if torch.is_grad_enabled():
-        grads = _differentiable_gradients(ctx, grad, needs)
+
+        def y(x: Any, residual: Any, weight: Any, bias: Any) -> Tensor:
+            if ctx.frozen:
+                return _frozen(reference, x, residual, weight, bias, mean, rstd, ctx.activation)
+            return _train(reference, x, residual, weight, bias, ctx.eps, ctx.activation)[0]
+
+        grads = _differentiable_gradients(y, grad, (x, residual, weight, bias), needs)
     else:
-        grads = list(
-            torch.ops.batchnorm.backward(
-                grad, x, residual, weight, bias, mean, var, ctx.eps, ctx.activation, ctx.frozen, ctx.affine_dtype
-            )
+        grads = torch.ops.batchnorm.backward(
+            grad, x, residual, weight, bias, mean, rstd, ctx.activation, ctx.frozen, ctx.affine_dtype
         )
-        if residual is None:  # then its gradient is the output's
-            grads[1] = grad
-    return *(g if need else None for g, need in zip(grads, needs, strict=True)), *nothing[4:]
+    return *_asked_for(grads, grad, needs, ctx), *nothing[4:]
 
 
-def _differentiable_gradients(ctx: Any, grad: Tensor, needs: tuple[bool, ...]) -> list[Tensor | None]:
+class _General(torch.autograd.Function):
+    """`_general` with the kernels' own derivative: it keeps its inputs and per-channel values alone."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, residual, weight, bias, mask, ctx.decisions = inputs
+        y, ctx.standard, batch = _general(_kernels_for(x), *inputs)
+        ctx.activation = ctx.decisions.activation
+        affine = weight if weight is not None else bias
+        ctx.affine_dtype = x.dtype if affine is None else affine.dtype
+        again = (residual, bias) if ctx.activation else (None, None)
+        ctx.save_for_backward(x, again[0], weight, again[1], mask)
+        count = torch.as_tensor(batch.count, dtype=batch.mean.dtype, device=x.device)
+        ctx.mark_non_differentiable(count, batch.mean, batch.m2)
+        return y, count, batch.mean, batch.m2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, residual, weight, bias, mask = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:4]
+        grads: Any
+        details = Details(residual, ctx.activation, ctx.decisions.virtual, mask)
+        if torch.is_grad_enabled():
+
+            def y(x: Any, residual: Any, weight: Any, bias: Any) -> Tensor:
+                return _general(reference, x, residual, weight, bias, mask, ctx.decisions)[0]
+
+            grads = _differentiable_gradients(y, grad, (x, residual, weight, bias), needs)
+        else:
+            grads = between.backward(
+                _kernels_for(x), grad, x, weight, bias, ctx.standard, details, ctx.decisions.reduce
+            )
+        return *_asked_for(grads, grad if mask is None else torch.where(mask > 0, grad, 0), needs, ctx), None, None
+
+
+def _differentiable_gradients(
+    function: Callable[..., Tensor], grad: Tensor, saved: tuple[Tensor | None, ...], needs: tuple[bool, ...]
+) -> list[Tensor | None]:
     """The gradients as functions of the inputs: the reference once more, differentiated by autograd."""
-    x, residual, weight, bias, mean, var = ctx.saved_tensors
     # views, so that one tensor in two roles has a gradient in each
-    inputs: Any = [None if t is None else t.view_as(t) for t in (x, residual, weight, bias)]
-    x, residual, weight, bias = inputs
-    if ctx.frozen:
-        y = _frozen(reference, x, residual, weight, bias, mean, var, ctx.eps, ctx.activation)
-    else:
-        y = _train(reference, x, residual, weight, bias, ctx.eps, ctx.activation)[0]
+    inputs = [None if t is None else t.view_as(t) for t in saved]
+    y = function(*inputs)
     wanted = {i: t for i, t in enumerate(inputs) if t is not None and needs[i]}
     grads: list[Tensor | None] = [None] * 4
     if wanted:
         derived = torch.autograd.grad(y, list(wanted.values()), grad, create_graph=True)
         for i, g in zip(wanted, derived, strict=True):
             grads[i] = g
-    if ctx.activation is None:  # then they were not kept: y is linear in them
-        grads[1] = grad
-        grads[3] = grad.sum([0, *range(2, grad.dim())]).to(ctx.affine_dtype) if needs[3] else None
     return grads
+
+
+def _asked_for(
+    grads: Any, grad: Tensor, needs: tuple[bool, ...], ctx: Any
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """The gradients of the inputs that need one. Without an activation y is linear in residual and bias."""
+    dx, dresidual, dweight, dbias = grads
+    if ctx.activation is None:
+        dresidual = grad
+        if dbias is None and needs[3]:
+            dbias = grad.sum([0, *range(2, grad.dim())])
+    return (
+        dx if needs[0] else None,
+        dresidual if needs[1] else None,
+        dweight.to(ctx.affine_dtype) if needs[2] else None,
+        dbias.to(ctx.affine_dtype) if needs[3] else None,
+    )
 
 
 for _name in ("train", "frozen"):
