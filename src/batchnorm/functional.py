@@ -112,7 +112,7 @@ def normalized(
             return _of_nothing(input, *affine), None
         if values_per_channel(input) == 1:
             return _by_population(input, *stats, *affine, eps, options, None), None
-        x, residual = _dense(input, options.residual)
+        x, (residual,) = _dense(input, options.residual)
         y, mean, var = ops.train(x, residual, *affine, eps, options.activation)
         count = values_per_channel(input)
         return y, Moments(count, mean[0], var[0] * count)
@@ -121,7 +121,7 @@ def normalized(
             "virtual_batch_size and process_group exclude one another: the first makes the group that shares "
             "statistics smaller than the batch, the second larger. Choose one"
         )
-    x, residual = _dense(input, options.residual)
+    x, (residual,) = _dense(input, options.residual)
     by_population = options.renorm is not None or options.single == "population"
     constant = _population(running_mean, running_var, eps) if by_population else None
     choice = _Choice(group, eps, constant, options.renorm, options.single == "population")
@@ -142,8 +142,6 @@ class _Choice(NamedTuple):
     def standard(self, own: Moments) -> tuple[Standard, Moments]:
         shared = own if self.group is None else sharing.pooled_over_ranks(own, self.group)
         standard = Standard.of_batch(shared, self.eps)
-        if self.constant is not None and self.renorm is not None:
-            standard = _renormalized(standard, self.constant, *self.renorm)
         if self.constant is not None and self.single_by_population and isinstance(shared.count, Tensor):
             several = shared.count > 1
             standard = standard._replace(
@@ -151,6 +149,8 @@ class _Choice(NamedTuple):
                 rstd=torch.where(several, standard.rstd, self.constant.rstd),
                 share=torch.where(several, standard.share, 0),
             )
+        if self.constant is not None and self.renorm is not None:
+            standard = _renormalized(standard, self.constant, *self.renorm)
         return standard, shared.pooled()
 
     def reduce(self, sums: Tensor) -> Tensor:
@@ -158,7 +158,7 @@ class _Choice(NamedTuple):
 
 
 def _renormalized(standard: Standard, constant: Standard, r_max: float | Tensor, d_max: float | Tensor) -> Standard:
-    r_max, d_max = (torch.as_tensor(limit, device=standard.mean.device) for limit in (r_max, d_max))
+    r_max, d_max = (torch.as_tensor(limit).to(standard.mean) for limit in (r_max, d_max))
     r = (constant.rstd / standard.rstd.detach()).clamp(1 / r_max, r_max)
     d = ((standard.mean.detach() - constant.mean) * constant.rstd).clamp(-d_max, d_max)
     return standard._replace(r=r, d=d)
@@ -188,6 +188,7 @@ def _by_population(
 ) -> Tensor:
     residual, activation = options.residual, options.activation
     if mask is not None:
+        input, _ = _dense(input)
         input = torch.where(mask > 0, input, 0)  # whatever stands there, NaN too
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         # A standard operator: exporters know it, and compilers fuse it with its neighbours.
@@ -197,7 +198,7 @@ def _by_population(
     elif input.numel() == 0:
         return _of_nothing(input, weight, bias)
     else:
-        x, residual = _dense(input, residual)
+        x, (residual,) = _dense(input, residual)
         y = ops.frozen(x, residual, weight, bias, _population(running_mean, running_var, eps), activation)
     return y if mask is None else torch.where(mask > 0, y, 0)
 
@@ -209,6 +210,7 @@ def _weights(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tens
     if mask is None:
         return None
     mask = mask.unsqueeze(1) if mask.dim() == input.dim() - 1 else mask
+    _, (mask,) = _dense(input, mask)
     return mask.to(torch.promote_types(input.dtype, torch.float32))
 
 
@@ -221,8 +223,8 @@ def _of_nothing(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Te
     return y
 
 
-def _dense(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """`x` (and the residual like it) as torch lays out the result: contiguous or channels_last; copied if it is not."""
+def _dense(x: Tensor, *others: Any) -> tuple[Tensor, list[Any]]:
+    """`x` as torch lays out the result, contiguous or channels_last (copied if it is not), and the others like it."""
     memory_format = torch.contiguous_format
     if x.dim() in (4, 5) and not x.is_contiguous():
         channels_last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
@@ -231,5 +233,6 @@ def _dense(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
             memory_format=channels_last
         ):
             memory_format = channels_last
-    x = x.contiguous(memory_format=memory_format)
-    return x, None if residual is None else residual.contiguous(memory_format=memory_format)
+    return x.contiguous(memory_format=memory_format), [
+        None if t is None else t.contiguous(memory_format=memory_format) for t in others
+    ]

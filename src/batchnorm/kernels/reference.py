@@ -36,7 +36,7 @@ def moments(x: Tensor, virtual: int = 0, mask: Tensor | None = None) -> tuple[in
     """How many values there are, their mean, and the sum of their squared deviations from it: count, mean, m2."""
     x, weights = _widen(x), None
     if mask is not None:
-        x, weights = torch.where(mask > 0, x, 0), mask.to(_widen(x).dtype)
+        x, weights = torch.where(mask > 0, x, 0), mask.to(x.dtype)
     count: int | Tensor = x.numel() // max(x.shape[1], 1)
     if virtual or weights is not None:
         count = _total(torch.ones_like(x) if weights is None else weights.expand_as(x), virtual)
