@@ -124,7 +124,7 @@ def normalized(
     x, (residual,) = _dense(input, options.residual)
     by_population = options.renorm is not None or options.single == "population"
     constant = _population(running_mean, running_var, eps) if by_population else None
-    choice = _Choice(group, eps, constant, options.renorm, options.single == "population")
+    choice = _Choice(group, options.label, eps, constant, options.renorm, options.single == "population")
     decisions = ops.Decisions(choice.standard, choice.reduce, options.activation, virtual)
     y, batch = ops.general(x, residual, *affine, mask, decisions)
     return y, batch.channels()
@@ -134,13 +134,14 @@ class _Choice(NamedTuple):
     """Decisions 2 and 3 between the primitives: who shares statistics, and what we normalise by."""
 
     group: Any | None
+    label: str
     eps: float
     constant: Standard | None  # the population as it was before this batch
     renorm: tuple[float | Tensor, float | Tensor] | None
     single_by_population: bool
 
     def standard(self, own: Moments) -> tuple[Standard, Moments]:
-        shared = own if self.group is None else sharing.pooled_over_ranks(own, self.group)
+        shared = own if self.group is None else sharing.pooled_over_ranks(own, self.group, self.label)
         standard = Standard.of_batch(shared, self.eps)
         if self.constant is not None and self.single_by_population and isinstance(shared.count, Tensor):
             several = shared.count > 1
@@ -154,7 +155,7 @@ class _Choice(NamedTuple):
         return standard, shared.pooled()
 
     def reduce(self, sums: Tensor) -> Tensor:
-        return sums if self.group is None else sharing.summed_over_ranks(sums, self.group)
+        return sums if self.group is None else sharing.summed_over_ranks(sums, self.group, self.label)
 
 
 def _renormalized(standard: Standard, constant: Standard, r_max: float | Tensor, d_max: float | Tensor) -> Standard:

@@ -14,6 +14,7 @@ from batchnorm.kernels.reference import ACTIVATIONS
 from batchnorm.moments import Moments
 from batchnorm.options import Options, Renorm, Single
 from batchnorm.population import Bank, NonFinite, Window, moved, recomputing, remember
+from batchnorm.sharing import resolve
 
 
 def _one_of(*values: Any) -> Callable[[Any], str | None]:
@@ -91,6 +92,7 @@ class BatchNorm(_BatchNorm):
     _window: Window | None = None  # `bn.accumulate`
     _domain: str | None = None  # `bn.domain`
     _skips: int | Tensor = 0
+    _name: str | None = None  # in the model, as `convert` found it
 
     def __init__(
         self,
@@ -151,8 +153,10 @@ class BatchNorm(_BatchNorm):
         by_batch = (self.training and not self.frozen) or (mean is None and var is None)
         affine = bank if bank.affine else self
         limits = self.renorm.limits(bank.num_batches_tracked) if self.renorm and by_batch else None
+        group = resolve(self._group()) if by_batch else None
+        label = "" if group is None else self._label()
         options = Options(
-            residual, self.activation, mask, lengths, self.virtual_batch_size, self._group(), limits, self.single
+            residual, self.activation, mask, lengths, self.virtual_batch_size, group, limits, self.single, label
         )
         output, batch = normalized(input, mean, var, affine.weight, affine.bias, by_batch, self.eps, options)
         if self.training and by_batch and mean is not None and not self._paused and not recomputing():
@@ -161,6 +165,14 @@ class BatchNorm(_BatchNorm):
 
     def _group(self) -> Any:
         return self.process_group
+
+    def _label(self) -> str:
+        """What errors between ranks call this layer and step; on an accelerator the step is not asked for."""
+        name = self._name or f"{type(self).__name__}({self.num_features})"
+        batches = self.num_batches_tracked
+        if batches is None or batches.device.type != "cpu" or torch.compiler.is_compiling():
+            return name
+        return f"{name}, step {int(batches) + 1}"
 
     def _remember(self, bank: Any, batch: Moments | None) -> None:
         """Move the population by the batch, or by the window of micro-batches that it completes."""

@@ -52,3 +52,4 @@ class Options(NamedTuple):
     process_group: Any | None = None
     renorm: tuple[float | Tensor, float | Tensor] | None = None
     single: Single = "error"
+    label: str = "batch_norm"  # what errors between ranks call the layer

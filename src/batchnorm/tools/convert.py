@@ -77,7 +77,7 @@ def convert(model: Model, *, sync: bool = False, **options: Any) -> Model:
         elif isinstance(module, _BatchNorm) and not isinstance(module, BatchNorm):
             strangers.append(f"{name or '(the model itself)'} ({_why_left(module)})")
         if isinstance(module, BatchNorm):
-            module.set_options(**options)
+            module.set_options(**options)._name = name
     if strangers:
         warnings.warn(f"left as they are: {', '.join(strangers)}", stacklevel=2)
     return model
@@ -107,7 +107,7 @@ def revert(model: Model) -> Model:
         )
     for _, module in layers:
         group = module.process_group
-        for name in (*OPTIONS, "frozen", "_paused", "_window", "_domain", "_skips"):
+        for name in (*OPTIONS, "frozen", "_paused", "_window", "_domain", "_skips", "_name"):
             module.__dict__.pop(name, None)
         if isinstance(module, nn.SyncBatchNorm):  # there it is torch's
             module.process_group = None if group is True else group
