@@ -182,7 +182,7 @@ def close(what: str, actual: Tensor | None, expected: Tensor | None, s: Setting,
     assert error <= budget, f"{what}: error {error:.3g}, budget {budget:.3g}, {s}"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(SETTINGS)
 def test_every_combination_agrees_with_the_oracle(s: Setting) -> None:
     d = data(s)

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from batchnorm import ops, population, sharing
 from batchnorm.between import Standard
+from batchnorm.gradients import Decisions
 from batchnorm.kernels.reference import ACTIVATIONS, statistics_dtype
 from batchnorm.moments import Moments, values_per_channel
 from batchnorm.options import Options, Renorm, Single
@@ -125,7 +126,7 @@ def normalized(
     by_population = options.renorm is not None or options.single == "population"
     constant = _population(running_mean, running_var, eps) if by_population else None
     choice = _Choice(group, options.label, eps, constant, options.renorm, options.single == "population")
-    decisions = ops.Decisions(choice.standard, choice.reduce, options.activation, virtual)
+    decisions = Decisions(choice.standard, choice.reduce, options.activation, virtual)
     y, batch = ops.general(x, residual, *affine, mask, decisions)
     return y, batch.channels()
 

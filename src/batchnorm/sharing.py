@@ -82,7 +82,7 @@ def _exchange(collective: Callable[..., Any], group: Group, label: str, *tensors
         collective(*tensors, group=group)
     except RuntimeError as error:
         raise SharingError(
-            f"{label}: rank {dist.get_rank(group)} of {dist.get_world_size(group)} could not exchange batch statistics. "
+            f"{label}: rank {dist.get_rank(group)} of {dist.get_world_size(group)} could not exchange statistics. "
             "Another rank has stopped, is stuck beyond the group's timeout, or did not run this layer; the running "
             f"statistics are as they were before this step. torch says: {str(error).splitlines()[0]}"
         ) from error

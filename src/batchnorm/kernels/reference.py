@@ -41,9 +41,15 @@ def moments(x: Tensor, virtual: int = 0, mask: Tensor | None = None) -> tuple[in
     if virtual or weights is not None:
         count = _total(torch.ones_like(x) if weights is None else weights.expand_as(x), virtual)
     some = count.where(count > 0, 1) if isinstance(count, Tensor) else max(count, 1)  # a mask may leave nothing
-    mean = _total(x if weights is None else x * weights, virtual) / some
+    mean = _total(x, virtual) / some if weights is None else _weighted_mean(x, weights, some, virtual)
     squares = _centered(x, mean, virtual).square()
     return count, mean, _total(squares if weights is None else squares * weights, virtual)
+
+
+def _weighted_mean(x: Tensor, weights: Tensor, count: int | Tensor, virtual: int) -> Tensor:
+    """Products with weights round at the size of x: from a first estimate on, of what is left of x without it."""
+    estimate = _total((x * weights).detach(), virtual) / count
+    return estimate + _total(_centered(x, estimate, virtual) * weights, virtual) / count
 
 
 def normalize(
