@@ -56,10 +56,11 @@ class Moments:
         8.25
         """
         count = self.count + other.count
-        # An empty side carries no information, and 0/0 where both are empty must not become NaN.
-        share = other.count / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
         delta = other.mean - self.mean
-        return Moments(count, self.mean + delta * share, self.m2 + other.m2 + delta.square() * (self.count * share))
+        # An empty side carries no information, and 0/0 where both are empty must not become NaN. Counts meet `delta`
+        # before each other: the ratio of two integer tensors is float32.
+        step = delta * other.count / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+        return Moments(count, self.mean + step, self.m2 + other.m2 + delta * step * self.count)
 
 
 def values_per_channel(x: Tensor) -> int:
