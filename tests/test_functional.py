@@ -11,14 +11,14 @@ from material import LAYOUTS, drifting
 from oracle import ACTIVATIONS, Answer, away_from_kinks, exact, judge
 
 SHAPES = [
-    (5, 3),
+    (37, 5),
     (2053, 3),  # past a block of 2048 values
     (3, 5, 7),
-    (2, 1, 3),
+    (5, 1, 13),
     (4, 3, 5, 7),
     (3, 2, 41, 53),  # past a block, and odd
     (2, 3, 3, 2, 5),
-    (2, 3, 1, 2, 3, 2),
+    (3, 4, 1, 2, 3, 2),
 ]
 # input dtype, parameters' dtype
 DTYPES = {
@@ -59,15 +59,14 @@ def composed(*args, residual=None, activation=None, **keywords):
 
 def assert_as_good(ours: Answer, truth: Answer, torchs: Answer):
     """Every part of our answer is judged, and there is one wherever torch has one."""
-    parts = {"y": (ours.y, truth.y, torchs.y)}
-    for name in ("running_mean", "running_var"):
-        parts[name] = tuple(getattr(a, name) for a in (ours, truth, torchs))
-    for name in torchs.grads:
-        parts[f"grad of {name}"] = tuple(a.grads[name] for a in (ours, truth, torchs))
+    parts = {
+        name: tuple(getattr(a, name) for a in (ours, truth, torchs)) for name in ("y", "running_mean", "running_var")
+    }
+    parts |= {name: tuple(a.grads[name] for a in (ours, truth, torchs)) for name in torchs.grads}
     for name, (got, right, rival) in parts.items():
         assert (got is None) == (rival is None), name
         if got is not None:
-            judge(name, got, right, rival)
+            judge(name, got, right, rival, size=truth.sizes[name])
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

@@ -27,11 +27,11 @@ def test_of(dtype, layout, offset):
     got = Moments.of(x)
     assert got.count == count == 2697
     assert got.mean.dtype == got.m2.dtype == torch.float64
-    tight = 1e-14 if dtype is torch.float64 else 2e-7
-    judge("mean", got.mean, mean, budget=tight * max(1.0, mean.abs().max().item() * 1e-7 + 1.0))
-    judge("m2", got.m2, m2, budget=tight * m2.abs().max().item() * 10)
-    judge("variance", got.variance, m2 / count, budget=tight * 10 * m2.abs().max().item() / count)
-    judge("unbiased", got.unbiased_variance, m2 / (count - 1), budget=tight * 10 * m2.abs().max().item() / count)
+    tight = 1e-14 if dtype is torch.float64 else 1e-6  # of σ, whatever the offset
+    judge("mean", got.mean, mean, budget=tight + 1e-15 * mean.abs().max().item())
+    judge("m2", got.m2, m2, budget=tight * 2 * m2.max().item())
+    judge("variance", got.variance, m2 / count, budget=tight * 2 * m2.max().item() / count)
+    judge("unbiased", got.unbiased_variance, m2 / (count - 1), budget=tight * 2 * m2.max().item() / count)
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (2, 3, 7), (1, 3, 2, 2, 2, 3)], ids=str)

@@ -20,7 +20,7 @@ def test_judge_prints_error_and_budget(capsys):
 
 @pytest.mark.parametrize("wrong", [[1.0, 2.1], [torch.nan, 2.0], [torch.inf, 2.0]])
 def test_judge_fails(wrong):
-    with pytest.raises(AssertionError, match="error .*, budget"):
+    with pytest.raises(AssertionError, match=r"error .*, budget"):
         judge("y", torch.tensor(wrong), torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.01]))
     with pytest.raises(AssertionError, match="shape"):
         judge("y", torch.tensor(wrong), torch.tensor([1.0]))

@@ -48,15 +48,13 @@ def test_finite_batches_are_treated_alike(nonfinite):
 
 
 def test_skip_is_per_channel_and_looks_at_both_statistics():
-    mean, m2 = (
-        torch.tensor([1.0, torch.nan, 1.0, torch.inf]).double(),
-        torch.tensor([4.0, 4.0, torch.inf, 4.0]).double(),
-    )
-    new = population.moved(torch.full((4,), 9.0), torch.full((4,), 8.0), Moments(5, mean, m2), 1.0, "skip")
+    mean, m2 = torch.tensor([[1.0, torch.nan, 1.0, torch.inf], [4.0, 4.0, torch.inf, 4.0]]).double()
+    old, batch = (torch.full((4,), 9.0), torch.full((4,), 8.0)), Moments(5, mean, m2)
+    new = population.moved(*old, batch, 1.0, "skip")
     assert new[0].tolist() == [1.0, 9.0, 9.0, 9.0]
     assert new[1].tolist() == [1.0, 8.0, 8.0, 8.0]
     with pytest.raises(FloatingPointError, match=r"channels \[1, 2, 3\]"):
-        population.moved(torch.full((4,), 9.0), torch.full((4,), 8.0), Moments(5, mean, m2), 1.0, "raise")
+        population.moved(*old, batch, 1.0, "raise")
 
 
 def test_remember_writes_in_place_outside_autograd():
