@@ -69,9 +69,10 @@ class Moments:
         8.25
         """
         count = self.count + other.count
-        share = other.count / _at_least_something(count)
         delta = other.mean - self.mean
-        return Moments(count, self.mean + delta * share, self.m2 + other.m2 + delta.square() * (self.count * share))
+        # Counts meet `delta` before each other: the ratio of two integer tensors is float32.
+        step = delta * other.count / _at_least_something(count)
+        return Moments(count, self.mean + step, self.m2 + other.m2 + delta * step * self.count)
 
 
 def values_per_channel(x: Tensor) -> int:
