@@ -159,6 +159,8 @@ def _of_nothing(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Te
 
 def _dense(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """`x` (and the residual like it) as torch lays out the result: contiguous or channels_last; copied if it is not."""
+    if ops.transformed():  # plain operations follow: any layout will do, and vmap cannot say which one it is
+        return x, residual
     memory_format = torch.contiguous_format
     if x.dim() in (4, 5) and not x.is_contiguous():
         channels_last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d

@@ -39,7 +39,7 @@ def train(
     x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise by the batch: y and, for the population, the batch's mean and biased variance."""
-    if _transformed():
+    if transformed():
         return _train(reference, x, residual, weight, bias, eps, activation)
     return torch.ops.batchnorm.train(x, residual, weight, bias, eps, activation)
 
@@ -55,12 +55,12 @@ def frozen(
     activation: str | None,
 ) -> Tensor:
     """Normalise by statistics that are constants to the gradient."""
-    if _transformed():
+    if transformed():
         return _frozen(reference, x, residual, weight, bias, mean, var, eps, activation)
     return torch.ops.batchnorm.frozen(x, residual, weight, bias, mean, var, eps, activation)
 
 
-def _transformed() -> bool:
+def transformed() -> bool:
     """Whether a transform is active that differentiates or vectorises plain torch operations only."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
