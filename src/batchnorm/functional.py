@@ -90,7 +90,8 @@ def batch_norm(
 
     Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
-    _validate(input, running_mean, running_var, weight, bias, training, eps, residual, activation)
+    if not torch.jit.is_tracing():  # sizes are tensors there: to compare them is to warn, and to bake them in
+        _validate(input, running_mean, running_var, weight, bias, training, eps, residual, activation)
     stats = running_mean, running_var
     if not training:
         output = _by_population(input, running_mean, running_var, weight, bias, eps, residual, activation)
