@@ -8,7 +8,7 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.functional import batch_norm
-from batchnorm.kernels.reference import ACTIVATIONS
+from batchnorm.kernels.reference import ACTIVATIONS, statistics_dtype
 from batchnorm.population import NonFinite
 
 OPTIONS: dict[str, tuple[Any, ...]] = {"activation": (None, *ACTIVATIONS), "nonfinite": get_args(NonFinite)}
@@ -103,7 +103,8 @@ class BatchNorm(_BatchNorm):
         if learns and self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             if self.momentum is None:
-                momentum = 1.0 / self.num_batches_tracked
+                count = self.num_batches_tracked
+                momentum = 1.0 / count.to(statistics_dtype(count))  # 1 / an integer tensor is float32
         # Running statistics that are not tracked are not written to: in training they are not passed.
         known = learns or not self.training
         return batch_norm(
