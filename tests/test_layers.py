@@ -99,6 +99,15 @@ def test_running_statistics_against_the_oracle(pair, momentum):
         layer.reset_running_stats()
 
 
+def test_the_plain_average_is_exact_in_float64():
+    layer = bn.BatchNorm1d(4, momentum=None).double()
+    batches = [drifting(6, 4, dtype=torch.float64, offset=100.0 * k) for k in range(7)]
+    for x in batches:
+        layer(x)
+    judge("running_mean", layer.running_mean, torch.stack([x.mean(0) for x in batches]).mean(0), budget=1e-11)
+    judge("running_var", layer.running_var, torch.stack([x.var(0) for x in batches]).mean(0), budget=1e-11)
+
+
 @every_pair
 @every_option
 def test_state_dict_goes_both_ways(pair, options):

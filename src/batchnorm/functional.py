@@ -100,14 +100,15 @@ def normalized(
     options: Options,
 ) -> tuple[Tensor, Moments | None]:
     """The output, and the batch's moments per channel (C,) where there is something to remember."""
-    validate(input, running_mean, running_var, weight, bias, training, eps, options)
+    if not torch.jit.is_tracing():  # sizes are tensors there: to compare them is to warn, and to bake them in
+        validate(input, running_mean, running_var, weight, bias, training, eps, options)
     stats, affine = (running_mean, running_var), (weight, bias)
     mask = _weights(input, options.mask, options.lengths)
     if not training:
         return _by_population(input, *stats, *affine, eps, options, mask), None
     group = sharing.resolve(options.process_group)
     virtual = options.virtual_batch_size or 0
-    virtual = virtual if virtual < len(input) else 0
+    virtual = virtual if virtual and virtual < input.shape[0] else 0
     if mask is None and not virtual and group is None and options.renorm is None:  # nearly every call
         if input.numel() == 0:
             return _of_nothing(input, *affine), None
@@ -227,6 +228,8 @@ def _of_nothing(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Te
 
 def _dense(x: Tensor, *others: Any) -> tuple[Tensor, list[Any]]:
     """`x` as torch lays out the result, contiguous or channels_last (copied if it is not), and the others like it."""
+    if ops.transformed():  # plain operations follow: any layout will do, and vmap cannot say which one it is
+        return x, list(others)
     memory_format = torch.contiguous_format
     if x.dim() in (4, 5) and not x.is_contiguous():
         channels_last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d

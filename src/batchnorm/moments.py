@@ -50,7 +50,7 @@ class Moments:
 
     def pooled(self) -> "Moments":
         """The moments of all groups' values together, (1, C) from (G, C): `merge` over the first dimension."""
-        count = torch.as_tensor(self.count, dtype=self.mean.dtype, device=self.mean.device).expand_as(self.mean)
+        count = torch.zeros_like(self.mean) + self.count
         total = count.sum(0, keepdim=True)
         mean = (count * self.mean).sum(0, keepdim=True) / _at_least_something(total)
         between = count * (self.mean - mean).square()

@@ -85,13 +85,14 @@ def general(
     return y, Moments(count, mean, m2)
 
 
+def transformed() -> bool:
+    """Whether a transform is active that differentiates or vectorises plain torch operations only."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def _wants_plain_torch(x: Tensor) -> bool:
-    """Whether a transform is active that knows plain torch operations only, or a compiler that fuses them best."""
-    return (
-        torch._C._are_functorch_transforms_active()
-        or forward_ad._current_level >= 0
-        or (torch.compiler.is_compiling() and x.device.type not in KERNELS)
-    )
+    """Whether to run the reference in the open: for a transform, or for a compiler that fuses it best."""
+    return transformed() or (torch.compiler.is_compiling() and x.device.type not in KERNELS)
 
 
 def _train(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

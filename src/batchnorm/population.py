@@ -25,7 +25,7 @@ def moved(
     news = batch.mean.detach(), batch.unbiased_variance.detach()
     olds = running_mean.detach().to(news[0].dtype), running_var.detach().to(news[1].dtype)
     mean, var = (old + (new - old) * momentum for old, new in zip(olds, news, strict=True))
-    enough = torch.as_tensor(batch.count, device=mean.device) > 1
+    enough = torch.zeros_like(mean) + batch.count > 1
     unfit = enough & ~(batch.mean.isfinite() & batch.m2.isfinite()).detach()
     if nonfinite == "raise" and unfit.any():
         channels = unfit.nonzero().flatten().tolist()
