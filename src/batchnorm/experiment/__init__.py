@@ -67,8 +67,8 @@ def study(
     Source: Ioffe & Szegedy 2015, Batch Normalization (arXiv:1502.03167), section 4.1 and figure 1.
     """
     from .data import gather, split
-    from .settings import choose
     from .plan import run
+    from .settings import choose
 
     part = gather(train)
     held_out = None if test is None else gather(test, "test")

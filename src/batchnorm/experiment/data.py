@@ -84,7 +84,9 @@ def split(name: str, x: Tensor, y: Tensor, task: Task | None = None, test: Part 
         classes, y = torch.unique(y, return_inverse=True)
     generator = torch.Generator().manual_seed(seed)
     shares = (0.2,) if test is not None else (0.2, 0.2)
-    train, *rest = _split_indices(y if classes is not None else torch.zeros(len(y), dtype=torch.long), shares, generator)
+    train, *rest = _split_indices(
+        y if classes is not None else torch.zeros(len(y), dtype=torch.long), shares, generator
+    )
     validation = rest[0]
     held_out = _encode(name, test, classes, x) if test is not None else Part(x[rest[1]], y[rest[1]])
     parts = [Part(x[train], y[train]), Part(x[validation], y[validation]), held_out]

@@ -51,6 +51,21 @@ class Sweep:
         """The arm's runs at its own best rate, one a seed."""
         return self.at(arm, self.best_rate(arm))
 
+    def scores(self) -> dict[str, dict[str, object]]:
+        """Each arm at its own best rate: final validation and test scores, one a seed. Empty if no seed is complete."""
+        try:
+            best = {arm: self.best(arm) for arm in self.arms}
+        except NotMeasured:
+            return {}
+        return {
+            arm: {
+                "rate": runs[0].setting.rate,
+                "validation": [run.score for run in runs],
+                "test": [run.test_score for run in runs],
+            }
+            for arm, runs in best.items()
+        }
+
     def bar(self) -> float:
         """The score a run must end with to count as working."""
         chance = chance_score(self.data)

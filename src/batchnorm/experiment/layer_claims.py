@@ -8,7 +8,7 @@ from typing import Any
 
 from .evidence import Evidence
 from .recording import drift, typical_channel
-from .runs import Arm, Run
+from .runs import Run
 from .training_claims import ARMS
 from .verdict import Claim, NotMeasured, judge
 
@@ -25,19 +25,11 @@ def same_distribution(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             3,
-            "The same distribution",
-            "Each layer's inputs keep their distribution through training with batch norm.",
-            unit="halvings of the drift",
             figure=f"percentiles move {with_norm:.2f} widths, {without:.2f} without",
             effects=[
                 math.log2(max(b, 1e-12) / max(a, 1e-12))
                 for a, b in zip(per_seed["batch norm"], per_seed["plain"], strict=True)
             ],
-            rule="Effect: log2(drift without / drift with), seed by seed, the mean over layers. Drift, one number a layer: "
-            "the standard deviation through training of the 15th, 50th and 85th percentiles of a channel, in units of the "
-            "mean distance between the outer two; the median over channels.",
-            explanation="The 15th, 50th and 85th percentile of a typical input to the last layer's nonlinearity through "
-            "training (Ioffe & Szegedy 2015, figure 1 b, c), and the drift of every layer.",
             detail={"drift": drifts, "trace": {arm: _trace(best[arm][0]) for arm in ARMS}},
         )
     )
@@ -55,7 +47,11 @@ def _over_layers(by_layer: dict[str, list[float]]) -> list[float]:
 
 def _trace(run: Run) -> dict[str, Any]:
     site = list(run.recording.percentiles)[-1]
-    return {"layer": site, "steps": run.recording.steps, "percentiles": typical_channel(run.recording.percentiles[site])}
+    return {
+        "layer": site,
+        "steps": run.recording.steps,
+        "percentiles": typical_channel(run.recording.percentiles[site]),
+    }
 
 
 def mean_and_deviation(evidence: Evidence) -> Claim:
@@ -67,15 +63,8 @@ def mean_and_deviation(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             4,
-            "Mean 0, deviation 1",
-            "Normalised values have mean 0 and standard deviation 1.",
-            unit="below the tolerance",
             figure=f"|mean| ≤ {mean:.1e}, |deviation − 1| ≤ {std:.1e}",
             effects=[TOLERANCE - value for value in worst],
-            rule=f"Effect: {TOLERANCE} minus the largest |mean| or |deviation − 1| of any channel of any layer, measured on "
-            "x̂ = (y − β)/γ of a training-mode pass at the end of training. ε alone brings the deviation a little below 1. "
-            f"Channels left out because they are nearly constant or their γ is near 0: {left_out}.",
-            explanation="The channel furthest from mean 0 and from deviation 1 in each layer, over all seeds (log scale).",
             detail={"layers": _worst_by_layer(layers, ("mean", "std")), "left_out": left_out},
         )
     )
@@ -89,16 +78,10 @@ def shape_kept(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             5,
-            "The shape is kept",
-            "Normalising keeps the order and the relative distances, and can be undone.",
-            unit="below the tolerance",
             figure=f"rank correlation ≥ {correlation:.6f}, the way back is off by ≤ {inverse:.1e} deviations",
             effects=[
                 SHAPE_TOLERANCE - max(max(1 - s["correlation"], s["inverse"]) for s in seed.values()) for seed in layers
             ],
-            rule=f"Effect: {SHAPE_TOLERANCE} minus the larger of 1 − Spearman's ρ between input and x̂ (lowest over channels "
-            "and layers) and |x̂·√(σ² + ε) + μ − x|/σ (highest).",
-            explanation="A channel of the last layer before and after: another place, another scale, the same shape.",
             detail={
                 "layers": _worst_by_layer(layers, ("correlation", "inverse")),
                 "before": last["before"],
@@ -136,16 +119,10 @@ def gradients(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             7,
-            "Gradients",
-            "The first layer's gradient is closer in size to the last layer's with batch norm.",
-            unit="powers of ten closer",
-            figure=f"first over last: {with_norm:.2g}, {without:.2g} without; vanishing {vanishing['batch norm']:.0%} of the "
-            f"time, {vanishing['plain']:.0%} without; exploding {exploding['batch norm']:.0%}, {exploding['plain']:.0%} without",
+            figure=f"first over last: {with_norm:.2g}, {without:.2g} without; "
+            f"vanishing {vanishing['batch norm']:.0%} of the time, {vanishing['plain']:.0%} without; "
+            f"exploding {exploding['batch norm']:.0%}, {exploding['plain']:.0%} without",
             effects=[_distance(b) - _distance(a) for a, b in zip(ratios["batch norm"], ratios["plain"], strict=True)],
-            rule="Effect: |log10 r| without minus with, seed by seed; r is the first layer's gradient over the last's (root "
-            "mean square over the weights), the median through training at each arm's best learning rate. Vanishing and "
-            f"exploding: the share of all recorded steps of the sweep, every rate, with r < {VANISHING:g} or r > {EXPLODING:g}.",
-            explanation="Size of the gradient of each layer's weights through training (log scale, median over seeds).",
             detail={
                 "ratio": ratios,
                 "vanishing": vanishing,
@@ -162,7 +139,10 @@ def _ratios(run: Run) -> list[float]:
     layers = list(run.recording.gradients.values())
     if len(layers) < 2:
         return []
-    return [a / b if b > 0 and math.isfinite(a / b) else (0.0 if a == 0 else math.inf) for a, b in zip(layers[0], layers[-1], strict=True)]
+    return [
+        a / b if b > 0 and math.isfinite(a / b) else (0.0 if a == 0 else math.inf)
+        for a, b in zip(layers[0], layers[-1], strict=True)
+    ]
 
 
 def _distance(ratio: float) -> float:
@@ -171,6 +151,7 @@ def _distance(ratio: float) -> float:
 
 def _median_gradients(runs: list[Run]) -> dict[str, list[float]]:
     names = runs[0].recording.gradients
-    return {n: [statistics.median(v) for v in zip(*(run.recording.gradients[n] for run in runs), strict=False)] for n in names}
-
-
+    return {
+        n: [statistics.median(v) for v in zip(*(run.recording.gradients[n] for run in runs), strict=False)]
+        for n in names
+    }

@@ -6,7 +6,6 @@ import copy
 import importlib
 import inspect
 import math
-import sys
 from collections.abc import Callable
 
 import torch
@@ -64,8 +63,6 @@ def named(name: str) -> MakeNetwork:
     module_name, colon, attribute = name.partition(":")
     if not colon:
         raise InputError(f"--network {name}: expected mlp, conv or package.module:factory")
-    if "" not in sys.path:
-        sys.path.insert(0, "")  # as `python -m` does: the user's module lies in the working directory
     try:
         factory = getattr(importlib.import_module(module_name), attribute)
     except (ImportError, AttributeError) as error:
@@ -92,7 +89,9 @@ def check(make_network: MakeNetwork, data: Data) -> None:
     """InputError unless the network has batch norms and maps the data's inputs to its outputs."""
     network = build(make_network, data, 0, normalised=True)
     if not norms(network):
-        raise InputError("the network has no batch norm, so both arms would be the same; add one where you would try it")
+        raise InputError(
+            "the network has no batch norm, so both arms would be the same; add one where you would try it"
+        )
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             shape = tuple(network.eval()(data.train.x[:4]).shape)

@@ -55,7 +55,9 @@ def run(
     main = Sweep(data, ARMS, settings.rates)
     scales, missing = _scales(raw, settings)
     jobs = list(_sweep_jobs(make_network, main, scales, settings))
-    updates = [job.setting.steps for job in jobs] + [setting.steps for setting in _batch_settings(settings, dict.fromkeys(ARMS, 1.0))]
+    updates = [job.setting.steps for job in jobs] + [
+        setting.steps for setting in _batch_settings(settings, dict.fromkeys(ARMS, 1.0))
+    ]
     done = _Counter(sum(updates), progress)
     batches: list[Run] = []
     finished: list[Run] = []
@@ -66,7 +68,17 @@ def run(
             more = [_Job(make_network, data, setting, [batches]) for setting in _batch_settings(settings, best)]
             _work(more, finished, stop, done)
     measured = claims.measure(Evidence(main, scales, batches, missing))
-    return Study(network, data, settings, measured, finished, len(updates), stop.asked, time.perf_counter() - started)
+    return Study(
+        network=network,
+        data=data,
+        settings=settings,
+        claims=measured,
+        scores=main.scores(),
+        runs=finished,
+        planned=len(updates),
+        interrupted=stop.asked,
+        seconds=time.perf_counter() - started,
+    )
 
 
 class _Counter:

@@ -48,7 +48,7 @@ class Recording:
                 self.gradients.setdefault(name, []).append(parameter.grad.double().square().mean().sqrt().item())
 
     def examine(self, network: nn.Module, x: Tensor) -> None:
-        """What each batch norm did to the probe: see `describe_normalised`. Layers that also add or activate are left out."""
+        """What each batch norm did to the probe: see `describe_normalised`. Not for layers that add or activate too."""
 
         def hook(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
             if isinstance(module, _BatchNorm) and len(args) == 1 and getattr(module, "activation", None) is None:

@@ -25,6 +25,7 @@ class Study:
     data: Data
     settings: Settings
     claims: list[Claim]
+    scores: dict[str, dict[str, object]]
     runs: list[Run]
     planned: int
     interrupted: bool
@@ -40,9 +41,14 @@ class Study:
                 "interrupted": self.interrupted,
                 "runs_finished": len(self.runs),
                 "runs_planned": self.planned,
+                "scores": self.scores,
                 "claims": [claim.to_dict() for claim in self.claims],
                 "runs": [run.to_dict() for run in self.runs],
-                "environment": {"python": platform.python_version(), "torch": torch.__version__},
+                "environment": {
+                    "python": platform.python_version(),
+                    "torch": torch.__version__,
+                    "threads": torch.get_num_threads(),
+                },
                 "timings": {"seconds": round(self.seconds, 2)},
             }
         )

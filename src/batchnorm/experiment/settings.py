@@ -16,7 +16,7 @@ QUICK_RATES = (0.1, 1.0, 10.0)
 ADAM = 0.01  # Adam's rates are about a hundredth of SGD's
 BATCH_SIZES = (2, 4, 8, 16, 64)
 QUICK_BATCH_SIZES = (2, 16, 64)
-SAMPLES, QUICK_SAMPLES = 4800, 640  # seen by each run of the batch size claim
+SAMPLES, QUICK_SAMPLES = 3600, 640  # seen by each run of the batch size claim
 
 
 @dataclass(frozen=True)

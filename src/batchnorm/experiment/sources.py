@@ -138,7 +138,7 @@ def _idx_pair(folder: Path, prefix: str) -> Part | None:
 def _read_idx(path: Path) -> torch.Tensor:
     """The format: two zero bytes, 8 for unsigned byte, the rank, one big-endian int32 a dimension, the values."""
     try:
-        raw = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         zeros, kind, rank = struct.unpack_from(">HBB", raw)
         shape = struct.unpack_from(f">{rank}i", raw, 4)
         if zeros or kind != 8:

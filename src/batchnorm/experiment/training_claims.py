@@ -15,35 +15,14 @@ ARMS: tuple[Arm, Arm] = ("batch norm", "plain")
 
 
 def faster(evidence: Evidence) -> Claim:
-    main = evidence.main
-    claim = Claim(
-        1,
-        "Faster",
-        "Training needs fewer steps with batch norm.",
-        unit="doublings of speed",
-        rule="Effect: log2(steps without / steps with) to the best validation score of the network without (at least "
-        "halfway from chance to the best of both), each arm at its own best learning rate, seed by seed. A run that does "
-        "not get there counts with all its steps.",
-        explanation="Validation score through training, each arm at its own best learning rate, one line a seed.",
-    )
-    return _race(claim, main, "plain", "batch norm", evidence.main.data.score_name)
+    return _race(1, evidence.main, "plain", "batch norm")
 
 
 def scales(evidence: Evidence) -> Claim:
     sweep = evidence.scales
     if sweep is None:
         raise NotMeasured(evidence.scales_missing)
-    claim = Claim(
-        6,
-        "Different scales",
-        "Columns on different scales slow training; normalising the table helps.",
-        unit="doublings of speed",
-        rule="Effect: log2(steps on the raw table / steps on the normalised one) to the best validation score on the raw "
-        "table (at least halfway from chance to the best of both), the same network without batch norm, each at its own best "
-        "learning rate. A run that does not get there counts with all its steps.",
-        explanation="The network without batch norm on the raw and on the normalised table, one line a seed.",
-    )
-    claim = _race(claim, sweep, "raw", "plain", sweep.data.score_name)
+    claim = _race(6, sweep, "raw", "plain")
     deviations = sweep.data.train.x.double().std(0, correction=0)
     claim.detail |= {
         "table": sweep.data.name,
@@ -53,24 +32,23 @@ def scales(evidence: Evidence) -> Claim:
     return claim
 
 
-def _race(claim: Claim, sweep: Sweep, slow: Arm, fast: Arm, score_name: str) -> Claim:
+def _race(number: int, sweep: Sweep, slow: Arm, fast: Arm) -> Claim:
     runs = {slow: sweep.best(slow), fast: sweep.best(fast)}
     laps = race(runs[slow], runs[fast], chance_score(sweep.data))
-    claim.effects = [math.log2(a / b) for a, b, _ in laps]
-    ratio = 2 ** statistics.median(claim.effects)
+    effects = [math.log2(a / b) for a, b, _ in laps]
     ratios = sorted(a / b for a, b, _ in laps)
-    claim.figure = f"{ratio:.2g}× fewer steps ({ratios[0]:.2g} to {ratios[-1]:.2g} over seeds)"
+    figure = f"{2 ** statistics.median(effects):.2g}× fewer steps ({ratios[0]:.2g} to {ratios[-1]:.2g} over seeds)"
     missed = sum(not reached for *_, reached in laps)
     if missed:
-        claim.figure += f"; target missed in {missed} of {len(laps)}"
-    claim.detail = {
-        "score": score_name,
+        figure += f"; target missed in {missed} of {len(laps)}"
+    detail = {
+        "score": sweep.data.score_name,
         "steps_without": [a for a, _, _ in laps],
         "steps_with": [b for _, b, _ in laps],
         "target_reached": [reached for *_, reached in laps],
         "arms": {arm: _curves(chosen) for arm, chosen in runs.items()},
     }
-    return judge(claim)
+    return judge(Claim(number, figure, effects, detail=detail))
 
 
 def _curves(runs: list[Run]) -> dict[str, Any]:
@@ -84,17 +62,9 @@ def steadier(evidence: Evidence) -> Claim:
     with_norm, without = (statistics.median(counts[arm]) for arm in ARMS)
     claim = Claim(
         2,
-        "Steadier",
-        "More learning rates work with batch norm, and no more runs diverge.",
-        unit="more rates that work",
         figure=f"{with_norm:g} of {len(main.rates)} rates work, {without:g} without; "
         f"{diverged['batch norm']:.0%} of runs diverge, {diverged['plain']:.0%} without",
         effects=[float(a - b) for a, b in zip(counts["batch norm"], counts["plain"], strict=True)],
-        rule="Effect: learning rates that work with batch norm minus those that work without, seed by seed. A rate works "
-        "if the run does not diverge and ends at least 90 % of the way from chance to the best score of either arm. A run "
-        "diverges if a loss is not finite, or if the last tenth's mean training loss is above 1.1 times that of the best "
-        "constant. Fails too if a larger share of runs diverges with batch norm.",
-        explanation="Final validation score at each learning rate: median over seeds, bars from lowest to highest.",
         detail={
             "score": main.data.score_name,
             "rates": list(main.rates),
@@ -119,15 +89,8 @@ def overfitting(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             8,
-            "Overfitting",
-            "The gap between training and validation is smaller with batch norm.",
-            unit=f"of {name}",
             figure=f"the gap is {with_norm:.3f} of {name}, {without:.3f} without",
             effects=[b - a for a, b in zip(gaps["batch norm"], gaps["plain"], strict=True)],
-            rule="Effect: training score minus validation score at the end, without batch norm minus with, each arm at its "
-            "own best learning rate, seed by seed.",
-            explanation="Final score on the training and on the validation part: median over seeds, bars from lowest to "
-            "highest.",
             detail={
                 "score": name,
                 "gaps": gaps,
@@ -156,18 +119,9 @@ def small_batches(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             9,
-            "Where it hurts",
-            f"Small batches cost a network with batch norm more than one without: {large} against {small}.",
-            unit=f"of {name}",
-            figure=f"at batches of {small}, {name} {with_norm:.3f}, {without:.3f} without; going down from {large} costs "
-            f"{statistics.median(lost['batch norm']):.3f}, {statistics.median(lost['plain']):.3f} without",
+            figure=f"at batches of {small}, {name} {with_norm:.3f}, {without:.3f} without; going down from {large} "
+            f"costs {statistics.median(lost['batch norm']):.3f}, {statistics.median(lost['plain']):.3f} without",
             effects=[a - max(b, 0.0) for a, b in zip(lost["batch norm"], lost["plain"], strict=True)],
-            rule="Effect: score lost from the largest batch to the smallest, with batch norm minus without, seed by seed; a "
-            "network that gains without batch norm counts as losing nothing. "
-            "Every run sees the same number of samples; each arm's own best learning rate is scaled with the batch (in "
-            "proportion for SGD, by the square root for Adam).",
-            explanation="Final validation score at each batch size, the same number of samples seen: median over seeds, "
-            "bars from lowest to highest.",
             detail={
                 "score": name,
                 "sizes": sizes,
@@ -180,4 +134,8 @@ def small_batches(evidence: Evidence) -> Claim:
 
 def _spread(groups: Sequence[list[Run]]) -> dict[str, list[float]]:
     scores = [[run.score for run in runs] for runs in groups]
-    return {"median": [statistics.median(s) for s in scores], "low": [min(s) for s in scores], "high": [max(s) for s in scores]}
+    return {
+        "median": [statistics.median(s) for s in scores],
+        "low": [min(s) for s in scores],
+        "high": [max(s) for s in scores],
+    }

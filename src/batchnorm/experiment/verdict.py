@@ -6,10 +6,12 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from .wording import WORDING
+
 Verdict = Literal["holds", "does not hold here", "not measured"]
 
 
-class NotMeasured(Exception):
+class NotMeasured(Exception):  # noqa: N818  # a finding, not a fault
     """This study has nothing to judge the claim by; the message says why."""
 
 
@@ -17,26 +19,29 @@ class NotMeasured(Exception):
 class Claim:
     """One claim as it came out here.
 
-    effects: one number a seed, in `unit`, positive where the claim is right; median and spread (the standard deviation
-    over seeds) are theirs. `figure` says the result in words, `detail` holds every number behind it.
+    effects: one number a seed, in the wording's unit, positive where the claim is right; median and spread (the
+    standard deviation over seeds) are theirs. `figure` says the result in words, `detail` holds every number behind it.
     """
 
     number: int
-    title: str
-    statement: str
-    unit: str = ""
     figure: str = ""
     effects: list[float] = field(default_factory=list)
     median: float | None = None
     spread: float | None = None
     verdict: Verdict = "not measured"
     reason: str = ""
-    rule: str = ""
-    explanation: str = ""
     detail: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def title(self) -> str:
+        return WORDING[self.number].title
+
+    @property
+    def unit(self) -> str:
+        return WORDING[self.number].unit
+
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | asdict(WORDING[self.number])
 
 
 def judge(claim: Claim) -> Claim:
