@@ -1,0 +1,214 @@
+"""Kernels for rows of C values: 2-D input and channels_last, where a channel's values lie C apart.
+
+Work is split into slices of channels and chunks of rows, by the shape alone; a tile of rows is what is in cache
+at once. Inner loops run along a row, so each column of a slice has its own running sums.
+"""
+
+import math
+
+from .cpu_activations import activate, backprop
+from .cpu_channel import affine
+from .cpu_intrinsics import (
+    accumulate,
+    inline,
+    load64,
+    pass_residual,
+    read,
+    real,
+    residual,
+    scratch,
+    scratch64,
+    store,
+    store64,
+    ticket,
+)
+from .cpu_plan import SLICE
+
+# mypy: disable-error-code="no-untyped-def"
+
+
+@inline
+def _item(a, i):
+    """Group, first channel, how many, chunk, and rows [r0, r1) of work item `i`."""
+    k, rest = i // (a.groups * a.split), i % (a.groups * a.split)
+    g, c0 = rest // a.split, rest % a.split * a.span
+    first = g * a.per_group * a.S
+    rows = min(a.per_group, a.N - g * a.per_group) * a.S
+    return g, c0, min(a.span, a.C - c0), k, first + rows * k // a.chunks, first + rows * (k + 1) // a.chunks
+
+
+@inline
+def _column_sums(a, c0, width, r0, r1, first, total):
+    """Sums of a tile's columns, each less its first value."""
+    for j in range(width):
+        first[j] = read(a, a.x, r0 * a.C + c0 + j)
+        total[j] = real(a, 0.0)
+    for r in range(r0 + 1, r1):
+        base = r * a.C + c0
+        for j in range(width):
+            total[j] += read(a, a.x, base + j) - first[j]
+
+
+@inline
+def _deviations(a, c0, width, r0, r1, centre, off, squares):
+    """Sums and squares of a tile's deviations from `centre`."""
+    for j in range(width):
+        off[j] = real(a, 0.0)
+        squares[j] = real(a, 0.0)
+    for r in range(r0, r1):
+        base = r * a.C + c0
+        for j in range(width):
+            d = read(a, a.x, base + j) - centre[j]
+            off[j] += d
+            squares[j] += d * d
+
+
+@inline
+def _merge_column64(a, c, r0, r1, count, mean, m2):
+    """One column of a tile whose squares leave float32's range, or that holds Inf or NaN, in float64."""
+    total, squares, n = 0.0, 0.0, float(r1 - r0)
+    for r in range(r0, r1):
+        total += read(a, a.x, r * a.C + c)
+    tile_mean = total / n
+    for r in range(r0, r1):
+        d = read(a, a.x, r * a.C + c) - tile_mean
+        squares += d * d
+    delta = tile_mean - mean
+    return mean + delta * (n / (count + n)), m2 + squares + delta * delta * (count * n / (count + n))
+
+
+@inline
+def _merge_tile(a, c0, width, r0, r1, count, centre, off, squares, mean, m2):
+    """Merges a tile into the slice's running moments by Chan's formula."""
+    n = float(r1 - r0)
+    share, cross, inverse = n / (count + n), count * n / (count + n), 1.0 / n
+    finite = real(a, 0.0)
+    for j in range(width):
+        finite = accumulate(finite, squares[j])
+    if math.isfinite(finite):
+        for j in range(width):
+            shift = off[j] * inverse
+            delta = centre[j] + shift - mean[j]
+            mean[j] += delta * share
+            m2[j] += max(squares[j] - shift * off[j], 0.0) + delta * delta * cross
+    else:
+        for j in range(width):
+            mean[j], m2[j] = _merge_column64(a, c0 + j, r0, r1, count, mean[j], m2[j])
+
+
+def moments(a):
+    """Partial moments of each chunk into the tables at count, mean and m2."""
+    centre, off, squares = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
+    mean, m2 = scratch64(SLICE), scratch64(SLICE)
+    i = ticket(a)
+    while i < a.items:
+        g, c0, width, k, r0, r1 = _item(a, i)
+        for j in range(width):
+            mean[j] = 0.0
+            m2[j] = 0.0
+        t0 = r0
+        while t0 < r1:
+            t1 = min(t0 + a.stack, r1)
+            _column_sums(a, c0, width, t0, t1, centre, off)
+            inverse = real(a, 1.0 / (t1 - t0))
+            for j in range(width):
+                centre[j] += off[j] * inverse
+            _deviations(a, c0, width, t0, t1, centre, off, squares)
+            _merge_tile(a, c0, width, t0, t1, float(t0 - r0), centre, off, squares, mean, m2)
+            t0 = t1
+        store64(a.part_count, k * a.groups + g, float(r1 - r0))
+        base = (k * a.groups + g) * a.C + c0
+        for j in range(width):
+            store64(a.part_mean, base + j, mean[j])
+            store64(a.part_m2, base + j, m2[j])
+        i = ticket(a)
+
+
+@inline
+def _parameters(a, g, c0, width, hi, lo, scale, shift):
+    """Parameters of a slice's channels, in the computing type; the mean as the sum of two."""
+    base = c0 if a.shared != 0 else g * a.C + c0
+    for j in range(width):
+        mean = load64(a.mean, base + j)
+        by, plus = affine(a, base + j, c0 + j)
+        hi[j] = real(a, mean)
+        lo[j] = real(a, mean - hi[j])
+        scale[j] = real(a, by)
+        shift[j] = real(a, plus)
+
+
+def normalize(a):
+    """Normalises each chunk by given parameters."""
+    hi, lo, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
+    i = ticket(a)
+    while i < a.items:
+        g, c0, width, _, r0, r1 = _item(a, i)
+        _parameters(a, g, c0, width, hi, lo, scale, shift)
+        for r in range(r0, r1):
+            base = r * a.C + c0
+            for j in range(width):
+                at = base + j
+                z = ((read(a, a.x, at) - hi[j]) - lo[j]) * scale[j] + shift[j] + residual(a, at)
+                store(a, a.y, at, activate(a, z))
+        i = ticket(a)
+
+
+def reduce(a):
+    """Partial sums of each chunk into the tables at sum_g and sum_gx."""
+    hi, lo, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
+    tile_g, tile_gx = scratch(a, SLICE), scratch(a, SLICE)
+    sum_g, sum_gx = scratch64(SLICE), scratch64(SLICE)
+    i = ticket(a)
+    while i < a.items:
+        g, c0, width, k, r0, r1 = _item(a, i)
+        _parameters(a, g, c0, width, hi, lo, scale, shift)
+        for j in range(width):
+            sum_g[j] = 0.0
+            sum_gx[j] = 0.0
+        t0 = r0
+        while t0 < r1:
+            t1 = min(t0 + a.stack, r1)
+            for j in range(width):
+                tile_g[j] = real(a, 0.0)
+                tile_gx[j] = real(a, 0.0)
+            for r in range(t0, t1):
+                base = r * a.C + c0
+                for j in range(width):
+                    at = base + j
+                    d = (read(a, a.x, at) - hi[j]) - lo[j]
+                    slope = backprop(a, read(a, a.grad, at), d * scale[j] + shift[j] + residual(a, at))
+                    tile_g[j] += slope
+                    tile_gx[j] += slope * d
+            for j in range(width):
+                sum_g[j] += tile_g[j]
+                sum_gx[j] += tile_gx[j]
+            t0 = t1
+        base = (k * a.groups + g) * a.C + c0
+        for j in range(width):
+            store64(a.part_g, base + j, sum_g[j])
+            store64(a.part_gx, base + j, sum_gx[j])
+        i = ticket(a)
+
+
+def apply(a):
+    """The input's gradient of each chunk by given coefficients."""
+    hi, lo, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
+    by_slope, by_x, constant = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
+    i = ticket(a)
+    while i < a.items:
+        g, c0, width, _, r0, r1 = _item(a, i)
+        _parameters(a, g, c0, width, hi, lo, scale, shift)
+        base = c0 if a.shared != 0 else g * a.C + c0
+        for j in range(width):
+            by_slope[j] = real(a, load64(a.a, base + j))
+            by_x[j] = real(a, load64(a.b, base + j))
+            constant[j] = real(a, load64(a.c, base + j))
+        for r in range(r0, r1):
+            base = r * a.C + c0
+            for j in range(width):
+                at = base + j
+                d = (read(a, a.x, at) - hi[j]) - lo[j]
+                slope = backprop(a, read(a, a.grad, at), d * scale[j] + shift[j] + residual(a, at))
+                pass_residual(a, at, slope)
+                store(a, a.y, at, by_slope[j] * slope + by_x[j] * d + constant[j])
+        i = ticket(a)
