@@ -7,6 +7,7 @@ from typing import NamedTuple
 from .cpu_args import Args
 
 BLOCK = 2048  # values of a channel in cache at once: 8 KiB of float32, a quarter of a usual L1
+_RUN = 512  # a run of so many values is a block of its own
 SLICE = 512  # columns of a row worked on together: their running sums stay in L1
 _TILE = 16384  # values of a slice in cache at once: 64 KiB of float32, within a usual L2
 _ITEM = 16384  # values that make a piece of work worth handing to a thread
@@ -43,7 +44,7 @@ def plan(rows: bool, N: int, C: int, S: int, virtual: int) -> Plan:
         split = -(-S // BLOCK)
         span = -(-S // max(split, 1))
         chunks = 1 if groups * C >= 16 else min(_ITEMS // max(groups * C, 1), values // _ITEM)
-        stack = max(BLOCK // max(S, 1), 1)
+        stack = BLOCK // max(S, 1) if S < _RUN else 1
         pieces = C
     chunks = max(chunks, 1)
     args = Args(N=N, C=C, S=S, groups=groups, per_group=per_group, chunks=chunks, items=groups * pieces * chunks)

@@ -53,7 +53,7 @@ def _item(a, i):
 
 @inline
 def _gather(a, c, n0, n1, s0, s1, block):
-    """Reads a block into `block` as floats; returns how many."""
+    """Reads several runs into `block` as floats, so that sums need not stop at the end of each; returns how many."""
     count = 0
     for n in range(n0, n1):
         base = (n * a.C + c) * a.S + s0
@@ -78,32 +78,54 @@ def _moments64(block, count):
 
 
 @inline
-def _moments(a, block, count):
-    """Mean and m2 of `count` cached values: their mean less the first, then deviations, corrected for its rounding."""
-    first = block[0]
-    total = real(a, 0.0)
-    for i in range(count):
-        total = accumulate(total, block[i] - first)
-    centre = first + total / real(a, count)
+def _deviations(a, block, count, centre):
+    """Sum, and sum of squares, of cached values' deviations from `centre`."""
     off, squares = real(a, 0.0), real(a, 0.0)
     for i in range(count):
         d = block[i] - centre
         off = accumulate(off, d)
         squares = accumulate(squares, d * d)
-    if not math.isfinite(squares):
-        return _moments64(block, count)
-    shift = float(off) / count
-    return centre + shift, max(squares - shift * off, 0.0)
+    return off, squares
+
+
+@inline
+def _first_centre(a, block, count):
+    """The mean of a channel's first block, to float precision: of its values less the first, so that large ones fit."""
+    first = block[0]
+    total = real(a, 0.0)
+    for i in range(count):
+        total = accumulate(total, block[i] - first)
+    return first + total / real(a, count)
 
 
 @inline
 def _channel_moments(a, g, c, b0, b1, block):
-    """Count, mean and m2 of blocks [b0, b1) of a channel, merged in order by Chan's formula."""
+    """Count, mean and m2 of blocks [b0, b1) of a channel, merged in order by Chan's formula.
+
+    A block is read once: its deviations are from the mean of the blocks before it. That mean may be far from this
+    block's, but then the merged m2 is as large as the squares that cancel, and no digit of the result is lost.
+    """
     count, mean, m2 = 0.0, 0.0, 0.0
     for b in range(b0, b1):
         n0, n1, s0, s1 = _bounds(a, g, b)
-        n = _gather(a, c, n0, n1, s0, s1, block)
-        block_mean, block_m2 = _moments(a, block, n)
+        centre = real(a, mean)
+        if n1 - n0 == 1 and b > b0:
+            n = s1 - s0
+            base = (n0 * a.C + c) * a.S + s0
+            off, squares = real(a, 0.0), real(a, 0.0)
+            for i in range(base, base + n):
+                d = read(a, a.x, i) - centre
+                off = accumulate(off, d)
+                squares = accumulate(squares, d * d)
+        else:
+            n = _gather(a, c, n0, n1, s0, s1, block)
+            if b == b0:
+                centre = _first_centre(a, block, n)
+            off, squares = _deviations(a, block, n, centre)
+        shift = float(off) / n
+        block_mean, block_m2 = centre + shift, max(squares - shift * off, 0.0)
+        if not math.isfinite(squares):
+            block_mean, block_m2 = _moments64(block, _gather(a, c, n0, n1, s0, s1, block))
         delta = block_mean - mean
         share = n / (count + n)
         mean += delta * share
@@ -136,20 +158,28 @@ def _reduce(a, g, c, b0, b1, mean, scale, shift, slopes, products):
     sum_g, sum_gx = 0.0, 0.0
     for b in range(b0, b1):
         n0, n1, s0, s1 = _bounds(a, g, b)
-        count = 0
-        for n in range(n0, n1):
-            base = (n * a.C + c) * a.S + s0
-            for s in range(s1 - s0):
-                i = base + s
+        block_g, block_gx = real(a, 0.0), real(a, 0.0)
+        if n1 - n0 == 1:
+            base = (n0 * a.C + c) * a.S
+            for i in range(base + s0, base + s1):
                 d = (read(a, a.x, i) - hi) - lo
                 slope = backprop(a, read(a, a.grad, i), d * w + v + residual(a, i))
-                slopes[count + s] = slope
-                products[count + s] = slope * d
-            count += s1 - s0
-        block_g, block_gx = real(a, 0.0), real(a, 0.0)
-        for i in range(count):
-            block_g = accumulate(block_g, slopes[i])
-            block_gx = accumulate(block_gx, products[i])
+                block_g = accumulate(block_g, slope)
+                block_gx = accumulate(block_gx, slope * d)
+        else:
+            count = 0
+            for n in range(n0, n1):
+                base = (n * a.C + c) * a.S + s0
+                for s in range(s1 - s0):
+                    i = base + s
+                    d = (read(a, a.x, i) - hi) - lo
+                    slope = backprop(a, read(a, a.grad, i), d * w + v + residual(a, i))
+                    slopes[count + s] = slope
+                    products[count + s] = slope * d
+                count += s1 - s0
+            for i in range(count):
+                block_g = accumulate(block_g, slopes[i])
+                block_gx = accumulate(block_gx, products[i])
         sum_g += block_g
         sum_gx += block_gx
     return sum_g, sum_gx
