@@ -111,6 +111,12 @@ def _set_parameters(args: Args, **tensors: Tensor) -> list[Tensor]:
     return kept
 
 
+def _set_mask(args: Args, mask: Tensor | None) -> bool:
+    if mask is not None:
+        args.mask = mask.data_ptr()
+    return mask is not None
+
+
 def _set_affine(args: Args, weight: Tensor | None, bias: Tensor | None) -> None:
     if weight is not None:
         args.weight, args.weight_kind = weight.data_ptr(), _KINDS[weight.dtype]
@@ -127,7 +133,9 @@ def moments(x: Tensor, virtual: int = 0, mask: Tensor | None = None) -> tuple[Te
     count = torch.empty((how.groups, 1), dtype=torch.float64)
     mean, m2 = torch.empty((2, how.groups, C), dtype=torch.float64).unbind()
     args.count, args.mean, args.m2 = count.data_ptr(), mean.data_ptr(), m2.data_ptr()
-    _run(how.module, "moments", Spec(_DTYPES[x.dtype]), args, how.parallel)
+    masked = _set_mask(args, mask)
+    kernel = "masked_moments" if masked else "moments"
+    _run(how.module, kernel, Spec(_DTYPES[x.dtype], mask=masked), args, how.parallel)
     _finish("merge_moments", args)
     return count, mean, m2
 
@@ -152,7 +160,8 @@ def normalize(
     if residual is not None:
         residual = _alike(residual, x)
         args.residual = residual.data_ptr()
-    _run(how.module, "normalize", Spec(_DTYPES[x.dtype], activation, residual is not None), args, how.parallel)
+    spec = Spec(_DTYPES[x.dtype], activation, residual is not None, _set_mask(args, mask))
+    _run(how.module, "normalize", spec, args, how.parallel)
     return y if out is None or out is y else out.copy_(y)
 
 
@@ -180,7 +189,8 @@ def backward_reduce(
     tables = _sum_tables(how, C, args)  # noqa: F841 (kept alive)
     sum_g, sum_gx = torch.empty((2, how.groups, C), dtype=torch.float64).unbind()
     args.sum_g, args.sum_gx = sum_g.data_ptr(), sum_gx.data_ptr()
-    _run(how.module, "reduce", Spec(_DTYPES[x.dtype], activation, residual is not None), args, how.parallel)
+    spec = Spec(_DTYPES[x.dtype], activation, residual is not None, _set_mask(args, mask))
+    _run(how.module, "reduce", spec, args, how.parallel)
     _finish("merge_sums", args)
     return sum_g, sum_gx
 
@@ -215,7 +225,8 @@ def backward_apply(
         if need_residual:
             dresidual = empty_like(x)
             args.dresidual = dresidual.data_ptr()
-    _run(how.module, "apply", Spec(_DTYPES[x.dtype], activation, residual is not None), args, how.parallel)
+    spec = Spec(_DTYPES[x.dtype], activation, residual is not None, _set_mask(args, mask))
+    _run(how.module, "apply", spec, args, how.parallel)
     return dx, dresidual
 
 

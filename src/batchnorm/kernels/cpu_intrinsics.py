@@ -261,3 +261,25 @@ def _pass_residual(a, index, slope):
             store(a, a.dresidual, index, slope)
 
     return write
+
+
+def counted(a, index):
+    """The mask's weight at `index`, or one where the kernel has no mask."""
+
+
+def where_counted(a, weight, value):
+    """`value`, or zero where the weight is zero: a NaN under the mask goes no further."""
+
+
+@overload(counted, jit_options=FLAGS)
+def _counted(a, index):
+    if a.spec.mask:
+        return lambda a, index: real(a, load32(a.mask, index))
+    return lambda a, index: real(a, 1.0)
+
+
+@overload(where_counted, jit_options=FLAGS)
+def _where_counted(a, weight, value):
+    if a.spec.mask:
+        return lambda a, weight, value: value if weight != real(a, 0.0) else real(a, 0.0)
+    return lambda a, weight, value: value

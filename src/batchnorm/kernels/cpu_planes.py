@@ -10,6 +10,7 @@ from .cpu_activations import activate, backprop
 from .cpu_channel import affine, gradients, remember
 from .cpu_intrinsics import (
     accumulate,
+    counted,
     inline,
     load64,
     pass_residual,
@@ -20,6 +21,7 @@ from .cpu_intrinsics import (
     store,
     store64,
     ticket,
+    where_counted,
 )
 from .cpu_plan import BLOCK
 
@@ -144,9 +146,17 @@ def _normalize(a, g, c, b0, b1, mean, scale, shift):
         n0, n1, s0, s1 = _bounds(a, g, b)
         for n in range(n0, n1):
             base = (n * a.C + c) * a.S
-            for i in range(base + s0, base + s1):
+            for s in range(s0, s1):
+                i = base + s
                 z = ((read(a, a.x, i) - hi) - lo) * w + v + residual(a, i)
-                store(a, a.y, i, activate(a, z))
+                store(a, a.y, i, where_counted(a, counted(a, n * a.S + s), activate(a, z)))
+
+
+@inline
+def _slope(a, i, hi, lo, scale, shift):
+    """x − mean and g′ of one element."""
+    d = (read(a, a.x, i) - hi) - lo
+    return d, backprop(a, read(a, a.grad, i), d * scale + shift + residual(a, i))
 
 
 @inline
@@ -161,21 +171,20 @@ def _reduce(a, g, c, b0, b1, mean, scale, shift, slopes, products):
         block_g, block_gx = real(a, 0.0), real(a, 0.0)
         if n1 - n0 == 1:
             base = (n0 * a.C + c) * a.S
-            for i in range(base + s0, base + s1):
-                d = (read(a, a.x, i) - hi) - lo
-                slope = backprop(a, read(a, a.grad, i), d * w + v + residual(a, i))
-                block_g = accumulate(block_g, slope)
-                block_gx = accumulate(block_gx, slope * d)
+            for s in range(s0, s1):
+                weight = counted(a, n0 * a.S + s)
+                d, slope = _slope(a, base + s, hi, lo, w, v)
+                block_g = accumulate(block_g, where_counted(a, weight, slope))
+                block_gx = accumulate(block_gx, where_counted(a, weight, slope * d))
         else:
             count = 0
             for n in range(n0, n1):
                 base = (n * a.C + c) * a.S + s0
                 for s in range(s1 - s0):
-                    i = base + s
-                    d = (read(a, a.x, i) - hi) - lo
-                    slope = backprop(a, read(a, a.grad, i), d * w + v + residual(a, i))
-                    slopes[count + s] = slope
-                    products[count + s] = slope * d
+                    weight = counted(a, n * a.S + s0 + s)
+                    d, slope = _slope(a, base + s, hi, lo, w, v)
+                    slopes[count + s] = where_counted(a, weight, slope)
+                    products[count + s] = where_counted(a, weight, slope * d)
                 count += s1 - s0
             for i in range(count):
                 block_g = accumulate(block_g, slopes[i])
@@ -196,11 +205,11 @@ def _apply(a, g, c, b0, b1, mean, scale, shift, by_slope, by_x, constant):
         n0, n1, s0, s1 = _bounds(a, g, b)
         for n in range(n0, n1):
             base = (n * a.C + c) * a.S
-            for i in range(base + s0, base + s1):
-                d = (read(a, a.x, i) - hi) - lo
-                slope = backprop(a, read(a, a.grad, i), d * w + v + residual(a, i))
-                pass_residual(a, i, slope)
-                store(a, a.y, i, p * slope + q * d + r)
+            for s in range(s0, s1):
+                weight = counted(a, n * a.S + s)
+                d, slope = _slope(a, base + s, hi, lo, w, v)
+                pass_residual(a, base + s, where_counted(a, weight, slope))
+                store(a, a.y, base + s, where_counted(a, weight, p * slope + weight * (q * d + r)))
 
 
 def moments(a):
@@ -210,6 +219,57 @@ def moments(a):
     while i < a.items:
         g, c, k, b0, b1 = _item(a, i)
         count, mean, m2 = _channel_moments(a, g, c, b0, b1, block)
+        store64(a.part_count, k * a.groups + g, count)
+        store64(a.part_mean, i, mean)
+        store64(a.part_m2, i, m2)
+        i = ticket(a)
+
+
+@inline
+def _masked_moments(a, g, c, b0, b1, block, weights):
+    """As `_channel_moments`, for values with weights; the first centre is that of the first block with any."""
+    count, mean, m2 = 0.0, 0.0, 0.0
+    for b in range(b0, b1):
+        n0, n1, s0, s1 = _bounds(a, g, b)
+        n, first, any_weight = 0, real(a, 0.0), real(a, 0.0)
+        for i in range(n0, n1):
+            for s in range(s0, s1):
+                weight = counted(a, i * a.S + s)
+                block[n] = where_counted(a, weight, read(a, a.x, (i * a.C + c) * a.S + s))
+                weights[n] = weight
+                first = block[n] if weight != real(a, 0.0) else first
+                any_weight = accumulate(any_weight, weight)
+                n += 1
+        if any_weight == real(a, 0.0):
+            continue
+        centre = real(a, mean)
+        if count == 0.0:
+            total = real(a, 0.0)
+            for i in range(n):
+                total = accumulate(total, weights[i] * (block[i] - first))
+            centre = first + total / any_weight
+        off, squares = real(a, 0.0), real(a, 0.0)
+        for i in range(n):
+            d = block[i] - centre
+            off = accumulate(off, weights[i] * d)
+            squares = accumulate(squares, weights[i] * (d * d))
+        weight = float(any_weight)
+        shift = float(off) / weight
+        delta = centre + shift - mean
+        share = weight / (count + weight)
+        mean += delta * share
+        m2 += max(squares - shift * off, 0.0) + delta * delta * count * share
+        count += weight
+    return count, mean, m2
+
+
+def masked_moments(a):
+    """As `moments`, weighted by the mask."""
+    block, weights = scratch(a, BLOCK), scratch(a, BLOCK)
+    i = ticket(a)
+    while i < a.items:
+        g, c, k, b0, b1 = _item(a, i)
+        count, mean, m2 = _masked_moments(a, g, c, b0, b1, block, weights)
         store64(a.part_count, k * a.groups + g, count)
         store64(a.part_mean, i, mean)
         store64(a.part_m2, i, m2)

@@ -10,6 +10,7 @@ from .cpu_activations import activate, backprop
 from .cpu_channel import affine
 from .cpu_intrinsics import (
     accumulate,
+    counted,
     inline,
     load64,
     pass_residual,
@@ -21,6 +22,7 @@ from .cpu_intrinsics import (
     store,
     store64,
     ticket,
+    where_counted,
 )
 from .cpu_plan import SLICE
 
@@ -138,6 +140,78 @@ def moments(a):
 
 
 @inline
+def _masked_first_centre(a, c0, width, r0, r1, centre, total):
+    """As `_first_centre`, of rows with a weight; returns whether there are any."""
+    weights = real(a, 0.0)
+    for r in range(r0, r1):
+        weight = counted(a, r)
+        if weight == real(a, 0.0):
+            continue
+        base = r * a.C + c0
+        if weights == real(a, 0.0):
+            for j in range(width):
+                centre[j] = read(a, a.x, base + j)
+                total[j] = real(a, 0.0)
+        for j in range(width):
+            total[j] += weight * (read(a, a.x, base + j) - centre[j])
+        weights += weight
+    if weights == real(a, 0.0):
+        return False
+    for j in range(width):
+        centre[j] += total[j] / weights
+    return True
+
+
+def masked_moments(a):
+    """As `moments`, weighted by the mask."""
+    centre, off, squares = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
+    mean, m2 = scratch64(SLICE), scratch64(SLICE)
+    i = ticket(a)
+    while i < a.items:
+        g, c0, width, k, r0, r1 = _item(a, i)
+        count, known = 0.0, False
+        for j in range(width):
+            mean[j] = 0.0
+            m2[j] = 0.0
+        t0 = r0
+        while t0 < r1:
+            t1 = min(t0 + a.stack, r1)
+            if known:
+                for j in range(width):
+                    centre[j] = real(a, mean[j])
+            else:
+                known = _masked_first_centre(a, c0, width, t0, t1, centre, off)
+            n = 0.0
+            for j in range(width):
+                off[j] = real(a, 0.0)
+                squares[j] = real(a, 0.0)
+            for r in range(t0, t1):
+                weight = counted(a, r)
+                if weight != real(a, 0.0):
+                    base = r * a.C + c0
+                    for j in range(width):
+                        d = read(a, a.x, base + j) - centre[j]
+                        off[j] += weight * d
+                        squares[j] += weight * (d * d)
+                    n += weight
+            if n > 0.0:
+                share, cross = n / (count + n), count * n / (count + n)
+                for j in range(width):
+                    shift = off[j] / n
+                    delta = centre[j] + shift - mean[j]
+                    mean[j] += delta * share
+                    m2[j] += max(squares[j] - shift * off[j], 0.0) + delta * delta * cross
+                count += n
+            t0 = t1
+        store64(a.part_count, k * a.groups + g, count)
+        base = (k * a.groups + g) * a.C + c0
+        for j in range(width):
+            store64(a.part_mean, base + j, mean[j])
+            store64(a.part_m2, base + j, m2[j])
+        i = ticket(a)
+
+
+@inline
 def _parameters(a, g, c0, width, hi, lo, scale, shift):
     """Parameters of a slice's channels, in the computing type; the mean as the sum of two."""
     base = c0 if a.shared != 0 else g * a.C + c0
@@ -159,10 +233,11 @@ def normalize(a):
         _parameters(a, g, c0, width, hi, lo, scale, shift)
         for r in range(r0, r1):
             base = r * a.C + c0
+            weight = counted(a, r)
             for j in range(width):
                 at = base + j
                 z = ((read(a, a.x, at) - hi[j]) - lo[j]) * scale[j] + shift[j] + residual(a, at)
-                store(a, a.y, at, activate(a, z))
+                store(a, a.y, at, where_counted(a, weight, activate(a, z)))
         i = ticket(a)
 
 
@@ -192,18 +267,21 @@ def reduce(a):
                 tile_g[j] = real(a, 0.0)
                 tile_gx[j] = real(a, 0.0)
             for q in range((t1 - t0) // 2):
-                b0 = (t0 + 2 * q) * a.C + c0
+                r = t0 + 2 * q
+                b0 = r * a.C + c0
+                w0, w1 = counted(a, r), counted(a, r + 1)
                 for j in range(width):
                     d0, s0 = _slope(a, b0 + j, hi[j], lo[j], scale[j], shift[j])
                     d1, s1 = _slope(a, b0 + a.C + j, hi[j], lo[j], scale[j], shift[j])
-                    tile_g[j] += s0 + s1
-                    tile_gx[j] += s0 * d0 + s1 * d1
+                    tile_g[j] += where_counted(a, w0, s0) + where_counted(a, w1, s1)
+                    tile_gx[j] += where_counted(a, w0, s0 * d0) + where_counted(a, w1, s1 * d1)
             if (t1 - t0) % 2 == 1:
                 b0 = (t1 - 1) * a.C + c0
+                weight = counted(a, t1 - 1)
                 for j in range(width):
                     d, s = _slope(a, b0 + j, hi[j], lo[j], scale[j], shift[j])
-                    tile_g[j] += s
-                    tile_gx[j] += s * d
+                    tile_g[j] += where_counted(a, weight, s)
+                    tile_gx[j] += where_counted(a, weight, s * d)
             for j in range(width):
                 sum_g[j] += tile_g[j]
                 sum_gx[j] += tile_gx[j]
@@ -230,9 +308,11 @@ def apply(a):
             constant[j] = real(a, load64(a.c, base + j))
         for r in range(r0, r1):
             base = r * a.C + c0
+            weight = counted(a, r)
             for j in range(width):
                 at = base + j
                 d, slope = _slope(a, at, hi[j], lo[j], scale[j], shift[j])
-                pass_residual(a, at, slope)
-                store(a, a.y, at, by_slope[j] * slope + by_x[j] * d + constant[j])
+                pass_residual(a, at, where_counted(a, weight, slope))
+                dx = by_slope[j] * slope + weight * (by_x[j] * d + constant[j])
+                store(a, a.y, at, where_counted(a, weight, dx))
         i = ticket(a)
