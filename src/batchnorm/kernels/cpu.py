@@ -6,6 +6,7 @@ Memory layouts are taken as they are: contiguous, channels last, rows. Any other
 
 import ctypes
 from collections import Counter
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
@@ -330,3 +331,25 @@ def backward(
     _finish("finish_backward", args)
     _run(how.module, "apply", spec, args, how.parallel)
     return dx, dresidual, dweight, dbias
+
+
+def warmup(
+    dtypes: Iterable[torch.dtype] = (torch.float32, torch.bfloat16),
+    activations: Iterable[str | None] = (None, "relu"),
+) -> None:
+    """Compiles what common networks need into the on-disk cache, in both layouts, with and without a residual."""
+    for dtype in dtypes:
+        name = _DTYPES[dtype]
+        get("rows", "moments", Spec(name))
+        for activation in activations:
+            for residual in (False, True):
+                spec = Spec(name, activation, residual)
+                for module, kernels in (
+                    ("planes", ("forward", "backward")),
+                    ("rows", ("normalize", "reduce", "apply")),
+                ):
+                    for kernel in kernels:
+                        get(module, kernel, spec)
+            get("planes", "normalize", Spec(name, activation))
+    for kernel in ("finish_forward", "finish_backward"):
+        get("channel", kernel, _PLAIN)

@@ -5,6 +5,7 @@ float32 exponentials are polynomials, because a call into libm keeps LLVM from v
 """
 
 import math
+
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload

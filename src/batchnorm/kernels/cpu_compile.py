@@ -78,18 +78,25 @@ def _build(module: str, kernel: str, spec: Spec, symbol: str) -> bytes:
 
     function = getattr(importlib.import_module(f".cpu_{module}", __package__), kernel)
     compiled = cfunc(types.void(Arguments(spec)), forceinline=True, **FLAGS)(function)
-    code = llvm.parse_assembly(compiled.inspect_llvm().replace(compiled.native_name, symbol))
-    return _engine()[1].emit_object(code)
+    code = compiled.inspect_llvm().replace(compiled.native_name, symbol)
+    # What Numba puts around a function that may raise calls into Numba, which a later process does not load;
+    # kernels raise nothing, and once inlined LLVM sees that.
+    if "numba_gil_ensure" in code:
+        raise RuntimeError(f"kernel {symbol} may raise, so it cannot be kept: look for a range() with a variable step")
+    return _engine()[1].emit_object(llvm.parse_assembly(code))
 
 
 def _read(path: Path | None) -> bytes | None:
+    """The code in a file, or None: also where it is not what was written, which LLVM would end the process over."""
     try:
-        return path.read_bytes() if path else None
+        data = path.read_bytes() if path else b""
     except OSError:
         return None
+    digest, code = data[:32], data[32:]
+    return code if code and hashlib.sha256(code).digest() == digest else None
 
 
-def _keep(path: Path | None, data: bytes) -> None:
+def _keep(path: Path | None, code: bytes) -> None:
     """Writes beside the place and moves there, so that no other process sees a part. A full disk is no error."""
     if path is None:
         return
@@ -97,7 +104,7 @@ def _keep(path: Path | None, data: bytes) -> None:
         handle, name = tempfile.mkstemp(dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                file.write(hashlib.sha256(code).digest() + code)
             os.replace(name, path)
         except OSError:
             os.unlink(name)

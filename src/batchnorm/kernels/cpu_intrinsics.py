@@ -5,6 +5,8 @@ the type of their argument, `Arguments(spec)`, and the functions here and in `cp
 """
 
 import ctypes
+from typing import Any
+
 from llvmlite import ir
 from numba import njit, types
 from numba.core import cgutils
@@ -18,7 +20,7 @@ from .cpu_args import Args, Spec
 
 # Contraction only (fused multiply-add): no flag that would let LLVM reorder (x − mean_hi) − mean_lo,
 # and none that would let it assume that NaN and Inf do not occur.
-FLAGS = {"fastmath": {"contract"}, "error_model": "numpy"}
+FLAGS: Any = {"fastmath": {"contract"}, "error_model": "numpy"}
 inline = njit(forceinline=True, **FLAGS)
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
