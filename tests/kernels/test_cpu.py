@@ -11,9 +11,10 @@ from batchnorm.kernels import cpu
 from .oracle import ACTIVATIONS, KINKS, by_torch, close, data, moments, per_sample
 
 F32 = torch.float32
-# sizes around a block (2048), a run that is a block of its own (512), a slice of columns (512), and a tile
+# sizes around a block (1024), a run that is a block of its own (512), a slice of columns (512), and a tile
 SHAPES = [
-    (1, 3, 2047), (3, 2, 2048), (3, 2, 2049), (4, 5, 511), (4, 5, 513), (5, 17, 4097), (33, 20, 7, 7), (1, 1, 9001),
+    (1, 3, 1023), (3, 2, 2048), (3, 2, 2049), (2, 2, 1025), (4, 5, 511), (4, 5, 513),
+    (5, 17, 4097), (33, 20, 7, 7), (1, 1, 9001),
     (7, 5), (70, 513), (2, 511), (300, 3), (600, 40), (5, 3, 1, 1), (2, 18, 3, 5, 7), (40, 2, 31, 33),
 ]  # fmt: skip
 LAYOUTS = {
@@ -83,7 +84,7 @@ def test_dtypes_past_a_block(dtype: torch.dtype, layout: str) -> None:
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
-@given(st.lists(st.integers(1, 9), min_size=0, max_size=3), st.integers(2, 40), st.integers(1, 40), st.booleans())
+@given(st.lists(st.integers(1, 9), min_size=0, max_size=3), st.integers(4, 40), st.integers(1, 40), st.booleans())
 def test_any_rank(rest: list[int], samples: int, channels: int, rows: bool) -> None:
     case((samples, channels, *rest), torch.float64, "rows" if rows else "contiguous")
 
@@ -135,7 +136,7 @@ def test_non_finite_stays_in_its_channel(poison: float, shape: tuple[int, ...], 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounding_is_to_nearest_even(dtype: torch.dtype) -> None:
-    """Identity parameters turn normalize into a conversion of each float32 residual... of the shift, here."""
+    """Of a zero input only the shift is left, so the output is the shift as the kernel rounds it."""
     shifts = torch.cat([torch.randn(500) * 10.0**k for k in (-40, -6, -1, 0, 3)] + [torch.tensor([float("inf"), 1e30])])
     x = torch.zeros(2, len(shifts), dtype=dtype)
     zero, one = torch.zeros(1, len(shifts), dtype=torch.float64), torch.ones(1, len(shifts), dtype=torch.float64)
@@ -169,7 +170,7 @@ def test_primitives(shape: tuple[int, ...], layout: str, masked: bool, virtual: 
     torch.testing.assert_close(mean, exact_mean, rtol=2e-7, atol=1e-7, equal_nan=True)
     torch.testing.assert_close(m2, exact_m2, rtol=3e-6, atol=1e-6, equal_nan=True)
 
-    scale = (exact_m2 / exact_count + 1e-5).rsqrt()
+    scale = (exact_m2 / exact_count.clamp(min=1e-30) + 1e-5).rsqrt()
     shift = torch.randn(len(mean), C, dtype=torch.float64)
     seen = (weights > 0).reshape(N, 1, *shape[2:]).expand(shape)
     x64, r64, g64 = (torch.where(seen, t.double(), 0.0) for t in (x, residual, grad))

@@ -33,15 +33,17 @@ def _machine() -> tuple[str, str]:
     return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
+_SHARED = ("args", "intrinsics", "activations", "channel", "plan")
+
+
 @functools.cache
-def _origin() -> str:
-    """Everything that machine code depends on besides kernel and specialisation."""
-    sources = sorted(Path(__file__).parent.glob("cpu*.py"))
+def _origin(module: str) -> str:
+    """Everything that a module's machine code depends on besides kernel and specialisation."""
     digest = hashlib.sha256()
     for part in (*_machine(), version("numba"), version("llvmlite"), sys.platform, sys.version):
         digest.update(part.encode())
-    for source in sources:
-        digest.update(source.read_bytes())
+    for name in sorted({*_SHARED, module}):
+        digest.update(Path(__file__).with_name(f"cpu_{name}.py").read_bytes())
     return digest.hexdigest()
 
 
@@ -115,7 +117,7 @@ def get(module: str, kernel: str, spec: Spec) -> tuple[Kernel, int]:
     """The kernel as a ctypes function of one address, and where its code lies."""
     parts = (module, kernel, *map(str, spec))
     symbol = "batchnorm_" + "_".join(parts)
-    name = hashlib.sha256("/".join((_origin(), *parts)).encode()).hexdigest()[:24]
+    name = hashlib.sha256("/".join((_origin(module), *parts)).encode()).hexdigest()[:24]
     directory = cache_directory()
     path = directory / f"{module}-{kernel}-{name}.o" if directory else None
     with _lock:

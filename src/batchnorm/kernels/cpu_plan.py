@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from .cpu_args import Args
 
-BLOCK = 2048  # values of a channel in cache at once: 8 KiB of float32, a quarter of a usual L1
+BLOCK = 1024  # values of a channel summed in its own precision before float64 takes over; 4 KiB of float32 in L1
 _RUN = 512  # a run of so many values is a block of its own
 SLICE = 512  # columns of a row worked on together: their running sums stay in L1
 _TILE = 16384  # values of a slice in cache at once: 64 KiB of float32, within a usual L2

@@ -27,6 +27,9 @@ from .cpu_plan import BLOCK
 
 # mypy: disable-error-code="no-untyped-def"
 
+_LANES = 64  # four AVX-512 registers of float32, the most that LLVM sums side by side
+PADDED = BLOCK + _LANES
+
 
 @inline
 def _blocks(a, g):
@@ -186,6 +189,10 @@ def _reduce(a, g, c, b0, b1, mean, scale, shift, slopes, products):
                     slopes[count + s] = where_counted(a, weight, slope)
                     products[count + s] = where_counted(a, weight, slope * d)
                 count += s1 - s0
+            # whole vectors: what is left over would be added one by one to a sum that has grown large
+            while count % _LANES != 0:
+                slopes[count], products[count] = real(a, 0.0), real(a, 0.0)
+                count += 1
             for i in range(count):
                 block_g = accumulate(block_g, slopes[i])
                 block_gx = accumulate(block_gx, products[i])
@@ -289,7 +296,7 @@ def normalize(a):
 
 def reduce(a):
     """Partial sums of each chunk into the tables at sum_g and sum_gx."""
-    slopes, products = scratch(a, BLOCK), scratch(a, BLOCK)
+    slopes, products = scratch(a, PADDED), scratch(a, PADDED)
     i = ticket(a)
     while i < a.items:
         g, c, _, b0, b1 = _item(a, i)
@@ -331,7 +338,7 @@ def forward(a):
 
 def backward(a):
     """A channel's gradient sums, then its gradient while input and gradient are still in cache."""
-    slopes, products = scratch(a, BLOCK), scratch(a, BLOCK)
+    slopes, products = scratch(a, PADDED), scratch(a, PADDED)
     c = ticket(a)
     while c < a.items:
         blocks = _blocks(a, 0)

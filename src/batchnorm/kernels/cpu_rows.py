@@ -1,7 +1,9 @@
 """Kernels for rows of C values: 2-D input and channels_last, where a channel's values lie C apart.
 
-Work is split into slices of channels and chunks of rows, by the shape alone; a tile of rows is what is in cache
-at once. Inner loops run along a row, so each column of a slice has its own running sums.
+The whole tensor is read for its sums before the first output can be written. The second pass goes from the end,
+where the first one left off, because that part may still be in cache. Work is split into slices of channels and
+chunks of rows, by the shape alone; a tile of rows is summed in its own precision before float64 takes over.
+Inner loops run along a row, so each column of a slice has its own running sums.
 """
 
 import math
@@ -78,17 +80,16 @@ def _deviations(a, c0, width, r0, r1, centre, off, squares):
 
 
 @inline
-def _merge_column64(a, c, r0, r1, count, mean, m2):
-    """One column of a tile whose squares leave float32's range, or that holds Inf or NaN, in float64."""
-    total, squares, n = 0.0, 0.0, float(r1 - r0)
+def _column64(a, c, r0, r1):
+    """Mean and m2 of one column of a tile in float64: its squares leave float32's range, or it holds Inf or NaN."""
+    total, m2 = 0.0, 0.0
     for r in range(r0, r1):
         total += read(a, a.x, r * a.C + c)
-    tile_mean = total / n
+    mean = total / (r1 - r0)
     for r in range(r0, r1):
-        d = read(a, a.x, r * a.C + c) - tile_mean
-        squares += d * d
-    delta = tile_mean - mean
-    return mean + delta * (n / (count + n)), m2 + squares + delta * delta * (count * n / (count + n))
+        d = read(a, a.x, r * a.C + c) - mean
+        m2 += d * d
+    return mean, m2
 
 
 @inline
@@ -107,7 +108,13 @@ def _merge_tile(a, c0, width, r0, r1, count, centre, off, squares, mean, m2):
             m2[j] += max(squares[j] - shift * off[j], 0.0) + delta * delta * cross
     else:
         for j in range(width):
-            mean[j], m2[j] = _merge_column64(a, c0 + j, r0, r1, count, mean[j], m2[j])
+            shift = off[j] * inverse
+            tile_mean, tile_m2 = centre[j] + shift, max(squares[j] - shift * off[j], 0.0)
+            if not math.isfinite(squares[j]):
+                tile_mean, tile_m2 = _column64(a, c0 + j, r0, r1)
+            delta = tile_mean - mean[j]
+            mean[j] += delta * share
+            m2[j] += tile_m2 + delta * delta * cross
 
 
 def moments(a):
@@ -229,7 +236,7 @@ def normalize(a):
     hi, lo, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
     i = ticket(a)
     while i < a.items:
-        g, c0, width, _, r0, r1 = _item(a, i)
+        g, c0, width, _, r0, r1 = _item(a, a.items - 1 - i)
         _parameters(a, g, c0, width, hi, lo, scale, shift)
         for r in range(r0, r1):
             base = r * a.C + c0
@@ -299,7 +306,7 @@ def apply(a):
     by_slope, by_x, constant = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
     i = ticket(a)
     while i < a.items:
-        g, c0, width, _, r0, r1 = _item(a, i)
+        g, c0, width, _, r0, r1 = _item(a, a.items - 1 - i)
         _parameters(a, g, c0, width, hi, lo, scale, shift)
         base = c0 if a.shared != 0 else g * a.C + c0
         for j in range(width):
