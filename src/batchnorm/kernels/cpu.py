@@ -7,7 +7,7 @@ Memory layouts are taken as they are: contiguous, channels last, rows. Any other
 import ctypes
 from collections import Counter
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,19 +24,10 @@ _DTYPES = {getattr(torch, name): name for name in KINDS}
 _KINDS = {getattr(torch, name): kind for name, kind in KINDS.items()}
 
 
-class Running(NamedTuple):
-    """The population to move, in place: buffers, the batch counter, torch's momentum, and what a NaN does."""
-
-    mean: Tensor
-    var: Tensor
-    batches: Tensor | None
-    momentum: float | None
-    nonfinite: str
-
-
-def supports(x: Tensor) -> bool:
-    """Whether these kernels serve `x`."""
-    return x.device.type == "cpu" and x.dtype in _DTYPES and x.layout is torch.strided and x.dim() >= 2
+def supports(x: Tensor, mask: Tensor | None = None) -> bool:
+    """Whether these kernels serve `x`, and its mask: weights that all channels share."""
+    fits = x.device.type == "cpu" and x.dtype in _DTYPES and x.layout is torch.strided and x.dim() >= 2
+    return fits and x.numel() > 0 and (mask is None or mask.shape[1] == 1)
 
 
 def _is_rows(x: Tensor) -> bool | None:
@@ -112,10 +103,12 @@ def _set_parameters(args: Args, **tensors: Tensor) -> list[Tensor]:
     return kept
 
 
-def _set_mask(args: Args, mask: Tensor | None) -> bool:
+def _set_mask(args: Args, x: Tensor, mask: Tensor | None) -> Tensor | None:
+    """Sets weights, which broadcast over (N, 1, *), as (N, S) float32; keep what is returned alive."""
     if mask is not None:
+        mask = mask.expand(x.shape[0], 1, *x.shape[2:]).to(torch.float32).contiguous()
         args.mask = mask.data_ptr()
-    return mask is not None
+    return mask
 
 
 def _set_affine(args: Args, weight: Tensor | None, bias: Tensor | None) -> None:
@@ -134,9 +127,9 @@ def moments(x: Tensor, virtual: int = 0, mask: Tensor | None = None) -> tuple[Te
     count = torch.empty((how.groups, 1), dtype=torch.float64)
     mean, m2 = torch.empty((2, how.groups, C), dtype=torch.float64).unbind()
     args.count, args.mean, args.m2 = count.data_ptr(), mean.data_ptr(), m2.data_ptr()
-    masked = _set_mask(args, mask)
-    kernel = "masked_moments" if masked else "moments"
-    _run(how.module, kernel, Spec(_DTYPES[x.dtype], mask=masked), args, how.parallel)
+    mask = _set_mask(args, x, mask)
+    kernel = "moments" if mask is None else "masked_moments"
+    _run(how.module, kernel, Spec(_DTYPES[x.dtype], mask=mask is not None), args, how.parallel)
     _finish("merge_moments", args)
     return count, mean, m2
 
@@ -161,7 +154,8 @@ def normalize(
     if residual is not None:
         residual = _alike(residual, x)
         args.residual = residual.data_ptr()
-    spec = Spec(_DTYPES[x.dtype], activation, residual is not None, _set_mask(args, mask))
+    mask = _set_mask(args, x, mask)
+    spec = Spec(_DTYPES[x.dtype], activation, residual is not None, mask is not None)
     _run(how.module, "normalize", spec, args, how.parallel)
     return y if out is None or out is y else out.copy_(y)
 
@@ -190,7 +184,8 @@ def backward_reduce(
     tables = _sum_tables(how, C, args)  # noqa: F841 (kept alive)
     sum_g, sum_gx = torch.empty((2, how.groups, C), dtype=torch.float64).unbind()
     args.sum_g, args.sum_gx = sum_g.data_ptr(), sum_gx.data_ptr()
-    spec = Spec(_DTYPES[x.dtype], activation, residual is not None, _set_mask(args, mask))
+    mask = _set_mask(args, x, mask)
+    spec = Spec(_DTYPES[x.dtype], activation, residual is not None, mask is not None)
     _run(how.module, "reduce", spec, args, how.parallel)
     _finish("merge_sums", args)
     return sum_g, sum_gx
@@ -209,7 +204,7 @@ def backward_apply(
     activation: str | None = None,
     virtual: int = 0,
     mask: Tensor | None = None,
-    need_residual: bool = False,
+    need_residual: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """The input's gradient a·g′ + b·(x − mean) + c, and the residual's, g′."""
     calls["backward_apply"] += 1
@@ -226,13 +221,17 @@ def backward_apply(
         if need_residual:
             dresidual = empty_like(x)
             args.dresidual = dresidual.data_ptr()
-    spec = Spec(_DTYPES[x.dtype], activation, residual is not None, _set_mask(args, mask))
+    mask = _set_mask(args, x, mask)
+    spec = Spec(_DTYPES[x.dtype], activation, residual is not None, mask is not None)
     _run(how.module, "apply", spec, args, how.parallel)
     return dx, dresidual
 
 
-def _set_running(args: Args, running: Running) -> None:
-    """Counts the batch, and hands the population to the kernel, which moves it."""
+def _set_running(args: Args, running: Any) -> None:
+    """Counts the batch, and hands the population to the kernel, which moves it.
+
+    `running`: the two buffers, the counter or None, torch's momentum or None for 1/counter, and "skip" or "propagate".
+    """
     mean, var, batches, momentum, nonfinite = running
     changed = [mean, var]
     if batches is not None:
@@ -243,7 +242,7 @@ def _set_running(args: Args, running: Running) -> None:
         changed.append(batches)
     if momentum is None:
         raise ValueError("a cumulative average (momentum=None) needs num_batches_tracked")
-    args.momentum, args.skip = momentum, nonfinite == "skip"
+    args.momentum, args.skip, args.flag = momentum, nonfinite == "skip", ctypes.addressof(args) + Args.skipped.offset
     args.running_mean, args.running_var, args.running_kind = mean.data_ptr(), var.data_ptr(), _KINDS[mean.dtype]
     torch.autograd.graph.increment_version(changed)
 
@@ -255,9 +254,12 @@ def forward(
     bias: Tensor | None,
     eps: float,
     activation: str | None,
-    running: Running | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalises by the batch's own statistics; returns them as mean and rstd (1, C), and moves `running`."""
+    running: Any = None,
+) -> tuple[Tensor, Tensor, Tensor, bool]:
+    """Normalises by the batch's own statistics; returns them as mean and rstd (1, C), and moves `running`.
+
+    The last result says whether a channel was skipped there, its statistics not being finite.
+    """
     calls["forward"] += 1
     x, how, args = _prepare(x)
     C = x.shape[1]
@@ -273,7 +275,7 @@ def forward(
     spec = Spec(_DTYPES[x.dtype], activation, residual is not None)
     if how.fused:
         _run(how.module, "forward", spec, args, how.parallel)
-        return y, mean, rstd
+        return y, mean, rstd, args.skipped != 0
     tables = _moment_tables(how, C, args)  # noqa: F841 (kept alive)
     rest = torch.empty(C + 1, dtype=torch.float64)
     args.m2 = rest.data_ptr()
@@ -281,7 +283,7 @@ def forward(
     _run(how.module, "moments", Spec(spec.dtype), args, how.parallel)
     _finish("finish_forward", args)
     _run(how.module, "normalize", spec, args, how.parallel)
-    return y, mean, rstd
+    return y, mean, rstd, args.skipped != 0
 
 
 def backward(
