@@ -10,8 +10,11 @@ from torch import Tensor
 
 from batchnorm.kernels import reference
 
-# Devices with kernels of their own, loaded when the first tensor comes; every other runs the reference.
+# Kernels beside the reference, each for the device of its name; loaded when the first tensor comes.
 KERNELS = {"cpu": "batchnorm.kernels.cpu"}
+# Which devices run kernels of their own unasked; every other runs the reference. The CPU's are asked for with
+# `backend("cpu")` until they have been through as much as the reference has.
+DEFAULTS: frozenset[str] = frozenset()
 
 _forced: ContextVar[str | None] = ContextVar("batchnorm_backend", default=None)
 
@@ -44,7 +47,7 @@ def kernels_for(x: Tensor, mask: Tensor | None = None) -> ModuleType:
     """The kernels that serve `x`."""
     forced = _forced.get()
     name = forced or x.device.type
-    if name not in KERNELS:
+    if name not in KERNELS or not (forced or name in DEFAULTS):
         return reference
     kernels = import_module(KERNELS[name])
     if kernels.supports(x, mask):
