@@ -56,15 +56,12 @@ def planted(
 
 def evidence(with_norm: dict[str, Any], without: dict[str, Any]) -> Evidence:
     """with_norm, without: what `planted` makes of each arm, at every seed and rate."""
-    arms: tuple[Arm, Arm] = ("batch norm", "plain")
-    runs = [
-        planted(a, s, r, **kw) for a, kw in zip(arms, (with_norm, without), strict=True) for s in SEEDS for r in RATES
-    ]
-    scales: tuple[Arm, Arm] = ("raw", "plain")
-    tables = [
-        planted(a, s, r, **kw) for a, kw in zip(scales, (without, with_norm), strict=True) for s in SEEDS for r in RATES
-    ]
-    return Evidence(Sweep(data(), arms, RATES, runs), Sweep(data(), scales, RATES, tables))
+
+    def sweep(arms: tuple[Arm, Arm], outcomes: tuple[dict[str, Any], dict[str, Any]]) -> Sweep:
+        pairs = list(zip(arms, outcomes, strict=True))
+        return Sweep(data(), arms, RATES, [planted(a, s, r, **kw) for a, kw in pairs for s in SEEDS for r in RATES])
+
+    return Evidence(sweep(("batch norm", "plain"), (with_norm, without)), sweep(("raw", "plain"), (without, with_norm)))
 
 
 def claim(number: int, with_norm: dict[str, Any], without: dict[str, Any]) -> Claim:
