@@ -26,8 +26,8 @@ def test_both_arms_start_from_the_same_weights(make: Callable[..., nn.Module]) -
 
 
 def test_building_leaves_the_generator_as_it_was() -> None:
-    state = torch.get_rng_state()
-    build(mlp, images(), 3, normalised=True)
+    data, state = images(), torch.get_rng_state()
+    build(mlp, data, 3, normalised=True)
     assert torch.equal(torch.get_rng_state(), state)
 
 
