@@ -49,7 +49,7 @@ def study(
     import torch
 
     from batchnorm.experiment import networks, plan, settings, sources
-    from batchnorm.experiment.data import InputError
+    from batchnorm.experiment.data import InputError, standardise
 
     if task not in (None, "classification", "regression"):
         raise InputError(f"--task {task}: expected classification or regression")
@@ -68,6 +68,7 @@ def study(
         optimizer=optimizer,
         quick=quick,
     )
+    networks.check(make_network, standardise(loaded))  # before the bar is drawn: wrong input is one line
     errors = _console(stderr=True)
     with _progress(errors) as progress:
         result = plan.run(make_network, loaded, chosen, network, progress, errors.print)

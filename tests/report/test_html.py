@@ -102,7 +102,7 @@ def test_in_a_browser(browser: Any, report: Path, width: int, theme: str) -> Non
     tab.wait_for_selector("#figure-9-0 .main-svg")
     plots, drawn = tab.locator(".plot").count(), tab.locator(".plot:has(.main-svg)").count()
     assert plots == drawn >= 9
-    assert tab.locator("#figure-1-0 path.js-line").count() == 4, "two arms, two seeds"
+    assert tab.locator("#figure-1-0 .scatterlayer path.js-line").count() == 4, "two arms, two seeds"
     assert complaints == []
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
     assert EVIL in tab.locator("h1 ~ dl").inner_text(), "the name is shown as text"

@@ -17,7 +17,7 @@ from .runs import Arm, Run, Setting, train
 from .settings import Settings
 
 ARMS: tuple[Arm, Arm] = ("batch norm", "plain")
-WINE_STEPS = 200
+WINE_STEPS = 300
 
 Progress = Callable[[int, int, str], None]
 

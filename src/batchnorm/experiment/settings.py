@@ -11,7 +11,7 @@ from .data import Data, InputError
 
 STEPS = 360  # a run's length where no number of epochs is given
 QUICK_STEPS = 120
-RATES = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 QUICK_RATES = (0.1, 1.0, 10.0)
 ADAM = 0.01  # Adam's rates are about a hundredth of SGD's
 BATCH_SIZES = (2, 4, 16, 64)
