@@ -71,7 +71,7 @@ def _header(result: Result) -> str:
         ("learning rates", ", ".join(f"{rate:g}" for rate in settings["rates"])),
         (
             "runs",
-            f"{result['runs_finished']} over {len(settings['seeds'])} seeds; {settings['steps']} steps each in the sweep",
+            f"{result['runs_finished']} over {len(settings['seeds'])} seeds, {settings['steps']} steps in the sweep",
         ),
         ("optimizer", f"{settings['optimizer']}, batches of {settings['batch_size']}"),
     )
