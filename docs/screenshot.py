@@ -1,4 +1,6 @@
-"""Takes docs/images/report.png from a report: python docs/screenshot.py study/report.html [picture] [width] [light|dark].
+"""Takes docs/images/report.png from a report.
+
+python docs/screenshot.py study/report.html [picture] [width] [light|dark]
 
 Needs Playwright and a Chromium: the one on the PATH, or Playwright's own.
 """

@@ -37,7 +37,7 @@ def study(
     lr: Annotated[str | None, typer.Option(help="Learning rates to sweep, as in 0.01,0.1,1.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds (3, with --quick 2).")] = None,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
-    epochs: Annotated[int | None, typer.Option(help="Epochs a run; by default enough for about 400 steps.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Epochs a run; by default enough for about 360 steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="60, less for few samples.")] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     threads: Annotated[int, typer.Option(min=1, help="Threads for torch; small networks gain nothing from more.")] = 1,
@@ -49,7 +49,7 @@ def study(
     import torch
 
     from batchnorm.experiment import networks, plan, settings, sources
-    from batchnorm.experiment.data import InputError
+    from batchnorm.experiment.data import InputError, standardise
 
     if task not in (None, "classification", "regression"):
         raise InputError(f"--task {task}: expected classification or regression")
@@ -68,6 +68,7 @@ def study(
         optimizer=optimizer,
         quick=quick,
     )
+    networks.check(make_network, standardise(loaded))  # before the bar is drawn: wrong input is one line
     errors = _console(stderr=True)
     with _progress(errors) as progress:
         result = plan.run(make_network, loaded, chosen, network, progress, errors.print)

@@ -9,14 +9,14 @@ from typing import Any
 
 from .data import Data, InputError
 
-STEPS = 400  # a run's length where no number of epochs is given
+STEPS = 360  # a run's length where no number of epochs is given
 QUICK_STEPS = 120
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 QUICK_RATES = (0.1, 1.0, 10.0)
 ADAM = 0.01  # Adam's rates are about a hundredth of SGD's
-BATCH_SIZES = (2, 4, 8, 16, 64)
+BATCH_SIZES = (2, 4, 16, 64)
 QUICK_BATCH_SIZES = (2, 16, 64)
-SAMPLES, QUICK_SAMPLES = 3600, 640  # seen by each run of the batch size claim
+SAMPLES, QUICK_SAMPLES = 2000, 640  # seen by each run of the batch size claim
 
 
 @dataclass(frozen=True)

@@ -128,7 +128,9 @@ def _distribution(detail: dict[str, Any]) -> list[Any]:
 def _bar(figure: Any, name: str, color: str, groups: dict[str, list[float]]) -> None:
     median = [statistics.median(values) for values in groups.values()]
     low, high = [min(v) for v in groups.values()], [max(v) for v in groups.values()]
-    figure.add_bar(x=list(groups), y=median, name=name, marker_color=color, error_y=_bars(median, low, high))
+    figure.add_bar(
+        x=list(groups), y=median, name=name, marker_color=color, error_y=_bars(median, low, high) | {"color": "#8a8f98"}
+    )
     figure.update_xaxes(type="category")
 
 

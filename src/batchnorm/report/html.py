@@ -69,7 +69,10 @@ def _header(result: Result) -> str:
         ("data", f"{data['name']}, {data['task']}"),
         ("samples", f"{data['train']} training, {data['validation']} validation, {data['test']} test"),
         ("learning rates", ", ".join(f"{rate:g}" for rate in settings["rates"])),
-        ("runs", f"{result['runs_finished']} of {settings['steps']} steps, {len(settings['seeds'])} seeds"),
+        (
+            "runs",
+            f"{result['runs_finished']} over {len(settings['seeds'])} seeds, {settings['steps']} steps in the sweep",
+        ),
         ("optimizer", f"{settings['optimizer']}, batches of {settings['batch_size']}"),
     )
     chips = "".join(f"<div><dt>{name}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts)

@@ -1,0 +1,117 @@
+"""The two arms differ by batch norm and by nothing else."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+import batchnorm as bn
+from batchnorm.experiment.data import Data, InputError, split
+from batchnorm.experiment.networks import Plain, build, check, conv, mlp, named, norms, without_norms
+
+
+def images(outputs: int = 3) -> Data:
+    return split("images", torch.randn(60, 1, 8, 8), torch.arange(60) % outputs)
+
+
+@pytest.mark.parametrize("make", [mlp, conv])
+def test_both_arms_start_from_the_same_weights(make: Callable[..., nn.Module]) -> None:
+    with_norm, plain = (build(make, images(), 7, normalised=n) for n in (True, False))
+    assert norms(with_norm)
+    assert not norms(plain)
+    shared = dict(plain.named_parameters())
+    assert shared
+    assert all(torch.equal(value, with_norm.get_parameter(name)) for name, value in shared.items())
+
+
+def test_building_leaves_the_generator_as_it_was() -> None:
+    data, state = images(), torch.get_rng_state()
+    build(mlp, data, 3, normalised=True)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_seeds_give_other_weights() -> None:
+    first, again, other = (build(mlp, images(), seed, normalised=True)[1].weight for seed in (0, 0, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_the_plain_arm_is_the_network_without_its_norms() -> None:
+    network = mlp((1, 8, 8), 3)
+    plain, x = without_norms(network), torch.randn(5, 1, 8, 8)
+    expected = x
+    for layer in network:
+        expected = expected if isinstance(layer, nn.BatchNorm1d) else layer(expected)
+    assert torch.equal(plain(x), expected)
+    assert norms(network), "the original is left as it was"
+
+
+def test_a_norm_that_gave_the_only_shift_leaves_one_behind() -> None:
+    network = nn.Sequential(
+        nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)
+    )
+    plain = without_norms(network)
+    assert isinstance(plain[1], Plain)
+    assert isinstance(plain[3], Plain)
+    assert plain[1].shift is not None
+    assert plain[3].shift is None
+
+
+def test_residual_and_activation_stay() -> None:
+    norm = bn.BatchNorm(4, activation="relu")
+    plain = without_norms(nn.Sequential(nn.Linear(4, 4), norm))[1]
+    x, residual = torch.randn(6, 4), torch.randn(6, 4)
+    assert torch.equal(plain(x, residual), (x + residual).relu())
+
+
+class Block(nn.Module):
+    """A norm inside a submodule, as in most networks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = nn.Sequential(nn.Conv2d(1, 4, 3, bias=False), nn.BatchNorm2d(4))
+        self.head = nn.Linear(4 * 36, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.inner(x).flatten(1))
+
+
+def test_nested_norms_are_found() -> None:
+    check(Block, images())
+    plain = build(Block, images(), 0, normalised=False)
+    assert not norms(plain)
+    assert isinstance(plain.inner[1], Plain)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), "has no batch norm"),
+        (lambda: nn.Sequential(nn.Linear(9, 3), nn.BatchNorm1d(3)), "does not take inputs of shape"),
+        (lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64)), "gives outputs of shape"),
+        (lambda: 3, "returned int, expected a torch.nn.Module"),
+        (lambda shape: nn.Flatten(), "takes 1 arguments"),
+    ],
+)
+def test_networks_that_cannot_be_studied(make: Callable[..., nn.Module], message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        check(make, images())
+    assert "\n" not in str(caught.value)
+
+
+def test_conv_needs_images() -> None:
+    with pytest.raises(InputError, match="needs images"):
+        conv((13,), 3)
+
+
+def test_networks_by_name() -> None:
+    assert named("mlp") is mlp
+    assert named("conv") is conv
+    assert named("torch.nn:Flatten") is nn.Flatten
+
+
+@pytest.mark.parametrize("name", ["resnet", "no_such_module:f", "torch.nn:NoSuch", "torch:__version__"])
+def test_unknown_names(name: str) -> None:
+    with pytest.raises(InputError, match=f"--network {name}: "):
+        named(name)

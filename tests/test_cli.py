@@ -1,0 +1,132 @@
+"""The command line in a process of its own: wrong input is one line and status 2, Ctrl-C keeps what was finished."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from batchnorm import cli
+
+SMALL = ("wine", "--quick", "--lr", "0.3", "--seeds", "2", "--epochs", "1")
+
+
+def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """The command in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", ["batchnorm", *arguments])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    with pytest.raises(SystemExit) as exited:
+        cli.main()
+    return exited.value.code if isinstance(exited.value.code, int) else 0
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with tables in it."""
+    monkeypatch.chdir(tmp_path)
+    table = pd.DataFrame({"a": np.arange(60.0), "b": np.arange(60) % 7, "label": np.arange(60) % 2})
+    table.to_csv("good.csv", index=False)
+    table.assign(a=["red", "blue"] * 30).to_csv("text.csv", index=False)
+    table.assign(a=[None, 1.0] * 30).to_csv("missing.csv", index=False)
+    table.assign(label=1).to_csv("one.csv", index=False)
+    np.savez("nan.npz", x=np.full((60, 2), np.nan), y=np.arange(60) % 2)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("good.csv", "--target", "price"), "no column 'price'; its columns are a, b, label"),
+        (("good.csv",), "say which column to predict with --target"),
+        (("text.csv", "--target", "label"), "column 'a' holds text, such as 'red'"),
+        (("missing.csv", "--target", "label"), "column 'a' has 30 missing values"),
+        (("nan.npz",), "the inputs hold NaN"),
+        (("nowhere.csv",), "nowhere.csv: no such file"),
+        (("one.csv", "--target", "label"), "only one class"),
+        (("good.csv", "--target", "label", "--network", "resnet"), "--network resnet: expected mlp, conv or"),
+        (("good.csv", "--target", "label", "--network", "conv"), "--network conv needs images"),
+        (("good.csv", "--target", "label", "--lr", "fast"), "--lr fast: expected numbers"),
+        (("good.csv", "--target", "label", "--task", "guess"), "--task guess: expected classification"),
+        (("good.csv", "--target", "label", "--seeds", "0"), "seeds 0: expected at least 1"),
+    ],
+)
+def test_wrong_input_is_one_line_and_status_2(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    assert call(monkeypatch, "study", *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert message in err
+    assert err.startswith("batchnorm: ")
+    assert err.splitlines()[-1:] == [line for line in err.splitlines() if line.strip()]
+    assert not (folder / "study").exists()
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "batchnorm", "study", *arguments, "--output", "out"]
+    source = str(Path(cli.__file__).parents[1])
+    return subprocess.Popen(
+        command,
+        cwd=folder,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
+    process = start(tmp_path, *SMALL, "--json")
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert json.loads(out) == json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert len(json.loads(out)["claims"]) == 9
+    assert (tmp_path / "out" / "report.html").exists()
+
+
+def test_a_traceback_never_reaches_the_user(tmp_path: Path) -> None:
+    process = start(tmp_path, "nowhere.csv")
+    out, err = process.communicate()
+    assert process.returncode == 2
+    assert out == ""
+    assert err == "batchnorm: nowhere.csv: no such file, and not one of digits, wine, diabetes\n"
+
+
+NETWORK = """
+import os, signal
+from torch import nn
+made = 0
+
+def make():
+    "The sixth network of the study presses Ctrl-C."
+    global made
+    made += 1
+    if made == 6:
+        os.kill(os.getpid(), signal.SIGINT)
+    return nn.Sequential(nn.Linear(13, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+"""
+
+
+def test_ctrl_c_keeps_what_was_finished(tmp_path: Path) -> None:
+    (tmp_path / "mine.py").write_text(NETWORK)
+    process = start(tmp_path, *SMALL, "--network", "mine:make")
+    out, err = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT, err
+    found = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    # one network is made to check it; the run of the sixth is finished
+    assert found["interrupted"]
+    assert found["runs_finished"] == 5 < found["runs_planned"]
+    assert "stopping after this run" in err
+    assert f"kept the 5 of {found['runs_planned']} runs" in err
+    assert "Traceback" not in err
+    assert "Interrupted: 5 of" in out
+    assert "Interrupted" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
