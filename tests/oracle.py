@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 ACTIVATIONS = {
     None: lambda z: z,
-    **{name: getattr(F, name) for name in ["relu", "leaky_relu", "silu", "gelu", "hardswish"]},
+    **{name: getattr(F, name) for name in ["relu", "relu6", "leaky_relu", "silu", "gelu", "hardswish"]},
 }
-KINKS = {"relu": (0.0,), "leaky_relu": (0.0,), "hardswish": (-3.0, 3.0)}
+KINKS = {"relu": (0.0,), "leaky_relu": (0.0,), "relu6": (0.0, 6.0), "hardswish": (-3.0, 3.0)}
 
 
 @dataclass

@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -218,6 +219,8 @@ def test_awkward_batches_as_torch(shape, mode):
     assert type(got) is type(expected)
     if isinstance(expected, ValueError):
         assert str(got).startswith(str(expected))  # and then says what to do
+    if isinstance(expected, Exception):  # torch has counted the batch by then; ours has not changed
+        theirs.num_batches_tracked.zero_()
     assert_same_state(ours, theirs)
 
 
@@ -386,14 +389,14 @@ def test_residual_and_activation():
 @pytest.mark.parametrize("option", [{"activation": "tanh"}, {"nonfinite": "ignore"}, {"activation": 3}])
 def test_options_are_checked(option):
     with pytest.raises(
-        ValueError, match=f"{next(iter(option))} must be one of .*, got {next(iter(option.values()))!r}"
+        ValueError, match=f"{next(iter(option))} must be one of .*; got {next(iter(option.values()))!r}"
     ):
         bn.BatchNorm2d(3, **option)
     layer = bn.BatchNorm2d(3)
     with pytest.raises(ValueError, match="must be one of"):
         layer.set_options(**{"nonfinite": "raise", "activation": "relu", **option})
     assert (layer.activation, layer.nonfinite) == (None, "skip")  # none is set
-    with pytest.raises(TypeError, match="unknown option 'slope'; there are activation, nonfinite"):
+    with pytest.raises(TypeError, match=r"unknown option 'slope'; there are activation, .*nonfinite"):
         layer.set_options(slope=0.2)
 
 
@@ -410,7 +413,10 @@ def test_nonfinite_batch(nonfinite):
         with pytest.raises(FloatingPointError):
             layer(x)
     else:
-        y = layer(x)
+        with pytest.warns(RuntimeWarning, match=r"channels \[2\]") if nonfinite == "skip" else nullcontext():
+            y = layer(x)
+        layer(x)  # said once
+        assert layer.skipped_batches == (2 if nonfinite == "skip" else 0)
         assert y[:, [0, 1, 3]].isfinite().all()
         assert y[:, 2].isnan().all()
     remembered = layer.running_mean.isfinite() & layer.running_var.isfinite()

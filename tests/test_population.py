@@ -25,7 +25,7 @@ def test_moved_keeps_the_memorys_dtype_and_rounds_once(dtype):
     new = population.moved(
         *old, Moments(5, torch.full((2,), 101.0).double(), torch.full((2,), 412.0).double()), 0.5, "skip"
     )
-    for got, want in zip(new, (100.5, 101.5), strict=True):
+    for got, want in zip(new[:2], (100.5, 101.5), strict=True):
         assert got.dtype == dtype
         assert torch.equal(got, torch.full((2,), want).to(dtype))
 
@@ -34,7 +34,7 @@ def test_the_average_with_weights_1_over_k_is_the_plain_average():
     mean, var = torch.zeros(3), torch.ones(3)
     batches = [drifting(5, 3, offset=o) for o in (0.0, 10.0, -20.0, 1e3)]
     for k, x in enumerate(batches, start=1):
-        population.remember(mean, var, population.moved(mean, var, Moments.of(x), 1 / k, "skip"))
+        population.remember(mean, var, population.moved(mean, var, Moments.of(x), 1 / k, "skip")[:2])
     judge("mean", mean, torch.stack([x.double().mean(0) for x in batches]).mean(0), budget=1e-4)
     judge("var", var, torch.stack([x.double().var(0) for x in batches]).mean(0), budget=1e-5)
 

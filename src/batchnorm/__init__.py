@@ -3,7 +3,10 @@
 from batchnorm.functional import batch_norm
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from batchnorm.moments import Moments
+from batchnorm.options import Renorm
+from batchnorm.tools.contexts import accumulate, domain, paused
 from batchnorm.tools.convert import convert, register, revert
+from batchnorm.tools.freeze import freeze, unfreeze
 
 __all__ = [
     "BatchNorm",
@@ -11,9 +14,15 @@ __all__ = [
     "BatchNorm2d",
     "BatchNorm3d",
     "Moments",
+    "Renorm",
     "SyncBatchNorm",
+    "accumulate",
     "batch_norm",
     "convert",
+    "domain",
+    "freeze",
+    "paused",
     "register",
     "revert",
+    "unfreeze",
 ]

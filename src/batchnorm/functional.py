@@ -1,48 +1,20 @@
 """Batch normalization as a function: validate, decide, call."""
 
-from typing import Literal, overload
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from batchnorm import ops, population
-from batchnorm.kernels.reference import ACTIVATIONS
+from batchnorm import ops, population, sharing
+from batchnorm.between import Standard
+from batchnorm.gradients import Decisions
+from batchnorm.kernels.reference import ACTIVATIONS, statistics_dtype
 from batchnorm.moments import Moments, values_per_channel
+from batchnorm.options import Options, Renorm, Single
+from batchnorm.validation import validate
 
 
-@overload
-def batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = ...,
-    bias: Tensor | None = ...,
-    training: bool = ...,
-    momentum: float | Tensor = ...,
-    eps: float = ...,
-    *,
-    residual: Tensor | None = ...,
-    activation: str | None = ...,
-    nonfinite: population.NonFinite = ...,
-    return_stats: Literal[False] = ...,
-) -> Tensor: ...
-@overload
-def batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = ...,
-    bias: Tensor | None = ...,
-    training: bool = ...,
-    momentum: float | Tensor = ...,
-    eps: float = ...,
-    *,
-    residual: Tensor | None = ...,
-    activation: str | None = ...,
-    nonfinite: population.NonFinite = ...,
-    return_stats: Literal[True],
-) -> tuple[Tensor, Tensor | None, Tensor | None]: ...
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -55,9 +27,15 @@ def batch_norm(
     *,
     residual: Tensor | None = None,
     activation: str | None = None,
+    mask: Tensor | None = None,
+    lengths: Tensor | None = None,
+    virtual_batch_size: int | None = None,
+    process_group: Any | None = None,
+    renorm: Renorm | None = None,
+    single: Single = "error",
     nonfinite: population.NonFinite = "skip",
     return_stats: bool = False,
-) -> Tensor | tuple[Tensor, Tensor | None, Tensor | None]:
+) -> Any:
     """Batch normalization, as `torch.nn.functional.batch_norm` with more to it.
 
     y = activation((x − μ) / √(σ² + eps) · weight + bias + residual), per channel: by the mean μ and biased variance σ²
@@ -69,7 +47,15 @@ def batch_norm(
         running_mean, running_var: (C,), both or neither; written in training, read otherwise.
         weight, bias: (C,) or None: γ and β.
         residual: the shape of `input`; added before the activation.
-        activation: "relu", "leaky_relu" (slope 0.01), "silu", "gelu" or "hardswish".
+        activation: "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "gelu" or "hardswish".
+        mask: which values count: booleans, or weights ≥ 0, that broadcast over `input`, or over (N, *) for all
+            channels alike. Where it is 0 the output is 0 and no gradient passes.
+        lengths: (N,) how many positions of each sample of an (N, C, L) input count, in place of a mask.
+        virtual_batch_size: each so many samples are normalised by their own statistics in training (ghost batches;
+            Hoffer et al. 2017). What is remembered are the moments of the whole batch.
+        process_group: share the statistics with these ranks in training; True for all.
+        renorm: batch renormalisation; needs running statistics.
+        single: one value per channel in training has no variance: an "error", or normalise it by the "population".
         nonfinite: what a channel with NaN or Inf in its batch does to the running statistics: "skip" leaves them,
             "propagate" takes it in (as torch does), "raise" raises.
         return_stats: return (y, new_running_mean, new_running_var) and write nothing.
@@ -78,7 +64,8 @@ def batch_norm(
         y with the shape, dtype and memory format of `input`.
 
     Raises:
-        ValueError: one value per channel in training, only one running statistic, a bad `eps` or `activation`.
+        ValueError: one value per channel in training, only one running statistic, options that are bad or exclude
+            one another.
         RuntimeError: a shape or dtype that does not fit the input, or no running statistics out of training.
         FloatingPointError: non-finite batch statistics with ``nonfinite="raise"``.
 
@@ -90,34 +77,106 @@ def batch_norm(
 
     Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
-    if not torch.jit.is_tracing():  # sizes are tensors there: to compare them is to warn, and to bake them in
-        _validate(input, running_mean, running_var, weight, bias, training, eps, residual, activation)
+    limits = None if renorm is None else renorm.limits(None)
+    options = Options(residual, activation, mask, lengths, virtual_batch_size, process_group, limits, single)
+    output, batch = normalized(input, running_mean, running_var, weight, bias, training, eps, options)
     stats = running_mean, running_var
-    if not training:
-        output = _by_population(input, running_mean, running_var, weight, bias, eps, residual, activation)
-    elif input.numel() == 0:
-        output = _of_nothing(input, weight, bias)
-    else:
-        output, batch = _by_batch(input, weight, bias, eps, residual, activation)
-        if running_mean is not None and running_var is not None:
-            stats = population.moved(running_mean, running_var, batch, momentum, nonfinite)
-            if not return_stats:
-                population.remember(running_mean, running_var, stats)
+    if batch is not None and running_mean is not None and running_var is not None:
+        *new, _ = population.moved(running_mean, running_var, batch, momentum, nonfinite)
+        stats = new[0], new[1]
+        if not return_stats:
+            population.remember(running_mean, running_var, (new[0], new[1]))
     return (output, *stats) if return_stats else output
 
 
-def _by_batch(
+def normalized(
     input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
+    training: bool,
     eps: float,
-    residual: Tensor | None,
-    activation: str | None,
-) -> tuple[Tensor, Moments]:
-    x, residual = _dense(input, residual)
-    y, mean, var = ops.train(x, residual, weight, bias, eps, activation)
-    count = values_per_channel(input)
-    return y, Moments(count, mean[0], var[0] * count)
+    options: Options,
+) -> tuple[Tensor, Moments | None]:
+    """The output, and the batch's moments per channel (C,) where there is something to remember."""
+    if not torch.jit.is_tracing():  # sizes are tensors there: to compare them is to warn, and to bake them in
+        validate(input, running_mean, running_var, weight, bias, training, eps, options)
+    stats, affine = (running_mean, running_var), (weight, bias)
+    mask = _weights(input, options.mask, options.lengths)
+    if not training:
+        return _by_population(input, *stats, *affine, eps, options, mask), None
+    group = sharing.resolve(options.process_group)
+    virtual = options.virtual_batch_size or 0
+    virtual = virtual if virtual < len(input) else 0
+    if mask is None and not virtual and group is None and options.renorm is None:  # nearly every call
+        if input.numel() == 0:
+            return _of_nothing(input, *affine), None
+        if values_per_channel(input) == 1:
+            return _by_population(input, *stats, *affine, eps, options, None), None
+        x, (residual,) = _dense(input, options.residual)
+        y, mean, var = ops.train(x, residual, *affine, eps, options.activation)
+        count = values_per_channel(input)
+        return y, Moments(count, mean[0], var[0] * count)
+    if virtual and group is not None:
+        raise ValueError(
+            "virtual_batch_size and process_group exclude one another: the first makes the group that shares "
+            "statistics smaller than the batch, the second larger. Choose one"
+        )
+    x, (residual,) = _dense(input, options.residual)
+    by_population = options.renorm is not None or options.single == "population"
+    constant = _population(running_mean, running_var, eps) if by_population else None
+    choice = _Choice(group, options.label, eps, constant, options.renorm, options.single == "population")
+    decisions = Decisions(choice.standard, choice.reduce, options.activation, virtual)
+    y, batch = ops.general(x, residual, *affine, mask, decisions)
+    return y, batch.channels()
+
+
+class _Choice(NamedTuple):
+    """Decisions 2 and 3 between the primitives: who shares statistics, and what we normalise by."""
+
+    group: Any | None
+    label: str
+    eps: float
+    constant: Standard | None  # the population as it was before this batch
+    renorm: tuple[float | Tensor, float | Tensor] | None
+    single_by_population: bool
+
+    def standard(self, own: Moments) -> tuple[Standard, Moments]:
+        shared = own if self.group is None else sharing.pooled_over_ranks(own, self.group, self.label)
+        standard = Standard.of_batch(shared, self.eps)
+        if self.constant is not None and self.single_by_population and isinstance(shared.count, Tensor):
+            several = shared.count > 1
+            standard = standard._replace(
+                mean=torch.where(several, standard.mean, self.constant.mean),
+                rstd=torch.where(several, standard.rstd, self.constant.rstd),
+                share=torch.where(several, standard.share, 0),
+            )
+        if self.constant is not None and self.renorm is not None:
+            standard = _renormalized(standard, self.constant, *self.renorm)
+        return standard, shared.pooled()
+
+    def reduce(self, sums: Tensor) -> Tensor:
+        return sums if self.group is None else sharing.summed_over_ranks(sums, self.group, self.label)
+
+
+def _renormalized(standard: Standard, constant: Standard, r_max: float | Tensor, d_max: float | Tensor) -> Standard:
+    r_max, d_max = (torch.as_tensor(limit).to(standard.mean) for limit in (r_max, d_max))
+    r = (constant.rstd / standard.rstd.detach()).clamp(1 / r_max, r_max)
+    d = ((standard.mean.detach() - constant.mean) * constant.rstd).clamp(-d_max, d_max)
+    return standard._replace(r=r, d=d)
+
+
+def _population(running_mean: Tensor | None, running_var: Tensor | None, eps: float) -> Standard:
+    """The running statistics as constants: copies, so that autograd never holds a buffer that a later batch writes."""
+    if running_mean is None or running_var is None:
+        raise RuntimeError(
+            "running_mean and running_var must be given when training is False: there is nothing to normalise by. "
+            "Pass them, or training=True to use the batch's own statistics"
+        )
+    dtype = statistics_dtype(running_mean)
+    mean, var = (s.detach().to(dtype, copy=True).unsqueeze(0) for s in (running_mean, running_var))
+    return Standard.of_population(mean, var, eps)
 
 
 def _by_population(
@@ -127,26 +186,35 @@ def _by_population(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    residual: Tensor | None,
-    activation: str | None,
+    options: Options,
+    mask: Tensor | None,
 ) -> Tensor:
+    residual, activation = options.residual, options.activation
+    if mask is not None:
+        input, _ = _dense(input)
+        input = torch.where(mask > 0, input, 0)  # whatever stands there, NaN too
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         # A standard operator: exporters know it, and compilers fuse it with its neighbours.
         y = F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
         y = y if residual is None else y + residual
-        return y if activation is None else ACTIVATIONS[activation][0](y)
-    if running_mean is None or running_var is None:
-        raise RuntimeError(
-            "running_mean and running_var must be given when training is False: there is nothing to normalise by. "
-            "Pass them, or training=True to use the batch's own statistics"
-        )
-    if input.numel() == 0:
+        y = y if activation is None else ACTIVATIONS[activation][0](y)
+    elif input.numel() == 0:
         return _of_nothing(input, weight, bias)
-    x, residual = _dense(input, residual)
-    # Copies, so that autograd never holds a buffer that a later batch writes to.
-    dtype = torch.promote_types(running_mean.dtype, torch.float32)
-    mean, var = (s.detach().to(dtype, copy=True).unsqueeze(0) for s in (running_mean, running_var))
-    return ops.frozen(x, residual, weight, bias, mean, var, eps, activation)
+    else:
+        x, (residual,) = _dense(input, residual)
+        y = ops.frozen(x, residual, weight, bias, _population(running_mean, running_var, eps), activation)
+    return y if mask is None else torch.where(mask > 0, y, 0)
+
+
+def _weights(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
+    """The mask, or what `lengths` stand for, as weights that broadcast over `input`."""
+    if lengths is not None:
+        mask = (torch.arange(input.shape[2], device=input.device) < lengths.unsqueeze(1)).unsqueeze(1)
+    if mask is None:
+        return None
+    mask = mask.unsqueeze(1) if mask.dim() == input.dim() - 1 else mask
+    _, (mask,) = _dense(input, mask)
+    return mask.to(torch.promote_types(input.dtype, torch.float32))
 
 
 def _of_nothing(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
@@ -158,10 +226,10 @@ def _of_nothing(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Te
     return y
 
 
-def _dense(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """`x` (and the residual like it) as torch lays out the result: contiguous or channels_last; copied if it is not."""
+def _dense(x: Tensor, *others: Any) -> tuple[Tensor, list[Any]]:
+    """`x` as torch lays out the result, contiguous or channels_last (copied if it is not), and the others like it."""
     if ops.transformed():  # plain operations follow: any layout will do, and vmap cannot say which one it is
-        return x, residual
+        return x, list(others)
     memory_format = torch.contiguous_format
     if x.dim() in (4, 5) and not x.is_contiguous():
         channels_last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
@@ -170,58 +238,6 @@ def _dense(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
             memory_format=channels_last
         ):
             memory_format = channels_last
-    x = x.contiguous(memory_format=memory_format)
-    return x, None if residual is None else residual.contiguous(memory_format=memory_format)
-
-
-def _validate(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    eps: float,
-    residual: Tensor | None,
-    activation: str | None,
-) -> None:
-    if not input.is_floating_point():
-        raise NotImplementedError(
-            f"batch_norm needs a floating-point input, got {input.dtype}; convert it, say .float()"
-        )
-    if (running_mean is None) != (running_var is None):
-        raise ValueError("running_mean and running_var must either both be None or neither be None")
-    if eps < 0 or (training and eps == 0):
-        raise ValueError(f"eps must be {'positive in training' if training else 'non-negative'}, got {eps}")
-    channels = input.shape[1] if input.dim() > 1 else 0
-    for name, t in (
-        ("running_mean", running_mean),
-        ("running_var", running_var),
-        ("weight", weight),
-        ("bias", bias),
-    ):
-        if t is None:
-            continue
-        if t.numel() != channels:
-            raise RuntimeError(
-                f"{name} should contain {channels} elements not {t.numel()}: input of shape {tuple(input.shape)} has "
-                f"{channels} channels (dimension 1)"
-            )
-        if t.dtype is not input.dtype and (t.dtype is not torch.float32 or input.dtype is torch.float64):
-            raise RuntimeError(
-                f"mixed dtype: expected {name} to have {input.dtype}, as the input, "
-                f"{'' if input.dtype is torch.float64 else 'or torch.float32, '}got {t.dtype}"
-            )
-    if input.dim() < 2 and input.numel() > 0:
-        raise IndexError(f"batch_norm needs an input of shape (N, C, *), got {tuple(input.shape)}: it has no channels")
-    if training and input.dim() > 1 and values_per_channel(input) == 1:
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {input.shape}: one value has no "
-            "variance. Use a larger batch, drop the last incomplete one (drop_last=True), or .eval()"
-        )
-    if residual is not None and residual.shape != input.shape:
-        raise RuntimeError(
-            f"expected residual of shape {tuple(input.shape)}, as the input, got {tuple(residual.shape)}"
-        )
-    if activation is not None and activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {activation!r}; there are {', '.join(map(repr, ACTIVATIONS))}")
+    return x.contiguous(memory_format=memory_format), [
+        None if t is None else t.contiguous(memory_format=memory_format) for t in others
+    ]

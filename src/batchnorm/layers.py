@@ -1,17 +1,39 @@
 """The layers: state and options. What they compute is in `functional`."""
 
-from typing import Any, Self, get_args
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal, Self, get_args
 
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.functional import batch_norm
-from batchnorm.kernels.reference import ACTIVATIONS, statistics_dtype
-from batchnorm.population import NonFinite
+from batchnorm.functional import normalized
+from batchnorm.kernels.reference import ACTIVATIONS
+from batchnorm.moments import Moments
+from batchnorm.options import Options, Renorm, Single
+from batchnorm.population import Bank, NonFinite, Window, moved, recomputing, remember
+from batchnorm.sharing import resolve
 
-OPTIONS: dict[str, tuple[Any, ...]] = {"activation": (None, *ACTIVATIONS), "nonfinite": get_args(NonFinite)}
+
+def _one_of(*values: Any) -> Callable[[Any], str | None]:
+    return lambda value: None if value in values else f"must be one of {', '.join(map(repr, values))}"
+
+
+def _a(what: str, fits: Callable[[Any], bool]) -> Callable[[Any], str | None]:
+    return lambda value: None if value is None or fits(value) else f"must be {what}, or None"
+
+
+# Each option beyond torch's, and what is wrong with a value of it, or None.
+OPTIONS: dict[str, Callable[[Any], str | None]] = {
+    "activation": _one_of(None, *ACTIVATIONS),
+    "virtual_batch_size": _a("a number of samples ≥ 1", lambda v: isinstance(v, int) and v >= 1),
+    "process_group": _a("True or a process group", lambda v: v is True or isinstance(v, dist.ProcessGroup)),
+    "renorm": _a("a bn.Renorm", lambda v: isinstance(v, Renorm)),
+    "single": _one_of(*get_args(Single)),
+    "nonfinite": _one_of(*get_args(NonFinite)),
+}
 
 
 class BatchNorm(_BatchNorm):
@@ -32,12 +54,17 @@ class BatchNorm(_BatchNorm):
         affine: whether there are γ (`weight`) and β (`bias`).
         track_running_stats: whether there are running statistics.
         bias: whether β is among the affine parameters.
-        activation: "relu", "leaky_relu", "silu", "gelu" or "hardswish", applied in the same pass.
-        nonfinite: what a channel with NaN or Inf in its batch does to the running statistics: "skip", "raise" or
-            "propagate" (torch's way).
+        activation: "relu", "relu6", "leaky_relu", "silu", "gelu" or "hardswish", applied in the same pass.
+        virtual_batch_size: each so many samples are normalised by their own statistics in training (ghost batches).
+        process_group: the ranks that share statistics in training; True for all.
+        renorm: `bn.Renorm(r_max, d_max, warmup)`: batch renormalisation.
+        single: one value per channel in training: an "error", as torch, or normalised by the "population".
+        nonfinite: what a channel with NaN or Inf in its batch does to the running statistics: "skip" (counted in
+            `skipped_batches`), "raise", or "propagate" (torch's way).
 
     Shape:
-        input, residual and output: (N, C, *), the output in the input's dtype and memory format.
+        input, residual and output: (N, C, *), the output in the input's dtype and memory format. `mask` broadcasts
+        over the input, or over (N, *) for all channels alike; `lengths` are (N,) for an input (N, C, L).
 
     Raises:
         ValueError: an input of the wrong rank, one value per channel in training, an unknown option.
@@ -53,6 +80,20 @@ class BatchNorm(_BatchNorm):
     Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
 
+    # Options and states at their defaults live on the class: a layer that torch made or pickled has them too.
+    activation: str | None = None
+    virtual_batch_size: int | None = None
+    process_group: Any = None
+    renorm: Renorm | None = None
+    single: Single = "error"
+    nonfinite: NonFinite = "skip"
+    frozen: Literal[False, "statistics", "all"] = False  # `freeze`
+    _paused: int = 0  # how many `bn.paused` are open
+    _window: Window | None = None  # `bn.accumulate`
+    _domain: str | None = None  # `bn.domain`
+    _skips: int | Tensor = 0
+    _name: str | None = None  # in the model, as `convert` found it
+
     def __init__(
         self,
         num_features: int,
@@ -64,17 +105,12 @@ class BatchNorm(_BatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        activation: str | None = None,
-        nonfinite: NonFinite = "skip",
+        **options: Any,
     ) -> None:
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, bias=bias
         )
-        self.set_options(activation=activation, nonfinite=nonfinite)
-
-    # Options at their defaults live on the class: a layer converted from torch's, or pickled by it, has them too.
-    activation: str | None = None
-    nonfinite: NonFinite = "skip"
+        self.set_options(**options)
 
     def set_options(self, **options: Any) -> Self:
         """Set the options beyond torch's, by their names in the constructor; returns the layer.
@@ -86,43 +122,133 @@ class BatchNorm(_BatchNorm):
         for name, value in options.items():
             if name not in OPTIONS:
                 raise TypeError(f"unknown option {name!r}; there are {', '.join(OPTIONS)}")
-            if value not in OPTIONS[name]:
-                raise ValueError(f"{name} must be one of {', '.join(map(repr, OPTIONS[name]))}, got {value!r}")
+            if wrong := OPTIONS[name](value):
+                raise ValueError(f"{name} {wrong}; got {value!r}")
         for name, value in options.items():
             setattr(self, name, value)
         return self
+
+    @property
+    def skipped_batches(self) -> int:
+        """How many batches left a channel's running statistics alone because they were not finite."""
+        return int(self._skips)
 
     def _check_input_dim(self, input: Tensor) -> None:
         if input.dim() < 2:
             raise ValueError(f"expected at least 2D input (N, C, *) (got {input.dim()}D input)")
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        *,
+        mask: Tensor | None = None,
+        lengths: Tensor | None = None,
+    ) -> Tensor:
         self._check_input_dim(input)
-        learns = self.training and self.track_running_stats
-        momentum: float | Tensor = 0.0 if self.momentum is None else self.momentum
-        if learns and self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-            if self.momentum is None:
-                count = self.num_batches_tracked
-                momentum = 1.0 / count.to(statistics_dtype(count))  # 1 / an integer tensor is float32
-        # Running statistics that are not tracked are not written to: in training they are not passed.
-        known = learns or not self.training
-        return batch_norm(
-            input,
-            self.running_mean if known else None,
-            self.running_var if known else None,
-            self.weight,
-            self.bias,
-            self.training or (self.running_mean is None and self.running_var is None),
-            momentum,
-            self.eps,
-            residual=residual,
-            activation=self.activation,
-            nonfinite=self.nonfinite,
+        bank: Any = self if self._domain is None else self.banks[self._domain]
+        # In training, running statistics that are not tracked are neither read nor written.
+        known = self.track_running_stats or not self.training
+        mean, var = (bank.running_mean, bank.running_var) if known else (None, None)
+        by_batch = (self.training and not self.frozen) or (mean is None and var is None)
+        affine = bank if bank.affine else self
+        limits = self.renorm.limits(bank.num_batches_tracked) if self.renorm and by_batch else None
+        group = resolve(self._group()) if by_batch else None
+        label = "" if group is None else self._label()
+        options = Options(
+            residual, self.activation, mask, lengths, self.virtual_batch_size, group, limits, self.single, label
         )
+        output, batch = normalized(input, mean, var, affine.weight, affine.bias, by_batch, self.eps, options)
+        if self.training and by_batch and mean is not None and not self._paused and not recomputing():
+            self._remember(bank, batch)
+        return output
+
+    def _group(self) -> Any:
+        return self.process_group
+
+    def _label(self) -> str:
+        """What errors between ranks call this layer and step; on an accelerator the step is not asked for."""
+        name = self._name or f"{type(self).__name__}({self.num_features})"
+        batches = self.num_batches_tracked
+        if batches is None or batches.device.type != "cpu" or torch.compiler.is_compiling():
+            return name
+        return f"{name}, step {int(batches) + 1}"
+
+    def _remember(self, bank: Any, batch: Moments | None) -> None:
+        """Move the population by the batch, or by the window of micro-batches that it completes."""
+        if batch is not None and self._window is not None:
+            batch = self._window.add(batch)
+            if batch is None:
+                return
+        batches = bank.num_batches_tracked
+        if batch is not None:
+            # in the statistics' dtype: 1 / an integer tensor is float32
+            momentum = 1.0 / (batches.to(batch.mean.dtype) + 1) if self.momentum is None else self.momentum
+            *new, unfit = moved(bank.running_mean, bank.running_var, batch, momentum, self.nonfinite)
+            remember(bank.running_mean, bank.running_var, (new[0], new[1]))
+            if self.nonfinite == "skip" and not torch.compiler.is_compiling():
+                self._count_skip(unfit)
+        if batches is not None:
+            batches.add_(1)
+
+    def close_window(self) -> None:
+        """Move the population by the micro-batches of a window that is not full, if there are any."""
+        window, self._window = self._window, None
+        if window is not None and (batch := window.drain()) is not None:
+            self._remember(self if self._domain is None else self.banks[self._domain], batch)
+
+    def _count_skip(self, unfit: Tensor) -> None:
+        """Count without waiting for the device; asking a CPU costs nothing, and there the first time is said."""
+        if unfit.device.type != "cpu":
+            self._skips = self._skips + unfit.any()
+        elif not torch._C._are_functorch_transforms_active() and unfit.any():
+            if not self._skips:
+                warnings.warn(
+                    f"{self!r}: the batch statistics of channels {unfit.nonzero().flatten().tolist()} are not finite; "
+                    "their running statistics stay as they were. Said once; layer.skipped_batches counts",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
+            self._skips = int(self._skips) + 1
+
+    def freeze(self, affine: bool = False) -> None:
+        """Normalise by the population and remember nothing, in training too; with `affine`, γ and β do not train."""
+        if self.running_mean is None:
+            raise ValueError(f"{self!r} has no running statistics to normalise by: it cannot be frozen")
+        self.frozen = "all" if affine else "statistics"
+        if affine:
+            self.requires_grad_(False)
+
+    def unfreeze(self) -> None:
+        """Undo `freeze`."""
+        if self.frozen == "all":
+            self.requires_grad_(True)
+        self.frozen = False
+
+    def add_bank(self, name: str, affine: bool = False) -> None:
+        """Start a population `name` as a copy of the layer's, with γ and β of its own if `affine`."""
+        if self.running_mean is None:
+            raise ValueError(f"{self!r} keeps no population, so it cannot keep several")
+        if not hasattr(self, "banks"):
+            self.banks = nn.ModuleDict()
+        if name not in self.banks:
+            self.banks[name] = Bank(self, affine)
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.frozen and hasattr(destination, "_metadata"):  # beside the tensors, where torch's layers look past it
+            destination._metadata[prefix[:-1]]["frozen"] = self.frozen
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+        banks, own = f"{prefix}banks.", ".running_mean"
+        for name in [k[len(banks) : -len(own)] for k in state_dict if k.startswith(banks) and k.endswith(own)]:
+            self.add_bank(name, affine=f"{banks}{name}.weight" in state_dict)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        if frozen := local_metadata.get("frozen"):
+            self.freeze(affine=frozen == "all")
 
     def extra_repr(self) -> str:
-        changed = [f"{k}={v!r}" for k in OPTIONS if (v := getattr(self, k)) != getattr(BatchNorm, k)]
+        changed = [f"{k}={v!r}" for k in (*OPTIONS, "frozen") if (v := getattr(self, k)) != getattr(BatchNorm, k)]
         return ", ".join([super().extra_repr(), *changed])
 
 
@@ -145,10 +271,10 @@ class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
 
 
 class SyncBatchNorm(BatchNorm, nn.SyncBatchNorm):
-    """`BatchNorm` whose place in a network is that of `torch.nn.SyncBatchNorm`, a subclass of it.
+    """`BatchNorm` that shares statistics with every rank unless told otherwise, a subclass of `torch.nn.SyncBatchNorm`.
 
-    In a process group of several ranks it computes what torch's does, by torch's own code (which needs a GPU);
-    everywhere else it is plain `BatchNorm`.
+    Unlike torch's it works on any device and backend, with ranks of different sizes, and is differentiable twice.
+    Without a process group of several ranks it is plain `BatchNorm`.
     """
 
     def __init__(
@@ -166,12 +292,5 @@ class SyncBatchNorm(BatchNorm, nn.SyncBatchNorm):
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **keywords)
         self.process_group = process_group
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        if not (self.training and dist.is_available() and dist.is_initialized() and self._world_size() > 1):
-            return super().forward(input, residual)
-        y = nn.SyncBatchNorm.forward(self, input)
-        y = y if residual is None else y + residual
-        return y if self.activation is None else ACTIVATIONS[self.activation][0](y)
-
-    def _world_size(self) -> int:
-        return dist.get_world_size(self.process_group or dist.group.WORLD)
+    def _group(self) -> Any:
+        return True if self.process_group is None else self.process_group

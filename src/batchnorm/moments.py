@@ -5,6 +5,7 @@ Ranks, virtual batches, data shards and streams of data are all merged here, exa
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from batchnorm.kernels import reference
@@ -28,20 +29,32 @@ class Moments:
     m2: Tensor
 
     @classmethod
-    def of(cls, x: Tensor) -> "Moments":
-        """The moments of `x: (N, C, *)` over all dimensions but the second."""
-        mean, m2 = reference.moments(x)
-        return cls(values_per_channel(x), mean[0], m2[0])
+    def of(cls, x: Tensor, mask: Tensor | None = None) -> "Moments":
+        """The moments of `x: (N, C, *)` over all dimensions but the second, weighted by `mask` (it broadcasts)."""
+        return cls(*reference.moments(x, mask=mask)).channels()
 
     @property
     def variance(self) -> Tensor:
         """The biased variance m2 / count, which normalises."""
-        return self.m2 / self.count
+        return self.m2 / _at_least_something(self.count)
 
     @property
     def unbiased_variance(self) -> Tensor:
         """The unbiased variance m2 / (count − 1), which is remembered."""
         return self.m2 / (self.count - 1)
+
+    def channels(self) -> "Moments":
+        """The one group there is, as (C,)."""
+        count = self.count[0] if isinstance(self.count, Tensor) and self.count.dim() else self.count
+        return Moments(count, self.mean[0], self.m2[0])
+
+    def pooled(self) -> "Moments":
+        """The moments of all groups' values together, (1, C) from (G, C): `merge` over the first dimension."""
+        count = torch.as_tensor(self.count, dtype=self.mean.dtype, device=self.mean.device).expand_as(self.mean)
+        total = count.sum(0, keepdim=True)
+        mean = (count * self.mean).sum(0, keepdim=True) / _at_least_something(total)
+        between = count * (self.mean - mean).square()
+        return Moments(total, mean, (self.m2 + between).sum(0, keepdim=True))
 
     def merge(self, other: "Moments") -> "Moments":
         """The moments of both sets of values together.
@@ -57,12 +70,16 @@ class Moments:
         """
         count = self.count + other.count
         delta = other.mean - self.mean
-        # An empty side carries no information, and 0/0 where both are empty must not become NaN. Counts meet `delta`
-        # before each other: the ratio of two integer tensors is float32.
-        step = delta * other.count / (count.clamp(min=1) if isinstance(count, Tensor) else max(count, 1))
+        # Counts meet `delta` before each other: the ratio of two integer tensors is float32.
+        step = delta * other.count / _at_least_something(count)
         return Moments(count, self.mean + step, self.m2 + other.m2 + delta * step * self.count)
 
 
 def values_per_channel(x: Tensor) -> int:
     """How many values each channel of `x: (N, C, *)` has."""
     return x.shape[0] * x.shape[2:].numel()
+
+
+def _at_least_something(count: int | Tensor) -> int | Tensor:
+    """`count`, or 1 where it is 0: no values have mean 0 and variance 0, not NaN."""
+    return count.where(count > 0, 1) if isinstance(count, Tensor) else max(count, 1)

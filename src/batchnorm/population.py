@@ -1,9 +1,11 @@
-"""What is remembered: the running statistics, and how a batch moves them."""
+"""What is remembered: the running statistics, how a batch moves them, and when."""
 
+import copy
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from batchnorm.moments import Moments
 
@@ -12,25 +14,28 @@ NonFinite = Literal["skip", "raise", "propagate"]
 
 def moved(
     running_mean: Tensor, running_var: Tensor, batch: Moments, momentum: float | Tensor, nonfinite: NonFinite
-) -> tuple[Tensor, Tensor]:
-    """The population after `batch`: each statistic s becomes (1 − momentum)·s + momentum·s_batch.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The population after `batch` (per channel, (C,)), and which channels were skipped for a value not finite.
 
-    The variance remembered is the unbiased one. A channel whose batch statistics are not finite keeps its old values
-    under "skip", takes them under "propagate", and raises `FloatingPointError` under "raise".
+    Each statistic s becomes (1 − momentum)·s + momentum·s_batch; the variance remembered is the unbiased one. Channels
+    with fewer than two values (a mask may leave so few) have none, and keep what they had. A channel whose batch
+    statistics are not finite keeps its old values under "skip", takes them under "propagate", and raises
+    `FloatingPointError` under "raise".
     """
-    news = batch.mean, batch.unbiased_variance
+    news = batch.mean.detach(), batch.unbiased_variance.detach()
     olds = running_mean.detach().to(news[0].dtype), running_var.detach().to(news[1].dtype)
-    mean, var = (old + (new.detach() - old) * momentum for old, new in zip(olds, news, strict=True))
-    if nonfinite != "propagate":
-        finite = (news[0].isfinite() & news[1].isfinite()).detach()
-        if nonfinite == "raise" and not finite.all():
-            channels = (~finite).nonzero().flatten().tolist()
-            raise FloatingPointError(
-                f"the batch statistics of channels {channels} are not finite, and nonfinite='raise'; "
-                "nothing was remembered. Look for NaN or Inf in the input, or pass nonfinite='skip'"
-            )
-        mean, var = torch.where(finite, mean, olds[0]), torch.where(finite, var, olds[1])
-    return mean.to(running_mean.dtype), var.to(running_var.dtype)
+    mean, var = (old + (new - old) * momentum for old, new in zip(olds, news, strict=True))
+    enough = torch.as_tensor(batch.count, device=mean.device) > 1
+    unfit = enough & ~(batch.mean.isfinite() & batch.m2.isfinite()).detach()
+    if nonfinite == "raise" and unfit.any():
+        channels = unfit.nonzero().flatten().tolist()
+        raise FloatingPointError(
+            f"the batch statistics of channels {channels} are not finite, and nonfinite='raise'; "
+            "nothing was remembered. Look for NaN or Inf in the input, or pass nonfinite='skip'"
+        )
+    known = enough if nonfinite == "propagate" else enough & ~unfit
+    mean, var = torch.where(known, mean, olds[0]), torch.where(known, var, olds[1])
+    return mean.to(running_mean.dtype), var.to(running_var.dtype), unfit
 
 
 def remember(running_mean: Tensor, running_var: Tensor, new: tuple[Tensor, Tensor]) -> None:
@@ -38,3 +43,43 @@ def remember(running_mean: Tensor, running_var: Tensor, new: tuple[Tensor, Tenso
     with torch.no_grad():
         running_mean.copy_(new[0])
         running_var.copy_(new[1])
+
+
+def recomputing() -> bool:
+    """Whether this forward pass runs inside a backward pass: an activation checkpoint repeats what is known already."""
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
+
+
+@dataclass
+class Window:
+    """Micro-batches that count as one: their merged moments come out once `steps` of them went in.
+
+    Source of the merge: `Moments.merge`.
+    """
+
+    steps: int
+    taken: int = 0
+    moments: Moments | None = None
+
+    def add(self, batch: Moments) -> Moments | None:
+        """Take a micro-batch in; returns the window's moments if that completes it."""
+        self.moments = batch if self.moments is None else self.moments.merge(batch)
+        self.taken += 1
+        return self.drain() if self.taken == self.steps else None
+
+    def drain(self) -> Moments | None:
+        """What has been taken in so far, and start anew."""
+        moments, self.moments, self.taken = self.moments, None, 0
+        return moments
+
+
+class Bank(nn.Module):
+    """One of several populations of a layer: running statistics, and γ and β of its own if `affine`."""
+
+    def __init__(self, layer: nn.Module, affine: bool) -> None:
+        super().__init__()
+        self.affine = affine
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, copy.deepcopy(getattr(layer, name)))
+        for name in ("weight", "bias"):
+            self.register_parameter(name, copy.deepcopy(getattr(layer, name)) if affine else None)

@@ -1,7 +1,9 @@
 """The paper's equations in plain torch: any device, any dtype; autograd differentiates `moments` and `normalize`.
 
-Every kernel module offers the functions below with these signatures. Statistics are float64 (float32 where the
-device has no float64), shaped (1, C); `x` is (N, C, *).
+Every kernel module offers the functions below with these signatures. `x` is (N, C, *). Statistics are float64 (float32
+where the device has no float64) and shaped (G, C), a row for each group of samples that shares them: all N together
+(`virtual=0`), or each `virtual` samples in turn (the last group may be smaller). `mask` holds weights ≥ 0 that
+broadcast over `x`, or None; where they are 0, values count for nothing, come out 0 and pass no gradient.
 
 Source: Ioffe & Szegedy 2015, "Batch Normalization", algorithm 1 and the gradients of section 3.
 """
@@ -17,6 +19,7 @@ aten = torch.ops.aten
 # name -> (the activation, its gradient from (grad, z)). The only list of activations.
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "relu": (F.relu, lambda grad, z: aten.threshold_backward(grad, z, 0)),
+    "relu6": (F.relu6, lambda grad, z: aten.hardtanh_backward(grad, z, 0, 6)),
     "leaky_relu": (F.leaky_relu, lambda grad, z: aten.leaky_relu_backward(grad, z, 0.01, False)),
     "silu": (F.silu, lambda grad, z: aten.silu_backward(grad, z)),
     "gelu": (F.gelu, lambda grad, z: aten.gelu_backward(grad, z)),
@@ -29,20 +32,24 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
     return torch.float32 if x.device.type == "mps" else torch.float64
 
 
-def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and sum of squared deviations per channel, each (1, C).
+def moments(x: Tensor, virtual: int = 0, mask: Tensor | None = None) -> tuple[int | Tensor, Tensor, Tensor]:
+    """How many values there are, their mean, and the sum of their squared deviations from it: count, mean, m2."""
+    x, weights = _widen(x), None
+    if mask is not None:
+        x, weights = torch.where(mask > 0, x, 0), mask.to(x.dtype)
+    count: int | Tensor = x.numel() // max(x.shape[1], 1)
+    if virtual or weights is not None:
+        count = _total(torch.ones_like(x) if weights is None else weights.expand_as(x), virtual)
+    some = count.where(count > 0, 1) if isinstance(count, Tensor) else max(count, 1)  # a mask may leave nothing
+    mean = _total(x, virtual) / some if weights is None else _weighted_mean(x, weights, some, virtual)
+    squares = _centered(x, mean, virtual).square()
+    return count, mean, _total(squares if weights is None else squares * weights, virtual)
 
-    The deviations are taken from a first estimate of the mean, so nothing cancels however far the data are from 0.
-    """
-    over = [0, *range(2, x.dim())]
-    x = _widen(x)
-    estimate = x.detach().mean(over, keepdim=True)
-    deviation = x - estimate
-    correction = deviation.mean(over, keepdim=True)
-    m2 = (deviation - correction).square().sum(over)
-    dtype = statistics_dtype(x)
-    mean = estimate.to(dtype) + correction.to(dtype)
-    return mean.reshape(1, -1), m2.to(dtype).reshape(1, -1)
+
+def _weighted_mean(x: Tensor, weights: Tensor, count: int | Tensor, virtual: int) -> Tensor:
+    """Products with weights round at the size of x: from a first estimate on, of what is left of x without it."""
+    estimate = _total((x * weights).detach(), virtual) / count
+    return estimate + _total(_centered(x, estimate, virtual) * weights, virtual) / count
 
 
 def normalize(
@@ -52,10 +59,14 @@ def normalize(
     shift: Tensor,
     residual: Tensor | None = None,
     activation: str | None = None,
+    virtual: int = 0,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """act((x − mean)·scale + shift + residual) in the dtype of `x`."""
-    z = _preactivation(x, _centered(x, mean), scale, shift, residual)
-    return (z if activation is None else ACTIVATIONS[activation][0](z)).to(x.dtype)
+    y = _preactivation(x, _centered(x, mean, virtual), scale, shift, residual, virtual)
+    if activation is not None:
+        y = ACTIVATIONS[activation][0](y)
+    return (y if mask is None else torch.where(mask > 0, y, 0)).to(x.dtype)
 
 
 def backward_reduce(
@@ -66,13 +77,12 @@ def backward_reduce(
     shift: Tensor,
     residual: Tensor | None = None,
     activation: str | None = None,
+    virtual: int = 0,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Σ g′ and Σ g′·(x − mean), each (1, C), where g′ is the gradient before the activation."""
-    over = [0, *range(2, x.dim())]
-    centered, grad = _before_activation(grad, x, mean, scale, shift, residual, activation)
-    dtype = statistics_dtype(x)
-    sums = grad.sum(over, dtype=dtype), (grad * centered).sum(over, dtype=dtype)
-    return sums[0].reshape(1, -1), sums[1].reshape(1, -1)
+    """Σ g′ and Σ g′·(x − mean), each (G, C), where g′ is the gradient before the activation."""
+    centered, grad = _before_activation(grad, x, mean, scale, shift, residual, activation, virtual, mask)
+    return _total(grad, virtual), _total(grad * centered, virtual)
 
 
 def backward_apply(
@@ -86,10 +96,15 @@ def backward_apply(
     c: Tensor,
     residual: Tensor | None = None,
     activation: str | None = None,
+    virtual: int = 0,
+    mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """a·g′ + b·(x − mean) + c, and g′ itself as the gradient of the residual where there is one."""
-    centered, grad = _before_activation(grad, x, mean, scale, shift, residual, activation)
-    dx = grad * _over(a, grad) + centered * _over(b, grad) + _over(c, grad)
+    """a·g′ + (b·(x − mean) + c)·mask, and g′ itself as the gradient of the residual where there is one."""
+    centered, grad = _before_activation(grad, x, mean, scale, shift, residual, activation, virtual, mask)
+    through = centered * _over(b, grad, virtual) + _over(c, grad, virtual)
+    if mask is not None:
+        through = through * mask
+    dx = grad * _over(a, grad, virtual) + through
     return dx.to(x.dtype), None if residual is None else grad.to(residual.dtype)
 
 
@@ -101,30 +116,53 @@ def _before_activation(
     shift: Tensor,
     residual: Tensor | None,
     activation: str | None,
+    virtual: int,
+    mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    centered, grad = _centered(x, mean), _widen(grad)
+    """x − mean and g′, both 0 where masked, whatever stands there."""
+    centered, grad = _centered(x, mean, virtual), _widen(grad)
     if activation is not None:
-        grad = ACTIVATIONS[activation][1](grad, _preactivation(x, centered, scale, shift, residual))
+        grad = ACTIVATIONS[activation][1](grad, _preactivation(x, centered, scale, shift, residual, virtual))
+    if mask is not None:
+        centered, grad = torch.where(mask > 0, centered, 0), torch.where(mask > 0, grad, 0)
     return centered, grad
 
 
-def _preactivation(x: Tensor, centered: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None) -> Tensor:
-    z = centered * _over(scale, centered) + _over(shift, centered)
+def _preactivation(
+    x: Tensor, centered: Tensor, scale: Tensor, shift: Tensor, residual: Tensor | None, virtual: int
+) -> Tensor:
+    z = centered * _over(scale, centered, virtual) + _over(shift, centered, virtual)
     return z if residual is None else z + residual
 
 
-def _centered(x: Tensor, mean: Tensor) -> Tensor:
+def _centered(x: Tensor, mean: Tensor, virtual: int) -> Tensor:
     """x − mean with the mean as two floats: one float32 is off by 0.03 at a mean of 1e6."""
     x = _widen(x)
     high = mean.detach().to(x.dtype)
     low = mean - high
-    return (x - _over(high, x)) - _over(low, x)
+    return (x - _over(high, x, virtual)) - _over(low, x, virtual)
 
 
 def _widen(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
-def _over(statistic: Tensor, x: Tensor) -> Tensor:
-    """A (1, C) statistic, shaped and typed to broadcast over `x`."""
-    return statistic.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
+def _total(values: Tensor, virtual: int) -> Tensor:
+    """Sums (G, C) of values (N, C, *) over each group."""
+    dtype = statistics_dtype(values)
+    if not virtual:
+        return values.sum([0, *range(2, values.dim())], dtype=dtype).reshape(1, -1)
+    samples = values.flatten(2).sum(2, dtype=dtype) if values.dim() > 2 else values.to(dtype)
+    groups = samples.new_zeros(-(-len(samples) // virtual), samples.shape[1])
+    return groups.index_add(0, _group_of_each(samples, virtual), samples)
+
+
+def _over(statistic: Tensor, x: Tensor, virtual: int) -> Tensor:
+    """A statistic (G, C), or (1, C) for every group, shaped and typed to broadcast over `x`."""
+    if virtual and len(statistic) > 1:
+        statistic = statistic[_group_of_each(x, virtual)]
+    return statistic.to(x.dtype).reshape(*statistic.shape, *[1] * (x.dim() - 2))
+
+
+def _group_of_each(x: Tensor, virtual: int) -> Tensor:
+    return torch.arange(len(x), device=x.device) // virtual

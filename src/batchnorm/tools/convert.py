@@ -51,12 +51,13 @@ def register(theirs: type[nn.Module], ours: type[BatchNorm]) -> None:
     _ours[theirs] = ours
 
 
-def convert(model: Model, **options: Any) -> Model:
+def convert(model: Model, *, sync: bool = False, **options: Any) -> Model:
     """Turn every batch norm of `model` that is torch's own into ours, in place; returns the model.
 
     Layers of exactly the registered classes (torch's four, and those of `register`) are converted. Subclasses may
     behave in their own way: they are left as they are and named in a warning. `options` are those of `BatchNorm`
-    beyond torch's; they are also set on layers that are ours already.
+    beyond torch's; they are also set on layers that are ours already. `sync` shares statistics between all ranks, and
+    is short for ``process_group=True``.
 
     Raises:
         TypeError, ValueError: a bad option; then nothing is changed.
@@ -67,6 +68,7 @@ def convert(model: Model, **options: Any) -> Model:
     >>> type(model[1])
     <class 'batchnorm.layers.BatchNorm2d'>
     """
+    options |= {"process_group": True} if sync else {}
     BatchNorm(1).set_options(**options)  # complains before anything is changed
     strangers = []
     for name, module in model.named_modules():
@@ -75,7 +77,7 @@ def convert(model: Model, **options: Any) -> Model:
         elif isinstance(module, _BatchNorm) and not isinstance(module, BatchNorm):
             strangers.append(f"{name or '(the model itself)'} ({_why_left(module)})")
         if isinstance(module, BatchNorm):
-            module.set_options(**options)
+            module.set_options(**options)._name = name
     if strangers:
         warnings.warn(f"left as they are: {', '.join(strangers)}", stacklevel=2)
     return model
@@ -95,6 +97,8 @@ def revert(model: Model) -> Model:
     theirs = {ours: class_ for class_, ours in _ours.items()}
     layers = [(name or "(the model itself)", m) for name, m in model.named_modules() if isinstance(m, BatchNorm)]
     stuck = [f"{name} (activation={m.activation!r})" for name, m in layers if m.activation]
+    stuck += [f"{name} (frozen)" for name, m in layers if m.frozen]
+    stuck += [f"{name} (populations {', '.join(m.banks)})" for name, m in layers if hasattr(m, "banks")]
     stuck += [f"{name} ({type(m).__name__} has no counterpart)" for name, m in layers if type(m) not in theirs]
     if stuck:
         raise ValueError(
@@ -102,8 +106,11 @@ def revert(model: Model) -> Model:
             "Take the option off (layer.set_options), or register a counterpart; nothing was changed"
         )
     for _, module in layers:
-        for option in OPTIONS:
-            module.__dict__.pop(option, None)
+        group = module.process_group
+        for name in (*OPTIONS, "frozen", "_paused", "_window", "_domain", "_skips", "_name"):
+            module.__dict__.pop(name, None)
+        if isinstance(module, nn.SyncBatchNorm):  # there it is torch's
+            module.process_group = None if group is True else group
         module.__class__ = theirs[type(module)]  # type: ignore[assignment]
     return model
 

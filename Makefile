@@ -1,0 +1,50 @@
+# Every target sets itself up in .venv: a machine with Python 3.11 or newer, make and git is enough.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+CI     ?=
+JOBS   ?= auto
+
+.DEFAULT_GOAL := help
+.PHONY: help study test check lint types doctest examples docs bench clean
+
+help:      ## what there is
+	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+study: $(VENV)/study.installed      ## what normalisation does for a network: a summary here, a page in study/
+	@$(BIN)/batchnorm study $(ARGS)
+
+test: $(VENV)/dev.installed         ## every test, in parallel
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+
+check: lint types test doctest examples docs   ## everything that CI runs
+
+lint: $(VENV)/dev.installed         ## ruff: lint and format
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+types: $(VENV)/dev.installed        ## mypy
+	@$(BIN)/mypy
+
+doctest: $(VENV)/dev.installed      ## the examples in the docstrings
+	@$(BIN)/python -m pytest --doctest-modules src
+
+examples: $(VENV)/dev.installed     ## the gallery, each in a process of its own
+	@for f in examples/*.py; do echo "$$f"; $(BIN)/python -W error $$f >/dev/null || exit 1; done
+
+docs: $(VENV)/docs.installed        ## the documentation, into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+bench: $(VENV)/study.installed      ## speed against torch on this machine
+	@$(BIN)/batchnorm bench $(ARGS)
+
+clean:     ## remove what these commands made
+	rm -rf $(VENV) site study .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit("batchnorm needs Python 3.11 or newer; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
+	@$(PYTHON) -m venv $(VENV)
+
+$(VENV)/%.installed: $(BIN)/python pyproject.toml constraints.txt
+	@echo "setting up .venv for $*: a few minutes the first time"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@touch $@

@@ -1,0 +1,88 @@
+"""The per-channel arithmetic between the four primitives of the kernels, the same for every kind of batch norm.
+
+moments → `Standard` (what normalises) → normalize; backward_reduce → three coefficients → backward_apply.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from batchnorm.moments import Moments
+
+
+class Standard(NamedTuple):
+    """What the values of each group and channel are normalised by: x̂ = (x − mean)·rstd·r + d, each (G, C).
+
+    `share` is 1/count where mean and rstd are those of the values themselves, and 0 where they are constants to the
+    gradient. `r` and `d` are constants too (batch renormalisation), or None for 1 and 0.
+    """
+
+    mean: Tensor
+    rstd: Tensor
+    share: Tensor
+    r: Tensor | None = None
+    d: Tensor | None = None
+
+    @classmethod
+    def of_batch(cls, batch: Moments, eps: float) -> "Standard":
+        """The batch's own mean and biased variance."""
+        rstd = (batch.variance + eps).rsqrt()
+        return cls(batch.mean, rstd, 1 / torch.as_tensor(batch.count, dtype=rstd.dtype, device=rstd.device))
+
+    @classmethod
+    def of_population(cls, mean: Tensor, var: Tensor, eps: float) -> "Standard":
+        """Constants, (1, C)."""
+        return cls(mean, (var + eps).rsqrt(), torch.zeros_like(mean))
+
+    def with_affine(self, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+        """The kernels' (mean, scale, shift): γ·x̂ + β = (x − mean)·scale + shift."""
+        scale = self.rstd if self.r is None else self.rstd * self.r
+        shift = torch.zeros_like(self.rstd) if self.d is None else self.d
+        if weight is not None:
+            scale, shift = scale * weight, shift * weight
+        return self.mean, scale, shift if bias is None else shift + bias
+
+
+class Details(NamedTuple):
+    """What the kernels are told beside the statistics."""
+
+    residual: Tensor | None = None
+    activation: str | None = None
+    virtual: int = 0
+    mask: Tensor | None = None
+
+
+def forward(
+    kernels: ModuleType, x: Tensor, weight: Tensor | None, bias: Tensor | None, standard: Standard, details: Details
+) -> Tensor:
+    return kernels.normalize(x, *standard.with_affine(weight, bias), *details)
+
+
+def backward(
+    kernels: ModuleType,
+    grad: Tensor,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    standard: Standard,
+    details: Details,
+    reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+    """The gradients of x, the residual, γ and β; `reduce` sums over all who share the statistics.
+
+    With s = γ·rstd·r: dx = s·(g′ − Σg′/n − (x − mean)·rstd²·Σ(g′·(x − mean))/n). γ and β have their own values' sums.
+    """
+    if grad.stride() != x.stride():  # autograd may send another layout: an expanded scalar, say
+        grad = torch.empty_like(x, dtype=grad.dtype).copy_(grad)
+    mean, scale, shift = standard.with_affine(weight, bias)
+    own = kernels.backward_reduce(grad, x, mean, scale, shift, *details)
+    total, total_x = reduce(torch.stack(own)).unbind()
+    each = scale * standard.share
+    b, c = -each * standard.rstd.square() * total_x, -each * total
+    dx, dresidual = kernels.backward_apply(grad, x, mean, scale, shift, scale, b, c, *details)
+    dscale = own[1] * standard.rstd
+    dscale = dscale if standard.r is None else dscale * standard.r + own[0] * standard.d
+    return dx, dresidual, dscale.sum(0), own[0].sum(0)

@@ -1,0 +1,156 @@
+"""Autograd: the derivative of every path is `between.backward`; where a gradient is itself to be differentiated
+(`create_graph=True`), the reference is, by torch.
+
+What is kept for the backward pass: the input, per-channel values, and the residual where the activation's derivative
+needs it. Normalised values and that derivative are computed again.
+"""
+
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from batchnorm import between
+from batchnorm.between import Details, Standard
+from batchnorm.kernels import reference
+from batchnorm.moments import Moments
+
+Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # of x, residual, weight and bias
+
+
+class Decisions(NamedTuple):
+    """What the general path asks between the primitives.
+
+    `standard` turns the moments of each group into what normalises it, and the moments for the population; `reduce`
+    sums a gradient's sums over all who share the statistics.
+    """
+
+    standard: Callable[[Moments], tuple[Standard, Moments]]
+    reduce: Callable[[Tensor], Tensor]
+    activation: str | None
+    virtual: int
+
+
+def by_batch(
+    kernels: ModuleType,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+) -> tuple[Tensor, Standard, Moments]:
+    """Normalise by the batch's own moments: y, what normalised, the moments."""
+    batch = Moments(*kernels.moments(x))
+    standard = Standard.of_batch(batch, eps)
+    return between.forward(kernels, x, weight, bias, standard, Details(residual, activation)), standard, batch
+
+
+def by_constants(
+    kernels: ModuleType,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    activation: str | None,
+) -> Tensor:
+    """Normalise by given statistics."""
+    standard = Standard(mean, rstd, torch.zeros_like(mean))
+    return between.forward(kernels, x, weight, bias, standard, Details(residual, activation))
+
+
+def by_decisions(
+    kernels: ModuleType,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    decisions: Decisions,
+) -> tuple[Tensor, Standard, Moments]:
+    """Normalise by what is decided between the primitives: y, what normalised, the moments for the population."""
+    standard, batch = decisions.standard(Moments(*kernels.moments(x, decisions.virtual, mask)))
+    details = Details(residual, decisions.activation, decisions.virtual, mask)
+    return between.forward(kernels, x, weight, bias, standard, details), standard, batch
+
+
+class General(torch.autograd.Function):
+    """`by_decisions` for the eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: ModuleType, *inputs: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        x, residual, weight, bias, mask, ctx.decisions = inputs
+        y, ctx.standard, batch = by_decisions(kernels, *inputs)
+        ctx.kernels = kernels
+        keep(ctx, x, residual, weight, bias, ctx.decisions.activation, mask)
+        count = torch.as_tensor(batch.count, dtype=batch.mean.dtype, device=x.device)
+        ctx.mark_non_differentiable(count, batch.mean, batch.m2)
+        return y, count, batch.mean, batch.m2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Any, ...]:
+        x, residual, weight, bias, mask = ctx.saved_tensors
+        needs = ctx.needs_input_grad[1:5]
+        grads: Any
+        if torch.is_grad_enabled():
+
+            def y(x: Any, residual: Any, weight: Any, bias: Any) -> Tensor:
+                return by_decisions(reference, x, residual, weight, bias, mask, ctx.decisions)[0]
+
+            grads = differentiable(y, grad, (x, residual, weight, bias), needs)
+        else:
+            details = Details(residual, ctx.activation, ctx.decisions.virtual, mask)
+            grads = between.backward(ctx.kernels, grad, x, weight, bias, ctx.standard, details, ctx.decisions.reduce)
+        grad = grad if mask is None else torch.where(mask > 0, grad, 0)
+        return None, *asked_for(ctx, grads, grad, needs), None, None
+
+
+def keep(
+    ctx: Any,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: str | None,
+    *others: Tensor | None,
+) -> None:
+    """Save for the backward pass; residual and bias only where an activation's derivative needs them."""
+    affine = weight if weight is not None else bias
+    ctx.activation, ctx.affine_dtype = activation, x.dtype if affine is None else affine.dtype
+    again = (residual, bias) if activation else (None, None)
+    ctx.save_for_backward(x, again[0], weight, again[1], *others)
+
+
+def differentiable(
+    function: Callable[..., Tensor], grad: Tensor, saved: tuple[Tensor | None, ...], needs: tuple[bool, ...]
+) -> Gradients:
+    """The gradients of `function` as functions of the inputs: run once more, and differentiated by autograd."""
+    # views, so that one tensor in two roles has a gradient in each
+    inputs = [None if t is None else t.view_as(t) for t in saved]
+    y = function(*inputs)
+    wanted = {i: t for i, t in enumerate(inputs) if t is not None and needs[i]}
+    grads: list[Tensor | None] = [None] * 4
+    if wanted:
+        derived = torch.autograd.grad(y, list(wanted.values()), grad, create_graph=True)
+        for i, g in zip(wanted, derived, strict=True):
+            grads[i] = g
+    return grads[0], grads[1], grads[2], grads[3]
+
+
+def asked_for(ctx: Any, grads: Gradients, grad: Tensor, needs: tuple[bool, ...]) -> Gradients:
+    """The gradients that are needed. Without an activation y is linear in residual and bias, which were not kept."""
+    dx, dresidual, dweight, dbias = grads
+    if ctx.activation is None:
+        dresidual = grad
+        if dbias is None and needs[3]:
+            dbias = grad.sum([0, *range(2, grad.dim())])
+    return (
+        dx if needs[0] else None,
+        dresidual if needs[1] else None,
+        dweight.to(ctx.affine_dtype) if needs[2] and dweight is not None else None,
+        dbias.to(ctx.affine_dtype) if needs[3] and dbias is not None else None,
+    )

@@ -1,0 +1,51 @@
+"""Freezing that survives `.train()`: what normalises, what is remembered and what trains are separate things."""
+
+from typing import TypeVar
+
+from torch import nn
+
+from batchnorm.layers import BatchNorm
+from batchnorm.tools.convert import convert
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def freeze(model: Model, affine: bool = False) -> Model:
+    """Have every batch norm of `model` normalise by its population and remember nothing, in training too.
+
+    γ and β go on learning, unless `affine` freezes them as well. torch's own layers are converted first. The state is
+    kept in the metadata of the `state_dict`, which torch's layers look past. Returns the model.
+
+    Raises:
+        ValueError: a layer has no running statistics; then none is frozen.
+
+    >>> import batchnorm as bn
+    >>> from torch import nn
+    >>> model = bn.freeze(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))).train()
+    >>> model[1].frozen
+    'statistics'
+    """
+    layers = _layers(convert(model))
+    for layer in layers:
+        if layer.running_mean is None:
+            raise ValueError(f"{layer!r} has no running statistics to normalise by: it cannot be frozen")
+    for layer in layers:
+        layer.freeze(affine)
+    return model
+
+
+def unfreeze(model: Model) -> Model:
+    """Undo `freeze`: batches normalise in training and are remembered again, and γ and β train. Returns the model.
+
+    >>> import batchnorm as bn
+    >>> from torch import nn
+    >>> bn.unfreeze(bn.freeze(nn.BatchNorm1d(8), affine=True)).weight.requires_grad
+    True
+    """
+    for layer in _layers(model):
+        layer.unfreeze()
+    return model
+
+
+def _layers(model: nn.Module) -> list[BatchNorm]:
+    return [m for m in model.modules() if isinstance(m, BatchNorm)]

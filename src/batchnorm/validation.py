@@ -1,0 +1,102 @@
+"""What `batch_norm` accepts. Errors say what was expected, what came, and what to do."""
+
+import torch
+from torch import Tensor
+
+from batchnorm.kernels.reference import ACTIVATIONS
+from batchnorm.options import Options
+
+
+def validate(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    training: bool,
+    eps: float,
+    options: Options,
+) -> None:
+    if not input.is_floating_point():
+        raise NotImplementedError(
+            f"batch_norm needs a floating-point input, got {input.dtype}; convert it, say .float()"
+        )
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
+    if eps < 0 or (training and eps == 0):
+        raise ValueError(f"eps must be {'positive in training' if training else 'non-negative'}, got {eps}")
+    channels = input.shape[1] if input.dim() > 1 else 0
+    for name, t in (
+        ("running_mean", running_mean),
+        ("running_var", running_var),
+        ("weight", weight),
+        ("bias", bias),
+    ):
+        if t is None:
+            continue
+        if t.numel() != channels:
+            raise RuntimeError(
+                f"{name} should contain {channels} elements not {t.numel()}: input of shape {tuple(input.shape)} has "
+                f"{channels} channels (dimension 1)"
+            )
+        if t.dtype is not input.dtype and (t.dtype is not torch.float32 or input.dtype is torch.float64):
+            raise RuntimeError(
+                f"mixed dtype: expected {name} to have {input.dtype}, as the input, "
+                f"{'' if input.dtype is torch.float64 else 'or torch.float32, '}got {t.dtype}"
+            )
+    if input.dim() < 2 and input.numel() > 0:
+        raise IndexError(f"batch_norm needs an input of shape (N, C, *), got {tuple(input.shape)}: it has no channels")
+    if training and input.dim() > 1 and options.single == "error" and options.process_group is None:
+        _check_single(input, options)
+    residual = options.residual
+    if residual is not None and residual.shape != input.shape:
+        raise RuntimeError(
+            f"expected residual of shape {tuple(input.shape)}, as the input, got {tuple(residual.shape)}"
+        )
+    if options.activation is not None and options.activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {options.activation!r}; there are {', '.join(map(repr, ACTIVATIONS))}")
+    if training and running_mean is None and (options.renorm is not None or options.single == "population"):
+        wants = "renorm" if options.renorm is not None else "single='population'"
+        raise ValueError(f"{wants} needs running statistics: pass them, or track_running_stats=True to the layer")
+    if options.virtual_batch_size is not None and options.virtual_batch_size < 1:
+        raise ValueError(f"virtual_batch_size must be at least 1 sample, got {options.virtual_batch_size}")
+    if options.mask is not None or options.lengths is not None:
+        _check_mask(input, options.mask, options.lengths)
+
+
+def _check_single(input: Tensor, options: Options) -> None:
+    samples = len(input)
+    if options.virtual_batch_size and options.virtual_batch_size < samples:
+        samples = samples % options.virtual_batch_size or options.virtual_batch_size
+        samples = min(samples, options.virtual_batch_size)
+    if samples * input.shape[2:].numel() == 1:
+        which = "" if samples == len(input) else f" and groups of {options.virtual_batch_size} samples"
+        raise ValueError(
+            f"Expected more than 1 value per channel when training, got input size {input.shape}{which}: one value has "
+            "no variance. Use a larger batch, drop the last incomplete one (drop_last=True), .eval(), or "
+            "single='population'"
+        )
+
+
+def _check_mask(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> None:
+    if mask is not None and lengths is not None:
+        raise ValueError("pass mask or lengths, not both: lengths are a mask")
+    if lengths is not None:
+        if input.dim() != 3:
+            raise ValueError(f"lengths need an input (N, C, L), got {tuple(input.shape)}; pass mask=")
+        if lengths.shape != input.shape[:1] or lengths.is_floating_point() or lengths.dtype == torch.bool:
+            raise ValueError(
+                f"expected lengths of shape ({len(input)},) and an integer dtype, got {tuple(lengths.shape)}, "
+                f"{lengths.dtype}"
+            )
+        return
+    assert mask is not None
+    shape = (mask.shape[0], 1, *mask.shape[1:]) if mask.dim() == input.dim() - 1 else tuple(mask.shape)
+    if len(shape) != input.dim() or any(m not in (1, n) for m, n in zip(shape, input.shape, strict=True)):
+        whole = tuple(input.shape)
+        raise ValueError(
+            f"expected a mask that broadcasts over the input {whole}, or over {(whole[0], *whole[2:])} for all "
+            f"channels alike, got {tuple(mask.shape)}"
+        )
+    if mask.is_complex() or mask.requires_grad:
+        raise ValueError("a mask holds booleans or weights ≥ 0, without a gradient; got " + str(mask.dtype))
