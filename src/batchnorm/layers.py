@@ -198,10 +198,13 @@ class BatchNorm(_BatchNorm):
             self._remember(self if self._domain is None else self.banks[self._domain], batch)
 
     def _count_skip(self, unfit: Tensor) -> None:
-        """Count without waiting for the device; asking a CPU costs nothing, and there the first time is said."""
+        """Count without waiting for the device; asking a CPU costs nothing, and there the first time is said.
+
+        A tensor without values (a fake one) is not asked.
+        """
         if unfit.device.type != "cpu":
             self._skips = self._skips + unfit.any()
-        elif not torch._C._are_functorch_transforms_active() and unfit.any():
+        elif type(unfit) is Tensor and not torch._C._are_functorch_transforms_active() and unfit.any():
             if not self._skips:
                 warnings.warn(
                     f"{self!r}: the batch statistics of channels {unfit.nonzero().flatten().tolist()} are not finite; "

@@ -65,12 +65,12 @@ def validate(
 
 
 def _check_single(input: Tensor, options: Options) -> None:
-    samples = len(input)
+    samples = input.shape[0]  # len would fix the size for a compiler
     if options.virtual_batch_size and options.virtual_batch_size < samples:
         samples = samples % options.virtual_batch_size or options.virtual_batch_size
         samples = min(samples, options.virtual_batch_size)
     if samples * input.shape[2:].numel() == 1:
-        which = "" if samples == len(input) else f" and groups of {options.virtual_batch_size} samples"
+        which = "" if samples == input.shape[0] else f" and groups of {options.virtual_batch_size} samples"
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {input.shape}{which}: one value has "
             "no variance. Use a larger batch, drop the last incomplete one (drop_last=True), .eval(), or "
