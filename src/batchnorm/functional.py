@@ -108,7 +108,7 @@ def normalized(
         return _by_population(input, *stats, *affine, eps, options, mask), None
     group = sharing.resolve(options.process_group)
     virtual = options.virtual_batch_size or 0
-    virtual = virtual if virtual < input.shape[0] else 0
+    virtual = virtual if virtual and virtual < input.shape[0] else 0
     if mask is None and not virtual and group is None and options.renorm is None:  # nearly every call
         if input.numel() == 0:
             return _of_nothing(input, *affine), None

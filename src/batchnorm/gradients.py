@@ -87,7 +87,7 @@ class General(torch.autograd.Function):
         y, ctx.standard, batch = by_decisions(kernels, *inputs)
         ctx.kernels = kernels
         keep(ctx, x, residual, weight, bias, ctx.decisions.activation, mask)
-        count = torch.as_tensor(batch.count, dtype=batch.mean.dtype, device=x.device)
+        count = torch.zeros_like(batch.mean) + batch.count
         ctx.mark_non_differentiable(count, batch.mean, batch.m2)
         return y, count, batch.mean, batch.m2
 

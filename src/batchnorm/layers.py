@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchnorm.functional import normalized
 from batchnorm.kernels.reference import ACTIVATIONS
 from batchnorm.moments import Moments
+from batchnorm.ops import transformed
 from batchnorm.options import Options, Renorm, Single
 from batchnorm.population import Bank, NonFinite, Window, moved, recomputing, remember
 from batchnorm.sharing import resolve
@@ -141,7 +142,6 @@ class BatchNorm(_BatchNorm):
         self,
         input: Tensor,
         residual: Tensor | None = None,
-        *,
         mask: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
@@ -182,7 +182,7 @@ class BatchNorm(_BatchNorm):
                 return
         batches = bank.num_batches_tracked
         if batch is not None:
-            # in the statistics' dtype: 1 / an integer tensor is float32
+            # in the statistics' dtype: 1 over an integer tensor is float32
             momentum = 1.0 / (batches.to(batch.mean.dtype) + 1) if self.momentum is None else self.momentum
             *new, unfit = moved(bank.running_mean, bank.running_var, batch, momentum, self.nonfinite)
             remember(bank.running_mean, bank.running_var, (new[0], new[1]))
@@ -198,13 +198,10 @@ class BatchNorm(_BatchNorm):
             self._remember(self if self._domain is None else self.banks[self._domain], batch)
 
     def _count_skip(self, unfit: Tensor) -> None:
-        """Count without waiting for the device; asking a CPU costs nothing, and there the first time is said.
-
-        A tensor without values (a fake one) is not asked.
-        """
+        """Count without waiting for the device; asking a CPU costs nothing, and there the first time is said."""
         if unfit.device.type != "cpu":
             self._skips = self._skips + unfit.any()
-        elif type(unfit) is Tensor and not torch._C._are_functorch_transforms_active() and unfit.any():
+        elif type(unfit) is Tensor and not transformed() and unfit.any():  # there are values to read
             if not self._skips:
                 warnings.warn(
                     f"{self!r}: the batch statistics of channels {unfit.nonzero().flatten().tolist()} are not finite; "

@@ -5,6 +5,7 @@ Ranks, virtual batches, data shards and streams of data are all merged here, exa
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from batchnorm.kernels import reference
@@ -49,7 +50,7 @@ class Moments:
 
     def pooled(self) -> "Moments":
         """The moments of all groups' values together, (1, C) from (G, C): `merge` over the first dimension."""
-        count = count_like(self.count, self.mean).expand_as(self.mean)
+        count = torch.zeros_like(self.mean) + self.count
         total = count.sum(0, keepdim=True)
         mean = (count * self.mean).sum(0, keepdim=True) / _at_least_something(total)
         between = count * (self.mean - mean).square()
@@ -72,11 +73,6 @@ class Moments:
         # Counts meet `delta` before each other: the ratio of two integer tensors is float32.
         step = delta * other.count / _at_least_something(count)
         return Moments(count, self.mean + step, self.m2 + other.m2 + delta * step * self.count)
-
-
-def count_like(count: int | Tensor, statistic: Tensor) -> Tensor:
-    """`count` as a tensor like `statistic`; a size that a compiler leaves open stays open."""
-    return count.to(statistic) if isinstance(count, Tensor) else statistic.new_ones(()) * count
 
 
 def values_per_channel(x: Tensor) -> int:

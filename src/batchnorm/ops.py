@@ -86,12 +86,12 @@ def general(
 
 
 def transformed() -> bool:
-    """Whether a transform is active that knows plain torch operations only."""
+    """Whether a transform is active that differentiates or vectorises plain torch operations only."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def _wants_plain_torch(x: Tensor) -> bool:
-    """Whether a transform is active, or a compiler that fuses plain torch operations best."""
+    """Whether to run the reference in the open: for a transform, or for a compiler that fuses it best."""
     return transformed() or (torch.compiler.is_compiling() and x.device.type not in KERNELS)
 
 

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from batchnorm.moments import Moments, count_like
+from batchnorm.moments import Moments
 
 NonFinite = Literal["skip", "raise", "propagate"]
 
@@ -25,7 +25,7 @@ def moved(
     news = batch.mean.detach(), batch.unbiased_variance.detach()
     olds = running_mean.detach().to(news[0].dtype), running_var.detach().to(news[1].dtype)
     mean, var = (old + (new - old) * momentum for old, new in zip(olds, news, strict=True))
-    enough = count_like(batch.count, mean) > 1
+    enough = torch.zeros_like(mean) + batch.count > 1
     unfit = enough & ~(batch.mean.isfinite() & batch.m2.isfinite()).detach()
     if nonfinite == "raise" and unfit.any():
         channels = unfit.nonzero().flatten().tolist()

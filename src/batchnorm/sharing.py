@@ -32,7 +32,7 @@ def pooled_over_ranks(own: Moments, group: Group, label: str) -> Moments:
 
     Ranks may hold different numbers of values, or none. `label` names the layer in errors.
     """
-    count = torch.as_tensor(own.count, dtype=own.mean.dtype, device=own.mean.device).expand_as(own.mean)
+    count = torch.zeros_like(own.mean) + own.count
     packed = _Gather.apply(torch.stack([count, own.mean, own.m2]), group, label)
     count, mean, m2 = packed.squeeze(2).unbind(1)
     return Moments(count.detach(), mean, m2).pooled()

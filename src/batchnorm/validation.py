@@ -65,7 +65,7 @@ def validate(
 
 
 def _check_single(input: Tensor, options: Options) -> None:
-    samples = input.shape[0]  # len would fix the size for a compiler
+    samples = input.shape[0]
     if options.virtual_batch_size and options.virtual_batch_size < samples:
         samples = samples % options.virtual_batch_size or options.virtual_batch_size
         samples = min(samples, options.virtual_batch_size)

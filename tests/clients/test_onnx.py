@@ -50,9 +50,7 @@ def test_one_standard_node(kind, dynamo, tmp_path):
     layer_class, shape = LAYERS[kind]
     layer, file = trained(layer_class(4, eps=1e-3), *shape), tmp_path / "layer.onnx"
     x = drifting(*shape)
-    # the older exporter passes the keyword-only arguments of a model by position, so it takes ours within one
-    model = layer if dynamo else nn.Sequential(layer).eval()
-    torch.onnx.export(model, (x,), str(file), dynamo=dynamo, verbose=False)
+    torch.onnx.export(layer, (x,), str(file), dynamo=dynamo, verbose=False)
     (node,) = onnx.load(file).graph.node
     assert node.op_type == "BatchNormalization"
     assert node.domain == ""

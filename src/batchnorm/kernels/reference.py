@@ -153,16 +153,16 @@ def _total(values: Tensor, virtual: int) -> Tensor:
     if not virtual:
         return values.sum([0, *range(2, values.dim())], dtype=dtype).reshape(1, -1)
     samples = values.flatten(2).sum(2, dtype=dtype) if values.dim() > 2 else values.to(dtype)
-    groups = samples.new_zeros(-(-len(samples) // virtual), samples.shape[1])
+    groups = samples.new_zeros(-(-samples.shape[0] // virtual), samples.shape[1])
     return groups.index_add(0, _group_of_each(samples, virtual), samples)
 
 
 def _over(statistic: Tensor, x: Tensor, virtual: int) -> Tensor:
     """A statistic (G, C), or (1, C) for every group, shaped and typed to broadcast over `x`."""
-    if virtual and len(statistic) > 1:
+    if virtual and statistic.shape[0] > 1:
         statistic = statistic[_group_of_each(x, virtual)]
     return statistic.to(x.dtype).reshape(*statistic.shape, *[1] * (x.dim() - 2))
 
 
 def _group_of_each(x: Tensor, virtual: int) -> Tensor:
-    return torch.arange(len(x), device=x.device) // virtual
+    return torch.arange(x.shape[0], device=x.device) // virtual
