@@ -1,5 +1,6 @@
 """Batch normalization for PyTorch: exact, fast, composable, and it shows what it does to your network."""
 
+from batchnorm.backends import backend
 from batchnorm.functional import batch_norm
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from batchnorm.moments import Moments
@@ -17,6 +18,7 @@ __all__ = [
     "Renorm",
     "SyncBatchNorm",
     "accumulate",
+    "backend",
     "batch_norm",
     "convert",
     "domain",

@@ -11,7 +11,7 @@ from torch import Tensor
 from batchnorm.kernels import reference
 
 # Devices with kernels of their own, loaded when the first tensor comes; every other runs the reference.
-KERNELS: dict[str, str] = {}
+KERNELS = {"cpu": "batchnorm.kernels.cpu"}
 
 _forced: ContextVar[str | None] = ContextVar("batchnorm_backend", default=None)
 

@@ -81,7 +81,7 @@ def batch_norm(
     options = Options(residual, activation, mask, lengths, virtual_batch_size, process_group, limits, single)
     output, batch = normalized(input, running_mean, running_var, weight, bias, training, eps, options)
     stats = running_mean, running_var
-    if batch is not None and running_mean is not None and running_var is not None:
+    if isinstance(batch, Moments) and running_mean is not None and running_var is not None:
         *new, _ = population.moved(running_mean, running_var, batch, momentum, nonfinite)
         stats = new[0], new[1]
         if not return_stats:
@@ -98,8 +98,11 @@ def normalized(
     training: bool,
     eps: float,
     options: Options,
-) -> tuple[Tensor, Moments | None]:
-    """The output, and the batch's moments per channel (C,) where there is something to remember."""
+) -> tuple[Tensor, Moments | ops.Remembered | None]:
+    """The output, and the batch's moments per channel (C,) where there is something to remember.
+
+    Where the kernels have remembered it already, in `options.running`, that is said instead.
+    """
     if not torch.jit.is_tracing():  # sizes are tensors there: to compare them is to warn, and to bake them in
         validate(input, running_mean, running_var, weight, bias, training, eps, options)
     stats, affine = (running_mean, running_var), (weight, bias)
@@ -115,9 +118,7 @@ def normalized(
         if values_per_channel(input) == 1:
             return _by_population(input, *stats, *affine, eps, options, None), None
         x, (residual,) = _dense(input, options.residual)
-        y, mean, var = ops.train(x, residual, *affine, eps, options.activation)
-        count = values_per_channel(input)
-        return y, Moments(count, mean[0], var[0] * count)
+        return ops.train(x, residual, *affine, eps, options.activation, options.running)
     if virtual and group is not None:
         raise ValueError(
             "virtual_batch_size and process_group exclude one another: the first makes the group that shares "

@@ -78,6 +78,75 @@ def by_decisions(
     return between.forward(kernels, x, weight, bias, standard, details), standard, batch
 
 
+class Fused(torch.autograd.Function):
+    """`by_batch` in the kernels' one pass each way: y, and whether a channel of `running` was skipped."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: ModuleType, *inputs: Any) -> tuple[Tensor, bool]:
+        x, residual, weight, bias, ctx.eps, activation, running = inputs
+        y, mean, rstd, skipped = kernels.forward(x, residual, weight, bias, ctx.eps, activation, running)
+        ctx.kernels, ctx.activation = kernels, activation
+        # where the bias is not needed again but for its dtype, changing it before the backward pass is no error
+        ctx.bias = None if activation else bias
+        again = (residual, bias) if activation else (None, None)
+        ctx.save_for_backward(x, again[0], weight, again[1], mean, rstd)
+        return y, skipped
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
+        x, residual, weight, bias, mean, rstd = ctx.saved_tensors
+        needs = ctx.needs_input_grad[1:5]
+        bias = bias if ctx.bias is None else ctx.bias
+        if torch.is_grad_enabled():
+
+            def y(x: Any, residual: Any, weight: Any, bias: Any) -> Tensor:
+                return by_batch(reference, x, residual, weight, bias, ctx.eps, ctx.activation)[0]
+
+            grads = differentiable(y, grad, (x, residual, weight, bias), needs)
+        else:
+            affine = needs[2] or needs[3]
+            grads = ctx.kernels.backward(grad, x, residual, weight, bias, mean, rstd, ctx.activation, needs[1], affine)
+        dx, dresidual, dweight, dbias = grads
+        dresidual = grad if ctx.activation is None else dresidual
+        return (
+            None,
+            dx if needs[0] else None,
+            dresidual if needs[1] else None,
+            dweight if needs[2] else None,
+            dbias if needs[3] else None,
+            None,
+            None,
+            None,
+        )
+
+
+class Frozen(torch.autograd.Function):
+    """`by_constants` for the eager mode."""
+
+    @staticmethod
+    def forward(ctx: Any, kernels: ModuleType, *inputs: Any) -> Tensor:
+        x, residual, weight, bias, mean, rstd, activation = inputs
+        ctx.kernels = kernels
+        keep(ctx, x, residual, weight, bias, activation, mean, rstd)
+        return by_constants(kernels, *inputs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
+        x, residual, weight, bias, mean, rstd = ctx.saved_tensors
+        needs = ctx.needs_input_grad[1:5]
+        grads: Any
+        if torch.is_grad_enabled():
+
+            def y(x: Any, residual: Any, weight: Any, bias: Any) -> Tensor:
+                return by_constants(reference, x, residual, weight, bias, mean, rstd, ctx.activation)
+
+            grads = differentiable(y, grad, (x, residual, weight, bias), needs)
+        else:
+            standard = Standard(mean, rstd, torch.zeros_like(mean))
+            grads = between.backward(ctx.kernels, grad, x, weight, bias, standard, Details(residual, ctx.activation))
+        return None, *asked_for(ctx, grads, grad, needs), None, None, None
+
+
 class General(torch.autograd.Function):
     """`by_decisions` for the eager mode."""
 

@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchnorm.functional import normalized
 from batchnorm.kernels.reference import ACTIVATIONS
 from batchnorm.moments import Moments
-from batchnorm.ops import transformed
-from batchnorm.options import Options, Renorm, Single
+from batchnorm.ops import Remembered, transformed
+from batchnorm.options import Options, Renorm, Running, Single
 from batchnorm.population import Bank, NonFinite, Window, moved, recomputing, remember
 from batchnorm.sharing import resolve
 
@@ -155,11 +155,29 @@ class BatchNorm(_BatchNorm):
         limits = self.renorm.limits(bank.num_batches_tracked) if self.renorm and by_batch else None
         group = resolve(self._group()) if by_batch else None
         label = "" if group is None else self._label()
+        learns = self.training and by_batch and mean is not None and not self._paused and not recomputing()
+        running = None
+        if learns and self._window is None and self.nonfinite != "raise":
+            running = Running(
+                bank.running_mean, bank.running_var, bank.num_batches_tracked, self.momentum, self.nonfinite
+            )
         options = Options(
-            residual, self.activation, mask, lengths, self.virtual_batch_size, group, limits, self.single, label
+            residual,
+            self.activation,
+            mask,
+            lengths,
+            self.virtual_batch_size,
+            group,
+            limits,
+            self.single,
+            running,
+            label,
         )
         output, batch = normalized(input, mean, var, affine.weight, affine.bias, by_batch, self.eps, options)
-        if self.training and by_batch and mean is not None and not self._paused and not recomputing():
+        if isinstance(batch, Remembered):
+            if batch.skipped:
+                self._count_skip(~output.detach().movedim(1, 0).flatten(1).isfinite().all(1))
+        elif learns:
             self._remember(bank, batch)
         return output
 

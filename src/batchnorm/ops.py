@@ -6,7 +6,7 @@ loads torch and the reference alone.
 Shapes: x, residual and gradients (N, C, *), dense; weight and bias (C,); mean, rstd = 1/√(var + eps) and var (1, C).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,6 +17,8 @@ from batchnorm.backends import KERNELS, kernels_for
 from batchnorm.between import Details, Standard
 from batchnorm.gradients import (
     Decisions,
+    Frozen,
+    Fused,
     General,
     asked_for,
     by_batch,
@@ -27,6 +29,7 @@ from batchnorm.gradients import (
 )
 from batchnorm.kernels import reference
 from batchnorm.moments import Moments
+from batchnorm.options import Running
 
 _library = torch.library.Library("batchnorm", "DEF")
 _library.define(
@@ -44,15 +47,31 @@ _library.define(
 )
 
 
+class Remembered(NamedTuple):
+    """What stands in place of a batch's moments where the kernels have moved the population by them already."""
+
+    skipped: bool
+
+
 def train(
-    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, eps: float, activation: str | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Normalise by the batch: y and, for the population, the batch's mean and biased variance."""
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    running: Running | None = None,
+) -> tuple[Tensor, Moments | Remembered]:
+    """Normalise by the batch: y and the batch's moments, or word that the kernels have moved `running` by them."""
     if _wants_plain_torch(x):
         y, _, batch = by_batch(reference, x, residual, weight, bias, eps, activation)
-        return y, batch.mean.detach(), batch.variance.detach()
+        return y, Moments(batch.count, batch.mean[0].detach(), batch.m2[0].detach())
+    if running is not None and _eager(x) and (kernels := kernels_for(x)) is not reference:
+        y, skipped = Fused.apply(kernels, x, residual, weight, bias, eps, activation, running)
+        return y, Remembered(skipped)
     y, mean, _, var = torch.ops.batchnorm.train(x, residual, weight, bias, eps, activation)
-    return y, mean, var
+    count = x.numel() // x.shape[1]
+    return y, Moments(count, mean[0], var[0] * count)
 
 
 def frozen(
@@ -65,7 +84,9 @@ def frozen(
 ) -> Tensor:
     """Normalise by statistics that are constants to the gradient."""
     arguments = x, residual, weight, bias, constant.mean, constant.rstd, activation
-    return by_constants(reference, *arguments) if _wants_plain_torch(x) else torch.ops.batchnorm.frozen(*arguments)
+    if _wants_plain_torch(x):
+        return by_constants(reference, *arguments)
+    return Frozen.apply(kernels_for(x), *arguments) if _eager(x) else torch.ops.batchnorm.frozen(*arguments)
 
 
 def general(
@@ -88,6 +109,12 @@ def general(
 def transformed() -> bool:
     """Whether a transform is active that differentiates or vectorises plain torch operations only."""
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
+def _eager(x: Tensor) -> bool:
+    """Whether nobody is watching: no compiler, no tensor mode, no subclass that has to see operators."""
+    plain = type(x) is Tensor or type(x) is torch.nn.Parameter
+    return plain and not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
 
 
 def _wants_plain_torch(x: Tensor) -> bool:

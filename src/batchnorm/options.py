@@ -41,6 +41,16 @@ class Renorm:
         return 1 + (self.r_max - 1) * part, self.d_max * part
 
 
+class Running(NamedTuple):
+    """A population to move in place while normalising, as the kernels take it."""
+
+    mean: Tensor
+    var: Tensor
+    batches: Tensor | None
+    momentum: float | None
+    nonfinite: str
+
+
 class Options(NamedTuple):
     """The decisions beyond torch's, as `batch_norm` takes them."""
 
@@ -52,4 +62,5 @@ class Options(NamedTuple):
     process_group: Any | None = None
     renorm: tuple[float | Tensor, float | Tensor] | None = None
     single: Single = "error"
+    running: Running | None = None  # for kernels that can remember on the way
     label: str = "batch_norm"  # what errors between ranks call the layer

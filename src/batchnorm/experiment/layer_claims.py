@@ -1,0 +1,157 @@
+"""Claims about what happens inside: distributions, normalised values, gradients."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from typing import Any
+
+from .evidence import Evidence
+from .recording import drift, typical_channel
+from .runs import Run
+from .training_claims import ARMS
+from .verdict import Claim, NotMeasured, judge
+
+TOLERANCE = 0.01  # for mean 0 and standard deviation 1
+SHAPE_TOLERANCE = 1e-3  # for 1 − rank correlation, and for the way back in standard deviations
+VANISHING, EXPLODING = 1e-2, 1e2  # first layer's gradient over the last layer's
+
+
+def same_distribution(evidence: Evidence) -> Claim:
+    best = {arm: evidence.main.best(arm) for arm in ARMS}
+    drifts = {arm: _drifts(best[arm]) for arm in ARMS}
+    per_seed = {arm: _over_layers(drifts[arm]) for arm in ARMS}
+    with_norm, without = (statistics.median(per_seed[arm]) for arm in ARMS)
+    return judge(
+        Claim(
+            3,
+            figure=f"percentiles move {with_norm:.2f} widths, {without:.2f} without",
+            effects=[
+                math.log2(max(b, 1e-12) / max(a, 1e-12))
+                for a, b in zip(per_seed["batch norm"], per_seed["plain"], strict=True)
+            ],
+            detail={"drift": drifts, "trace": {arm: _trace(best[arm][0]) for arm in ARMS}},
+        )
+    )
+
+
+def _drifts(runs: list[Run]) -> dict[str, list[float]]:
+    if any(not run.recording.percentiles or len(run.recording.steps) < 2 for run in runs):
+        raise NotMeasured("no layer's inputs were recorded at the best learning rate")
+    return {site: [drift(run.recording.percentiles[site]) for run in runs] for site in runs[0].recording.percentiles}
+
+
+def _over_layers(by_layer: dict[str, list[float]]) -> list[float]:
+    return [statistics.fmean(values) for values in zip(*by_layer.values(), strict=True)]
+
+
+def _trace(run: Run) -> dict[str, Any]:
+    site = list(run.recording.percentiles)[-1]
+    return {
+        "layer": site,
+        "steps": run.recording.steps,
+        "percentiles": typical_channel(run.recording.percentiles[site]),
+    }
+
+
+def mean_and_deviation(evidence: Evidence) -> Claim:
+    layers = _normalised(evidence)
+    worst = [max(max(s["mean"], s["std"]) for s in seed.values()) for seed in layers]
+    mean = max(s["mean"] for seed in layers for s in seed.values())
+    std = max(s["std"] for seed in layers for s in seed.values())
+    left_out = sum(s["left_out"] for seed in layers for s in seed.values())
+    return judge(
+        Claim(
+            4,
+            figure=f"|mean| ≤ {mean:.1e}, |deviation − 1| ≤ {std:.1e}",
+            effects=[TOLERANCE - value for value in worst],
+            detail={"layers": _worst_by_layer(layers, ("mean", "std")), "left_out": left_out},
+        )
+    )
+
+
+def shape_kept(evidence: Evidence) -> Claim:
+    layers = _normalised(evidence)
+    correlation = min(s["correlation"] for seed in layers for s in seed.values())
+    inverse = max(s["inverse"] for seed in layers for s in seed.values())
+    last = list(layers[0].values())[-1]
+    return judge(
+        Claim(
+            5,
+            figure=f"rank correlation ≥ {correlation:.6f}, the way back is off by ≤ {inverse:.1e} deviations",
+            effects=[
+                SHAPE_TOLERANCE - max(max(1 - s["correlation"], s["inverse"]) for s in seed.values()) for seed in layers
+            ],
+            detail={
+                "layers": _worst_by_layer(layers, ("correlation", "inverse")),
+                "before": last["before"],
+                "after": last["after"],
+            },
+        )
+    )
+
+
+def _normalised(evidence: Evidence) -> list[dict[str, dict[str, Any]]]:
+    runs = evidence.main.best("batch norm")
+    if any(not run.recording.normalised for run in runs):
+        raise NotMeasured("no layer's normalised values could be read: every batch norm adds or activates as well")
+    return [run.recording.normalised for run in runs]
+
+
+def _worst_by_layer(layers: list[dict[str, dict[str, Any]]], names: tuple[str, ...]) -> dict[str, dict[str, float]]:
+    worst: dict[str, dict[str, float]] = {}
+    for site in layers[0]:
+        seeds = [seed[site] for seed in layers if site in seed]
+        worst[site] = {n: (min if n == "correlation" else max)(s[n] for s in seeds) for n in names}
+    return worst
+
+
+def gradients(evidence: Evidence) -> Claim:
+    main = evidence.main
+    best = {arm: main.best(arm) for arm in ARMS}
+    if any(len(run.recording.gradients) < 2 for arm in ARMS for run in best[arm]):
+        raise NotMeasured("the network has fewer than two layers with weights")
+    ratios = {arm: [statistics.median(_ratios(run)) for run in best[arm]] for arm in ARMS}
+    every = {arm: [r for rate in main.rates for run in main.at(arm, rate) for r in _ratios(run)] for arm in ARMS}
+    vanishing = {arm: statistics.fmean(r < VANISHING for r in every[arm]) for arm in ARMS}
+    exploding = {arm: statistics.fmean(r > EXPLODING for r in every[arm]) for arm in ARMS}
+    with_norm, without = (statistics.median(ratios[arm]) for arm in ARMS)
+    return judge(
+        Claim(
+            7,
+            figure=f"first over last: {with_norm:.2g}, {without:.2g} without; "
+            f"vanishing {vanishing['batch norm']:.0%} of the time, {vanishing['plain']:.0%} without; "
+            f"exploding {exploding['batch norm']:.0%}, {exploding['plain']:.0%} without",
+            effects=[_distance(b) - _distance(a) for a, b in zip(ratios["batch norm"], ratios["plain"], strict=True)],
+            detail={
+                "ratio": ratios,
+                "vanishing": vanishing,
+                "exploding": exploding,
+                "steps": {arm: best[arm][0].recording.gradient_steps for arm in ARMS},
+                "layers": {arm: _median_gradients(best[arm]) for arm in ARMS},
+            },
+        )
+    )
+
+
+def _ratios(run: Run) -> list[float]:
+    """First layer's gradient over the last's at each recorded step; a dead pair counts as vanished."""
+    layers = list(run.recording.gradients.values())
+    if len(layers) < 2:
+        return []
+    return [
+        a / b if b > 0 and math.isfinite(a / b) else (0.0 if a == 0 else math.inf)
+        for a, b in zip(layers[0], layers[-1], strict=True)
+    ]
+
+
+def _distance(ratio: float) -> float:
+    return min(abs(math.log10(ratio)) if ratio > 0 else math.inf, 12.0)
+
+
+def _median_gradients(runs: list[Run]) -> dict[str, list[float]]:
+    names = runs[0].recording.gradients
+    return {
+        n: [statistics.median(v) for v in zip(*(run.recording.gradients[n] for run in runs), strict=False)]
+        for n in names
+    }

@@ -1,0 +1,141 @@
+"""What is seen inside a network while it trains. Nothing here changes the network."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from .networks import Plain
+
+PERCENTILES = (0.15, 0.5, 0.85)  # Ioffe & Szegedy 2015, figure 1
+VALUES = 4096  # values a channel that percentiles and ranks are taken from
+PROBE = 256  # training samples the network is looked at with, the same ones throughout
+BINS = 40
+
+
+@dataclass
+class Recording:
+    """One run's inside: sites are where batch norms stand, or stood; their output is the next layer's input."""
+
+    steps: list[int] = field(default_factory=list)
+    percentiles: dict[str, list[Tensor]] = field(default_factory=dict)  # site: one (3, C) a recorded step
+    gradient_steps: list[int] = field(default_factory=list)
+    gradients: dict[str, list[float]] = field(default_factory=dict)  # weight: its gradient's root mean square
+    normalised: dict[str, dict[str, Any]] = field(default_factory=dict)  # site: see `examine`
+
+    def look(self, network: nn.Module, x: Tensor, step: int) -> None:
+        """Percentiles of every site's output for the probe x, in training mode, on a copy."""
+        self.steps.append(step)
+
+        def hook(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+            points = torch.tensor(PERCENTILES, dtype=output.dtype)
+            values = torch.quantile(_per_channel(output), points, dim=1)
+            self.percentiles.setdefault(name, []).append(values)
+
+        _run_copy(network, x, hook)
+
+    def take_gradients(self, network: nn.Module, step: int) -> None:
+        """Root mean square of the gradient of every weight matrix or filter, in the order of definition."""
+        self.gradient_steps.append(step)
+        for name, parameter in network.named_parameters():
+            if parameter.ndim >= 2 and parameter.grad is not None:
+                self.gradients.setdefault(name, []).append(parameter.grad.double().square().mean().sqrt().item())
+
+    def examine(self, network: nn.Module, x: Tensor) -> None:
+        """What each batch norm did to the probe: see `describe_normalised`. Not for layers that add or activate too."""
+
+        def hook(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+            if isinstance(module, _BatchNorm) and len(args) == 1 and getattr(module, "activation", None) is None:
+                described = describe_normalised(_per_channel(args[0]), _per_channel(output), module)
+                if described is not None:
+                    self.normalised[name] = described
+
+        _run_copy(network, x, hook)
+
+
+def describe_normalised(x: Tensor, y: Tensor, norm: _BatchNorm) -> dict[str, Any] | None:
+    """Mean and standard deviation of x̂ = (y − β)/γ, its rank correlation with x, and the error of the way back.
+
+    x, y: (C, n) input and output, a channel a row. Nearly constant channels (variance below 100 ε) have no deviation to
+    bring to 1 and are counted apart, and so are channels with |γ| < 1e-3, from which x̂ cannot be recovered. None if no
+    channel is left.
+    """
+    x, y = x.double(), y.double()
+    weight = norm.weight.detach().double() if norm.affine else torch.ones(len(x)).double()
+    bias = norm.bias.detach().double() if norm.affine and norm.bias is not None else torch.zeros(len(x)).double()
+    mean, variance = x.mean(1, keepdim=True), x.var(1, correction=0, keepdim=True)
+    usable = (variance[:, 0] > 100 * norm.eps) & (weight.abs() >= 1e-3)
+    if not usable.any():
+        return None
+    x, mean, variance = x[usable], mean[usable], variance[usable]
+    normalised = (y[usable] - bias[usable, None]) / weight[usable, None]
+    deviation = (variance + norm.eps).sqrt()
+    back = normalised * deviation + mean
+    channel = int(variance[:, 0].argsort()[len(variance) // 2])
+    return {
+        "mean": normalised.mean(1).abs().max().item(),
+        "std": (normalised.std(1, correction=0) - 1).abs().max().item(),
+        "correlation": rank_correlation(x, normalised).min().item(),
+        "inverse": ((back - x).abs() / variance.sqrt()).max().item(),
+        "left_out": int((~usable).sum()),
+        "before": _histogram(x[channel]),
+        "after": _histogram(normalised[channel]),
+    }
+
+
+def rank_correlation(x: Tensor, y: Tensor) -> Tensor:
+    """Spearman's ρ of each row of x: (C, n) with y's; ties keep their order, so equal orders give 1."""
+    ranks = [t.argsort(dim=1, stable=True).argsort(dim=1).double() for t in (x, y)]
+    ranks = [r - r.mean(1, keepdim=True) for r in ranks]
+    return (ranks[0] * ranks[1]).sum(1) / (ranks[0].norm(dim=1) * ranks[1].norm(dim=1))
+
+
+def drift(percentiles: list[Tensor]) -> float:
+    """How far a site's percentiles moved: one number.
+
+    Per channel, the standard deviation over training of its 15th, 50th and 85th percentile (averaged over the three),
+    in units of the channel's own width, the mean distance between the outer two. The median over channels.
+    """
+    moved, width = _movement(percentiles)
+    return (moved / width).median().item()
+
+
+def typical_channel(percentiles: list[Tensor]) -> list[list[float]]:
+    """The percentiles over training of the channel whose drift is the median: one [15, 50, 85] a recorded step."""
+    moved, width = _movement(percentiles)
+    channel = int((moved / width).argsort()[(len(moved) - 1) // 2])
+    return torch.stack(percentiles)[:, :, channel].tolist()
+
+
+def _movement(percentiles: list[Tensor]) -> tuple[Tensor, Tensor]:
+    values = torch.stack(percentiles).double()  # (steps, 3, C)
+    return values.std(0, correction=0).mean(0), (values[:, 2] - values[:, 0]).mean(0).clamp_min(1e-12)
+
+
+def _histogram(values: Tensor) -> dict[str, list[float]]:
+    counts, edges = torch.histogram(values, BINS)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    """(N, C, *) to (C, n), n ≤ VALUES evenly taken."""
+    flat = values.detach().float().transpose(0, 1).flatten(1)
+    if flat.shape[1] <= VALUES:
+        return flat
+    return flat[:, torch.linspace(0, flat.shape[1] - 1, VALUES).long()]
+
+
+def _run_copy(network: nn.Module, x: Tensor, hook: Any) -> None:
+    """Runs a copy in training mode, so that the network's running statistics and random state stay as they are."""
+    probe = copy.deepcopy(network).train()
+    for name, module in probe.named_modules():
+        if isinstance(module, (_BatchNorm, Plain)):
+            module.register_forward_hook(partial(hook, name))
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        probe(x)

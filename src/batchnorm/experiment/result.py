@@ -1,0 +1,81 @@
+"""What a study found, as numbers, JSON and a page."""
+
+from __future__ import annotations
+
+import json
+import math
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .data import Data, InputError
+from .runs import Run
+from .settings import Settings
+from .verdict import Claim
+
+
+@dataclass
+class Study:
+    """What a study found. `claims` come in order; `to_json()` and `save()` hold every number behind them."""
+
+    network: str
+    data: Data
+    settings: Settings
+    claims: list[Claim]
+    scores: dict[str, dict[str, object]]
+    runs: list[Run]
+    planned: int
+    interrupted: bool
+    seconds: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, lists and text. The same seed gives the same, apart from `timings`."""
+        return _finite(
+            {
+                "network": self.network,
+                "data": self.data.describe(),
+                "settings": self.settings.to_dict(),
+                "interrupted": self.interrupted,
+                "runs_finished": len(self.runs),
+                "runs_planned": self.planned,
+                "scores": self.scores,
+                "claims": [claim.to_dict() for claim in self.claims],
+                "runs": [run.to_dict() for run in self.runs],
+                "environment": {
+                    "python": platform.python_version(),
+                    "torch": torch.__version__,
+                    "threads": torch.get_num_threads(),
+                },
+                "timings": {"seconds": round(self.seconds, 2)},
+            }
+        )
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), allow_nan=False, ensure_ascii=False)
+
+    def save(self, path: str | Path = "study") -> Path:
+        """Writes report.html and report.json into the folder `path` and returns the page's path."""
+        from batchnorm.report.html import page
+
+        folder = Path(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "report.json").write_text(self.to_json(), encoding="utf-8")
+            (folder / "report.html").write_text(page(self.to_dict()), encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+        return folder / "report.html"
+
+
+def _finite(value: Any) -> Any:
+    """JSON has neither NaN nor infinity: both become null. Six digits are what the page shows at most."""
+    if isinstance(value, dict):
+        return {str(k): _finite(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(v) for v in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}") if math.isfinite(value) else None
+    return value

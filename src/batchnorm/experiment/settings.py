@@ -1,0 +1,82 @@
+"""How much a study runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .data import Data, InputError
+
+STEPS = 400  # a run's length where no number of epochs is given
+QUICK_STEPS = 120
+RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+QUICK_RATES = (0.1, 1.0, 10.0)
+ADAM = 0.01  # Adam's rates are about a hundredth of SGD's
+BATCH_SIZES = (2, 4, 8, 16, 64)
+QUICK_BATCH_SIZES = (2, 16, 64)
+SAMPLES, QUICK_SAMPLES = 3600, 640  # seen by each run of the batch size claim
+
+
+@dataclass(frozen=True)
+class Settings:
+    """rates: learning rates of the sweep; steps: updates a run; samples: seen by each run over batch sizes."""
+
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    batch_size: int
+    epochs: int
+    steps: int
+    optimizer: str
+    batch_sizes: tuple[int, ...]
+    samples: int
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def choose(
+    data: Data,
+    *,
+    rates: Sequence[float] | None = None,
+    seeds: int | None = None,
+    seed: int = 0,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    batch_sizes: Sequence[int] | None = None,
+    optimizer: str = "sgd",
+    quick: bool = False,
+) -> Settings:
+    """Fills in what was not asked for, by the size of the data; InputError for what cannot be run."""
+    if optimizer not in ("sgd", "adam"):
+        raise InputError(f"optimizer {optimizer!r}: expected sgd or adam")
+    if rates is None:
+        rates = [r * (ADAM if optimizer == "adam" else 1) for r in (QUICK_RATES if quick else RATES)]
+    if not rates or not all(math.isfinite(r) and r > 0 for r in rates):
+        raise InputError(f"learning rates {list(rates)}: expected numbers above 0")
+    seeds = (2 if quick else 3) if seeds is None else seeds
+    for name, value in (("seeds", seeds), ("epochs", epochs), ("batch size", batch_size)):
+        if value is not None and value < 1:
+            raise InputError(f"{name} {value}: expected at least 1")
+    samples = len(data.train)
+    if batch_size is None:
+        batch_size = min(60, samples // 6)
+    if not 2 <= batch_size <= samples:
+        raise InputError(f"batch size {batch_size}: expected 2 to {samples}, the number of training samples")
+    per_epoch = samples // batch_size
+    if epochs is None:
+        epochs = max(1, round((QUICK_STEPS if quick else STEPS) / per_epoch))
+    sizes = batch_sizes or [b for b in (QUICK_BATCH_SIZES if quick else BATCH_SIZES) if b <= samples // 2]
+    if len(set(sizes)) < 2 or min(sizes) < 2 or max(sizes) > samples:
+        raise InputError(f"batch sizes {list(sizes)}: expected two or more, from 2 to {samples}")
+    return Settings(
+        rates=tuple(sorted(set(map(float, rates)))),
+        seeds=tuple(range(seed, seed + seeds)),
+        batch_size=batch_size,
+        epochs=epochs,
+        steps=epochs * per_epoch,
+        optimizer=optimizer,
+        batch_sizes=tuple(sorted(set(sizes))),
+        samples=max(QUICK_SAMPLES if quick else SAMPLES, max(sizes)),
+    )

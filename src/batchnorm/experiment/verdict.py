@@ -1,0 +1,61 @@
+"""A claim's measured effect, one value a seed, and what may be concluded from it."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from .wording import WORDING
+
+Verdict = Literal["holds", "does not hold here", "not measured"]
+
+
+class NotMeasured(Exception):  # noqa: N818  # a finding, not a fault
+    """This study has nothing to judge the claim by; the message says why."""
+
+
+@dataclass
+class Claim:
+    """One claim as it came out here.
+
+    effects: one number a seed, in the wording's unit, positive where the claim is right; median and spread (the
+    standard deviation over seeds) are theirs. `figure` says the result in words, `detail` holds every number behind it.
+    """
+
+    number: int
+    figure: str = ""
+    effects: list[float] = field(default_factory=list)
+    median: float | None = None
+    spread: float | None = None
+    verdict: Verdict = "not measured"
+    reason: str = ""
+    detail: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        return WORDING[self.number].title
+
+    @property
+    def unit(self) -> str:
+        return WORDING[self.number].unit
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | asdict(WORDING[self.number])
+
+
+def judge(claim: Claim) -> Claim:
+    """Sets median, spread and verdict: a claim holds if the median effect is above 0 by more than the spread."""
+    claim.median = statistics.median(claim.effects)
+    if len(claim.effects) < 2:
+        claim.verdict, claim.reason = "not measured", "one seed has no spread to judge by; use two or more"
+        return claim
+    claim.spread = statistics.stdev(claim.effects)
+    effect = f"{claim.median:.3g} ± {claim.spread:.2g} {claim.unit}"
+    if claim.median > claim.spread:
+        claim.verdict, claim.reason = "holds", f"the effect, {effect}, is beyond its spread over seeds"
+    elif claim.median > 0:
+        claim.verdict, claim.reason = "does not hold here", f"the effect, {effect}, is within its spread over seeds"
+    else:
+        claim.verdict, claim.reason = "does not hold here", f"the effect, {effect}, does not point that way"
+    return claim

@@ -1,0 +1,108 @@
+"""What each claim says, how its effect is defined, and what its figure shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+BEST = "each arm at its own best learning rate, seed by seed"
+RACE = "at least halfway from chance to the best of both; a run that does not get there counts with all its steps"
+
+
+@dataclass(frozen=True)
+class Wording:
+    title: str
+    statement: str
+    unit: str
+    rule: str
+    explanation: str
+
+
+WORDING = {
+    1: Wording(
+        "Faster",
+        "Training needs fewer steps with batch norm.",
+        "doublings of speed",
+        "Effect: log2(steps without / steps with) to the best validation score of the network without "
+        f"({RACE}), {BEST}.",
+        "Validation score through training, each arm at its own best learning rate, one line a seed.",
+    ),
+    2: Wording(
+        "Steadier",
+        "More learning rates work with batch norm, and no more runs diverge.",
+        "more rates that work",
+        "Effect: learning rates that work with batch norm minus those that work without, seed by seed. A rate works if "
+        "the run does not diverge and ends at least 90 % of the way from chance to the best score of either arm. A run "
+        "diverges if a loss is not finite, or if the mean training loss of the last tenth is above 1.1 times "
+        "that of the "
+        "best constant. The claim fails too if a larger share of runs diverges with batch norm.",
+        "Final validation score at each learning rate: median over seeds, bars from lowest to highest.",
+    ),
+    3: Wording(
+        "The same distribution",
+        "Each layer's inputs keep their distribution through training with batch norm.",
+        "halvings of the drift",
+        f"Effect: log2(drift without / drift with), the mean over layers, {BEST}. Drift, one number a layer: "
+        "the standard "
+        "deviation through training of the 15th, 50th and 85th percentile of a channel, in units of the mean distance "
+        "between the outer two; the median over channels.",
+        "The 15th, 50th and 85th percentile of a typical input to the last layer's nonlinearity through "
+        "training, as in "
+        "Ioffe & Szegedy 2015, figure 1 b and c; and the drift of every layer.",
+    ),
+    4: Wording(
+        "Mean 0, deviation 1",
+        "Normalised values have mean 0 and standard deviation 1.",
+        "below the tolerance",
+        "Effect: 0.01 minus the largest |mean| or |deviation − 1| of any channel of any layer, measured on "
+        "x̂ = (y − β)/γ of a training-mode pass at the end of training. ε alone brings the deviation a little below 1. "
+        "Nearly constant channels and those with γ near 0 are left out and counted.",
+        "The channel furthest from mean 0 and from deviation 1 in each layer, over all seeds (log scale).",
+    ),
+    5: Wording(
+        "The shape is kept",
+        "Normalising keeps the order and the relative distances, and can be undone.",
+        "below the tolerance",
+        "Effect: 0.001 minus the larger of 1 − Spearman's ρ between input and x̂ (lowest over channels and layers) and "
+        "|x̂·√(σ² + ε) + μ − x|/σ (highest).",
+        "A channel of the last batch norm before and after: another place, another scale, the same shape.",
+    ),
+    6: Wording(
+        "Different scales",
+        "Columns on different scales slow training; normalising the table helps.",
+        "doublings of speed",
+        "Effect: log2(steps on the raw table / steps on the normalised one) to the best validation score on the "
+        "raw table "
+        f"({RACE}), the same network without batch norm, {BEST}.",
+        "The network without batch norm on the raw and on the normalised table, one line a seed.",
+    ),
+    7: Wording(
+        "Gradients",
+        "The first layer's gradient is closer in size to the last layer's with batch norm.",
+        "powers of ten closer",
+        "Effect: |log10 r| without minus with; r is the first layer's gradient over the last's (root mean "
+        "square over the "
+        f"weights), the median through training, {BEST}. Vanishing and exploding: the share of all recorded "
+        "steps of the "
+        "sweep, every rate, with r < 0.01 or r > 100.",
+        "Size of the gradient of each layer's weights through training (log scale, median over seeds).",
+    ),
+    8: Wording(
+        "Overfitting",
+        "The gap between training and validation is smaller with batch norm.",
+        "less of a gap",
+        f"Effect: training score minus validation score at the end, without batch norm minus with, {BEST}.",
+        "Final score on the training and on the validation part: median over seeds, bars from lowest to highest.",
+    ),
+    9: Wording(
+        "Where it hurts",
+        "Small batches cost a network with batch norm more than one without.",
+        "of score lost",
+        "Effect: score lost from the largest batch to the smallest, with batch norm minus without, seed by seed; a "
+        "network that gains without batch norm counts as losing nothing. Every run sees the same number of "
+        "samples; each "
+        "arm's own best learning rate is scaled with the batch (in proportion for SGD, by the square root for Adam).",
+        "Final validation score at each batch size, the same number of samples seen: median over seeds, bars "
+        "from lowest "
+        "to highest.",
+    ),
+}

@@ -1,0 +1,45 @@
+"""What a compiled kernel is called with: one struct of addresses and sizes, and the key that picks its machine code."""
+
+import ctypes
+from typing import Any, ClassVar, NamedTuple
+
+# fmt: off
+_INTEGERS = (
+    # the tensor: (N, C, S) planes, or N·S rows of C; samples are split into groups that share statistics
+    "N", "C", "S", "groups", "per_group", "chunks", "items",
+    # planes: a block is `stack` samples of one channel by one of `split` pieces of `span` positions;
+    # rows: an item is one of `split` slices of `span` channels, a tile is `stack` rows of it
+    "split", "span", "stack",
+    "x", "grad", "y", "residual", "dresidual", "mask",
+    # (groups or 1, C) float64 arrays; `shared` is 1 where one row of them serves all groups
+    "shared", "mean", "scale", "shift", "a", "b", "c",
+    # results, and (chunks, groups, C) tables of partial results on the way there
+    "count", "m2", "rstd", "sum_g", "sum_gx", "part_count", "part_mean", "part_m2", "part_g", "part_gx",
+    # parameters and buffers in their own dtype: address, and kind (see KINDS)
+    "weight", "weight_kind", "bias", "bias_kind", "dweight", "dweight_kind", "dbias", "dbias_kind",
+    "running_mean", "running_var", "running_kind", "skip", "flag",
+)
+# fmt: on
+_REALS = ("eps", "momentum", "skipped")  # `flag` is the address of `skipped`: not 0 once a channel was
+
+
+class Args(ctypes.Structure):
+    """The struct. The ticket counter that threads draw work from has a cache line of its own."""
+
+    _fields_: ClassVar[Any] = (
+        [("ticket", ctypes.c_int64), ("_line", ctypes.c_int64 * 7)]
+        + [(name, ctypes.c_int64) for name in _INTEGERS]
+        + [(name, ctypes.c_double) for name in _REALS]
+    )
+
+
+KINDS = {"float32": 1, "float64": 2, "bfloat16": 3, "float16": 4}  # 0: absent
+
+
+class Spec(NamedTuple):
+    """One specialisation of a kernel: all that is decided when compiling."""
+
+    dtype: str = "float32"
+    activation: str | None = None
+    residual: bool = False
+    mask: bool = False

@@ -1,0 +1,108 @@
+"""Per-channel arithmetic between the passes over memory: merging partial results, the population, gradients."""
+
+import math
+
+from .cpu_intrinsics import inline, load64, load_kind, store64, store_kind
+
+# mypy: disable-error-code="no-untyped-def"
+
+
+@inline
+def remember(a, c, count, mean, m2):
+    """Moves the population of channel `c` towards this batch; its variance is the unbiased one."""
+    if a.running_kind == 0:
+        return
+    variance = m2 / (count - 1.0)
+    if a.skip != 0 and not (math.isfinite(mean) and math.isfinite(variance)):
+        store64(a.flag, 0, 1.0)  # whichever thread comes first: they all say the same
+        return
+    old_mean = load_kind(a.running_mean, a.running_kind, c, 0.0)
+    old_var = load_kind(a.running_var, a.running_kind, c, 0.0)
+    store_kind(a.running_mean, a.running_kind, c, old_mean + a.momentum * (mean - old_mean))
+    store_kind(a.running_var, a.running_kind, c, old_var + a.momentum * (variance - old_var))
+
+
+@inline
+def affine(a, at, c):
+    """Scale and shift of channel `c`: as given at index `at`, or γ·rstd and β."""
+    if a.scale != 0:
+        return load64(a.scale, at), load64(a.shift, at)
+    scale = load_kind(a.weight, a.weight_kind, c, 1.0) * load64(a.rstd, at)
+    return scale, load_kind(a.bias, a.bias_kind, c, 0.0)
+
+
+@inline
+def gradients(a, c, count, sum_g, sum_gx):
+    """Writes dγ and dβ of channel `c`; returns the a, b, c of dx = a·g′ + b·(x − mean) + c."""
+    rstd = load64(a.rstd, c)
+    store_kind(a.dweight, a.dweight_kind, c, sum_gx * rstd)
+    store_kind(a.dbias, a.dbias_kind, c, sum_g)
+    scale = load_kind(a.weight, a.weight_kind, c, 1.0) * rstd
+    return scale, -scale * rstd * rstd * (sum_gx / count), -scale * (sum_g / count)
+
+
+@inline
+def _merge_moments(a):
+    """Count, mean and m2 of each group from its chunks': sums weighted by counts, so no division per chunk."""
+    for g in range(a.groups):
+        total = 0.0
+        for k in range(a.chunks):
+            total += load64(a.part_count, k * a.groups + g)
+        inverse = 1.0 / total if total > 0.0 else 0.0
+        store64(a.count, g, total)
+        for c in range(g * a.C, (g + 1) * a.C):
+            store64(a.mean, c, 0.0)
+            store64(a.m2, c, 0.0)
+        for k in range(a.chunks):
+            share = load64(a.part_count, k * a.groups + g) * inverse
+            part = k * a.groups * a.C
+            for c in range(g * a.C, (g + 1) * a.C):
+                store64(a.mean, c, load64(a.mean, c) + share * load64(a.part_mean, part + c))
+        for k in range(a.chunks):
+            count = load64(a.part_count, k * a.groups + g)
+            part = k * a.groups * a.C
+            for c in range(g * a.C, (g + 1) * a.C):
+                delta = load64(a.part_mean, part + c) - load64(a.mean, c)
+                store64(a.m2, c, load64(a.m2, c) + load64(a.part_m2, part + c) + count * delta * delta)
+
+
+@inline
+def _merge_sums(a):
+    """The chunks' sums added up in order."""
+    for c in range(a.groups * a.C):
+        store64(a.sum_g, c, 0.0)
+        store64(a.sum_gx, c, 0.0)
+    for k in range(a.chunks):
+        part = k * a.groups * a.C
+        for c in range(a.groups * a.C):
+            store64(a.sum_g, c, load64(a.sum_g, c) + load64(a.part_g, part + c))
+            store64(a.sum_gx, c, load64(a.sum_gx, c) + load64(a.part_gx, part + c))
+
+
+def merge_moments(a):
+    """Moments of each group from those of its chunks."""
+    _merge_moments(a)
+
+
+def merge_sums(a):
+    """Gradient sums of each group from those of its chunks."""
+    _merge_sums(a)
+
+
+def finish_forward(a):
+    """Between the passes of a forward: the batch's statistics, and the population's step towards them."""
+    _merge_moments(a)
+    count = load64(a.count, 0)
+    for c in range(a.C):
+        store64(a.rstd, c, 1.0 / math.sqrt(load64(a.m2, c) / count + a.eps))
+        remember(a, c, count, load64(a.mean, c), load64(a.m2, c))
+
+
+def finish_backward(a):
+    """Between the passes of a backward: the parameters' gradients and the coefficients of the input's."""
+    _merge_sums(a)
+    for c in range(a.C):
+        by_slope, by_x, constant = gradients(a, c, float(a.N * a.S), load64(a.sum_g, c), load64(a.sum_gx, c))
+        store64(a.a, c, by_slope)
+        store64(a.b, c, by_x)
+        store64(a.c, c, constant)

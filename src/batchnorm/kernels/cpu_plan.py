@@ -1,0 +1,54 @@
+"""How a tensor is cut into work: a function of its shape alone, so that results do not depend on threads."""
+
+import ctypes
+import functools
+from typing import NamedTuple
+
+from .cpu_args import Args
+
+BLOCK = 1024  # values of a channel summed in its own precision before float64 takes over; 4 KiB of float32 in L1
+_RUN = 512  # a run of so many values is a block of its own
+SLICE = 512  # columns of a row worked on together: their running sums stay in L1
+_TILE = 16384  # values of a slice in cache at once: 64 KiB of float32, within a usual L2
+_ITEM = 16384  # values that make a piece of work worth handing to a thread
+_ITEMS = 64  # pieces that keep the threads of a large machine busy
+_SERIAL = 32768  # below so many values, one thread is done before a second has started
+
+
+class Plan(NamedTuple):
+    module: str  # "planes" or "rows"
+    fused: bool  # one piece of work per channel: statistics and output in one go
+    parallel: bool
+    groups: int
+    chunks: int
+    template: bytes
+
+    def args(self) -> Args:
+        """A fresh struct with sizes filled in."""
+        return Args.from_buffer_copy(self.template)
+
+
+@functools.lru_cache(maxsize=4096)
+def plan(rows: bool, N: int, C: int, S: int, virtual: int) -> Plan:
+    """The cut of a tensor of rows (N·S, C) or planes (N, C, S), with groups of `virtual` samples (0: one group)."""
+    per_group = virtual or max(N, 1)
+    groups = -(-N // per_group) if virtual else 1
+    values = per_group * S
+    if rows:
+        split = max(-(-C // SLICE), 1)
+        span = -(-C // split)
+        chunks = min(_ITEMS // max(groups * split, 1), values * span // _ITEM)
+        stack = min(max(_TILE // max(span, 1), 8), 256)
+        pieces = split
+    else:
+        split = -(-S // BLOCK)
+        span = -(-S // max(split, 1))
+        chunks = 1 if groups * C >= 16 else min(_ITEMS // max(groups * C, 1), values // _ITEM)
+        stack = BLOCK // max(S, 1) if S < _RUN else 1
+        pieces = C
+    chunks = max(chunks, 1)
+    args = Args(N=N, C=C, S=S, groups=groups, per_group=per_group, chunks=chunks, items=groups * pieces * chunks)
+    args.split, args.span, args.stack = split, span, stack
+    fused = not rows and groups == 1 and chunks == 1
+    template = ctypes.string_at(ctypes.addressof(args), ctypes.sizeof(args))
+    return Plan("rows" if rows else "planes", fused, N * C * S >= _SERIAL, groups, chunks, template)

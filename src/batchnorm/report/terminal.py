@@ -1,0 +1,43 @@
+"""The study as a table in the terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STYLES = {"holds": "green", "does not hold here": "yellow", "not measured": "dim"}
+
+
+def show(result: dict[str, Any], console: Console) -> None:
+    """One row a claim: its figure, the effect with its spread over seeds (where there is room), the verdict."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(title=Text(f"{result['network']} on {result['data']['name']}"), title_justify="left")
+    table.add_column("", justify="right", style="dim")
+    table.add_column("claim", no_wrap=True)
+    table.add_column("measured here")
+    roomy = console.width >= 110
+    if roomy:
+        table.add_column("effect ± spread")
+    table.add_column("verdict")
+    for claim in result["claims"]:
+        found = Text(claim["figure"] or claim["reason"])
+        verdict = Text(claim["verdict"], style=STYLES[claim["verdict"]])
+        effect = [Text(_effect(claim))] if roomy else []
+        table.add_row(str(claim["number"]), Text(claim["title"]), found, *effect, verdict)
+    console.print(table)
+    if result["interrupted"]:
+        done, planned = result["runs_finished"], result["runs_planned"]
+        console.print(
+            f"Interrupted: {done} of {planned} runs were finished, and only they are counted.", style="yellow"
+        )
+
+
+def _effect(claim: dict[str, Any]) -> str:
+    if claim["median"] is None:
+        return ""
+    spread = "" if claim["spread"] is None else f" ± {claim['spread']:.2g}"
+    return f"{claim['median']:.3g}{spread} {claim['unit']}"
