@@ -36,7 +36,7 @@ def parameters(channels, dtype=torch.float32):
     mean, bias = torch.randn(2, channels, dtype=torch.float64)
     var, weight = torch.rand(2, channels, dtype=torch.float64) * 2 + 0.5
     weight[::2] *= -1
-    return [t.to(dtype) for t in (mean, var, weight, bias)]
+    return [t.to(dtype, copy=True) for t in (mean, var, weight, bias)]  # not views of one another
 
 
 def answer(function, x, mean, var, weight, bias, *args, grad, residual=None, **keywords) -> Answer:
@@ -282,17 +282,20 @@ def test_empty(shape, training):
     assert torch.equal(ours.running_var, args[2])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)  # in float64 no cast makes a copy
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_autograd_holds_no_buffer(activation):
+def test_autograd_holds_no_buffer(activation, dtype):
     """Two forwards in eval, then the buffers move, then the backward: the gradient is that of the forward."""
-    mean, var, weight, bias = parameters(3)
-    x, grad = drifting(4, 3, 5).requires_grad_(), drifting(4, 3, 5)
+    mean, var, weight, bias = parameters(3, dtype)
+    x, grad = drifting(4, 3, 5, dtype=dtype).requires_grad_(), drifting(4, 3, 5, dtype=dtype)
+    weight.requires_grad_()
     truth = exact(x, mean, var, weight, bias, activation=activation, grad=grad)
     first, _ = (bn.batch_norm(x, mean, var, weight, bias, activation=activation) for _ in range(2))
     mean.fill_(77.0)
     var.zero_()
     first.backward(grad)
     judge("grad of x", x.grad, truth.grads["x"], budget=1e-5)
+    judge("grad of weight", weight.grad, truth.grads["weight"], budget=1e-4)
 
 
 def test_two_forwards_in_training_before_one_backward():

@@ -134,6 +134,18 @@ def test_both_backward_paths_agree(activation, training):
         torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)
 
 
+@modes
+@every_activation
+def test_every_gradient_is_a_function_of_the_arriving_one(activation, training):
+    """gradgradcheck passes over a gradient that is cut off from the graph."""
+    args = smooth(training, activation, True)
+    y = function(training, activation, True)(*args)
+    arriving = torch.randn_like(y).requires_grad_()
+    for got in torch.autograd.grad(y, args, arriving, create_graph=True):
+        (again,) = torch.autograd.grad(got.square().sum(), arriving, retain_graph=True)
+        assert again.any()
+
+
 @pytest.mark.parametrize("grad", ["expanded", "transposed", "other dtype's zero stride"])
 def test_gradients_arriving_in_any_layout(grad):
     x, residual, weight, bias = arguments((4, 3, 5, 2))
