@@ -68,14 +68,17 @@ def test_training_and_evaluation_as_torch(pair, options):
     compute.load_state_dict(theirs.state_dict())
     for step, mode in enumerate([True, True, True, False, True, False, False]):
         x = drifting(*shape, offset=3.0 * step)
-        leaves = [x.clone().requires_grad_() for _ in range(2)]
+        wide = copy.deepcopy(compute).double()  # float64 on the same values
+        leaves = [x.clone().requires_grad_(), x.clone().requires_grad_(), x.double().requires_grad_()]
         grad = drifting(*shape, offset=0.2)
-        outputs = [layer.train(mode)(leaf) for layer, leaf in zip((ours, compute), leaves, strict=True)]
-        for layer, y in zip((ours, compute), outputs, strict=True):
+        outputs = [layer.train(mode)(leaf) for layer, leaf in zip((ours, compute, wide), leaves, strict=True)]
+        for layer, y in zip((ours, compute, wide), outputs, strict=True):
             layer.zero_grad()
-            y.backward(grad)
-        judge("y", outputs[0], outputs[1].double(), budget=1e-5)
-        judge("grad of x", leaves[0].grad, leaves[1].grad.double(), budget=1e-5)
+            y.backward(grad.to(y.dtype))
+        judge("y", outputs[0], outputs[2], outputs[1], size=x.abs().max().item())
+        steepest = (x.var([0, *range(2, x.dim())], correction=0) + 1e-5).rsqrt().max().item()
+        terms = 4 * steepest * grad.abs().max().item() * max(1.0, leaves[2].grad.abs().max().item())
+        judge("grad of x", leaves[0].grad, leaves[2].grad, leaves[1].grad, size=terms)
         for a, b in zip(ours.parameters(), compute.parameters(), strict=True):
             judge("grad of a parameter", a.grad, b.grad.double(), budget=1e-5 * (1 + b.grad.abs().max().item()))
         assert_same_state(ours, compute)

@@ -1,6 +1,7 @@
 """Batch normalization for PyTorch: exact, fast, composable, and it shows what it does to your network."""
 
 from batchnorm.backends import backend
+from batchnorm.experiment import study
 from batchnorm.functional import batch_norm
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from batchnorm.moments import Moments
@@ -26,5 +27,6 @@ __all__ = [
     "paused",
     "register",
     "revert",
+    "study",
     "unfreeze",
 ]
