@@ -238,15 +238,15 @@ def store_kind(address, kind, index, value):
         _store_f16(address, index, value)
 
 
-def residual(a, index):
-    """Element `index` of the residual, or zero where the kernel has none."""
+def plus_residual(a, z, index):
+    """`z` plus element `index` of the residual, where the kernel has one."""
 
 
-@overload(residual, jit_options=FLAGS)
-def _residual(a, index):
+@overload(plus_residual, jit_options=FLAGS)
+def _plus_residual(a, z, index):
     if a.spec.residual:
-        return lambda a, index: read(a, a.residual, index)
-    return lambda a, index: real(a, 0.0)
+        return lambda a, z, index: z + read(a, a.residual, index)
+    return lambda a, z, index: z
 
 
 def pass_residual(a, index, slope):

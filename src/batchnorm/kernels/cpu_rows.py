@@ -16,9 +16,9 @@ from .cpu_intrinsics import (
     inline,
     load64,
     pass_residual,
+    plus_residual,
     read,
     real,
-    residual,
     scratch,
     scratch64,
     store,
@@ -243,8 +243,8 @@ def normalize(a):
             weight = counted(a, r)
             for j in range(width):
                 at = base + j
-                z = ((read(a, a.x, at) - hi[j]) - lo[j]) * scale[j] + shift[j] + residual(a, at)
-                store(a, a.y, at, where_counted(a, weight, activate(a, z)))
+                z = ((read(a, a.x, at) - hi[j]) - lo[j]) * scale[j] + shift[j]
+                store(a, a.y, at, where_counted(a, weight, activate(a, plus_residual(a, z, at))))
         i = ticket(a)
 
 
@@ -252,7 +252,7 @@ def normalize(a):
 def _slope(a, at, hi, lo, scale, shift):
     """x − mean and g′ of one element."""
     d = (read(a, a.x, at) - hi) - lo
-    return d, backprop(a, read(a, a.grad, at), d * scale + shift + residual(a, at))
+    return d, backprop(a, read(a, a.grad, at), plus_residual(a, d * scale + shift, at))
 
 
 def reduce(a):
