@@ -9,12 +9,11 @@ pieces of work where there are few channels, depend on the shape alone, so resul
 import math
 
 from .cpu_activations import activate, backprop
-from .cpu_channel import affine, gradients, remember
+from .cpu_channel import about_mean, coefficients, gradients, parameters, remember
 from .cpu_intrinsics import (
     accumulate,
     counted,
     inline,
-    load64,
     pass_residual,
     plus_residual,
     read,
@@ -32,6 +31,7 @@ from .cpu_plan import BAND, BLOCK
 
 _LANES = 64  # four AVX-512 registers of float32, the most that LLVM sums side by side
 _PADDED = BLOCK + _LANES
+_FIRST = 256  # values to guess a mean from: of independent ones within σ/16 of it, so next to nothing cancels
 
 
 @inline
@@ -93,9 +93,10 @@ def _deviations(a, block, count, centre):
 
 @inline
 def _first_centre(a, block, count):
-    """The mean of a channel's first block, to float precision: of its values less the first, so that large ones fit."""
+    """About the mean of a channel: of its first values, less the very first, so that large ones fit."""
     first = block[0]
     total = real(a, 0.0)
+    count = min(count, _FIRST)
     for i in range(count):
         total = accumulate(total, block[i] - first)
     return first + total / real(a, count)
@@ -187,50 +188,36 @@ def _masked_moments(a, g, c, b0, b1, block, weights):
 
 
 @inline
-def _parameters(a, g, c0, width, hi, lo, scale, shift):
-    """Of a band's channels, in the computing type: the mean as the sum of two, scale and shift."""
-    for j in range(width):
-        c = c0 + j
-        at = c if a.shared != 0 else g * a.C + c
-        mean = load64(a.mean, at)
-        by, plus = affine(a, at, c)
-        hi[j] = real(a, mean)
-        lo[j] = real(a, mean - hi[j])
-        scale[j] = real(a, by)
-        shift[j] = real(a, plus)
-
-
-@inline
-def _normalize(a, g, c0, width, b0, b1, his, los, scales, shifts):
+def _normalize(a, g, c0, width, b0, b1, his, scales, shifts):
     """y = act((x − mean)·scale + shift + residual) over blocks [b0, b1) of a band."""
     for b in range(b0, b1):
         n0, n1, s0, s1 = _bounds(a, g, b)
         for n in range(n0, n1):
             for j in range(width):
-                hi, lo, w, v = his[j], los[j], scales[j], shifts[j]
+                hi, w, v = his[j], scales[j], shifts[j]
                 base = (n * a.C + c0 + j) * a.S
                 for s in range(s0, s1):
-                    z = ((read(a, a.x, base + s) - hi) - lo) * w + v
+                    z = (read(a, a.x, base + s) - hi) * w + v
                     y = activate(a, plus_residual(a, z, base + s))
                     store(a, a.y, base + s, where_counted(a, counted(a, n * a.S + s), y))
 
 
 @inline
-def _slope(a, i, hi, lo, scale, shift):
-    """x − mean and g′ of one element."""
-    d = (read(a, a.x, i) - hi) - lo
+def _slope(a, i, hi, scale, shift):
+    """x − hi and g′ of one element."""
+    d = read(a, a.x, i) - hi
     return d, backprop(a, read(a, a.grad, i), plus_residual(a, d * scale + shift, i))
 
 
 @inline
-def _block_sums(a, c, n0, n1, s0, s1, hi, lo, w, v, slopes, products):
-    """Σ g′ and Σ g′·(x − mean) of a block."""
+def _block_sums(a, c, n0, n1, s0, s1, hi, w, v, slopes, products):
+    """Σ g′ and Σ g′·(x − hi) of a block."""
     sum_g, sum_gx = real(a, 0.0), real(a, 0.0)
     if n1 - n0 == 1:
         base = (n0 * a.C + c) * a.S
         for s in range(s0, s1):
             weight = counted(a, n0 * a.S + s)
-            d, slope = _slope(a, base + s, hi, lo, w, v)
+            d, slope = _slope(a, base + s, hi, w, v)
             sum_g = accumulate(sum_g, where_counted(a, weight, slope))
             sum_gx = accumulate(sum_gx, where_counted(a, weight, slope * d))
     else:
@@ -239,7 +226,7 @@ def _block_sums(a, c, n0, n1, s0, s1, hi, lo, w, v, slopes, products):
             base = (n * a.C + c) * a.S + s0
             for s in range(s1 - s0):
                 weight = counted(a, n * a.S + s0 + s)
-                d, slope = _slope(a, base + s, hi, lo, w, v)
+                d, slope = _slope(a, base + s, hi, w, v)
                 slopes[count + s] = where_counted(a, weight, slope)
                 products[count + s] = where_counted(a, weight, slope * d)
             count += s1 - s0
@@ -254,7 +241,7 @@ def _block_sums(a, c, n0, n1, s0, s1, hi, lo, w, v, slopes, products):
 
 
 @inline
-def _reduce(a, g, c0, width, b0, b1, hi, lo, scale, shift, slopes, products, sum_g, sum_gx):
+def _reduce(a, g, c0, width, b0, b1, hi, scale, shift, slopes, products, sum_g, sum_gx):
     """Σ g′ and Σ g′·(x − mean) over blocks [b0, b1) of each channel of a band."""
     for j in range(width):
         sum_g[j] = 0.0
@@ -262,26 +249,26 @@ def _reduce(a, g, c0, width, b0, b1, hi, lo, scale, shift, slopes, products, sum
     for b in range(b0, b1):
         n0, n1, s0, s1 = _bounds(a, g, b)
         for j in range(width):
-            block_g, block_gx = _block_sums(
-                a, c0 + j, n0, n1, s0, s1, hi[j], lo[j], scale[j], shift[j], slopes, products
-            )
+            block_g, block_gx = _block_sums(a, c0 + j, n0, n1, s0, s1, hi[j], scale[j], shift[j], slopes, products)
             sum_g[j] += block_g
             sum_gx[j] += block_gx
+    for j in range(width):
+        sum_gx[j] = about_mean(a, g, c0 + j, sum_g[j], sum_gx[j])
 
 
 @inline
-def _apply(a, g, c0, width, b0, b1, his, los, scales, shifts, by_slope, by_x, constant):
+def _apply(a, g, c0, width, b0, b1, his, scales, shifts, by_slope, by_x, constant):
     """dx = a·g′ + b·(x − mean) + c over blocks [b0, b1) of a band."""
     for b in range(b0, b1):
         n0, n1, s0, s1 = _bounds(a, g, b)
         for n in range(n0, n1):
             for j in range(width):
-                hi, lo, w, v = his[j], los[j], scales[j], shifts[j]
+                hi, w, v = his[j], scales[j], shifts[j]
                 p, q, r = by_slope[j], by_x[j], constant[j]
                 base = (n * a.C + c0 + j) * a.S
                 for s in range(s0, s1):
                     weight = counted(a, n * a.S + s)
-                    d, slope = _slope(a, base + s, hi, lo, w, v)
+                    d, slope = _slope(a, base + s, hi, w, v)
                     pass_residual(a, base + s, where_counted(a, weight, slope))
                     store(a, a.y, base + s, where_counted(a, weight, p * slope + weight * (q * d + r)))
 
@@ -317,25 +304,25 @@ def masked_moments(a):
 
 def normalize(a):
     """Normalises each chunk by given parameters."""
-    hi, lo, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
+    hi, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
     i = ticket(a)
     while i < a.items:
         g, c0, width, _, b0, b1 = _item(a, i)
-        _parameters(a, g, c0, width, hi, lo, scale, shift)
-        _normalize(a, g, c0, width, b0, b1, hi, lo, scale, shift)
+        parameters(a, g, c0, width, hi, scale, shift)
+        _normalize(a, g, c0, width, b0, b1, hi, scale, shift)
         i = ticket(a)
 
 
 def reduce(a):
     """Partial sums of each chunk into the tables at part_g and part_gx."""
-    hi, lo, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
+    hi, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
     slopes, products = scratch(a, _PADDED), scratch(a, _PADDED)
     sum_g, sum_gx = scratch64(BAND), scratch64(BAND)
     i = ticket(a)
     while i < a.items:
         g, c0, width, k, b0, b1 = _item(a, i)
-        _parameters(a, g, c0, width, hi, lo, scale, shift)
-        _reduce(a, g, c0, width, b0, b1, hi, lo, scale, shift, slopes, products, sum_g, sum_gx)
+        parameters(a, g, c0, width, hi, scale, shift)
+        _reduce(a, g, c0, width, b0, b1, hi, scale, shift, slopes, products, sum_g, sum_gx)
         base = (k * a.groups + g) * a.C + c0
         for j in range(width):
             store64(a.part_g, base + j, sum_g[j])
@@ -345,24 +332,20 @@ def reduce(a):
 
 def apply(a):
     """The input's gradient of each chunk by given coefficients."""
-    hi, lo, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
+    hi, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
     by_slope, by_x, constant = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
     i = ticket(a)
     while i < a.items:
         g, c0, width, _, b0, b1 = _item(a, i)
-        base = c0 if a.shared != 0 else g * a.C + c0
-        for j in range(width):
-            by_slope[j] = real(a, load64(a.a, base + j))
-            by_x[j] = real(a, load64(a.b, base + j))
-            constant[j] = real(a, load64(a.c, base + j))
-        _parameters(a, g, c0, width, hi, lo, scale, shift)
-        _apply(a, g, c0, width, b0, b1, hi, lo, scale, shift, by_slope, by_x, constant)
+        coefficients(a, g, c0, width, by_slope, by_x, constant)
+        parameters(a, g, c0, width, hi, scale, shift)
+        _apply(a, g, c0, width, b0, b1, hi, scale, shift, by_slope, by_x, constant)
         i = ticket(a)
 
 
 def forward(a):
     """A band's moments, then its output while it is still in cache."""
-    hi, lo, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
+    hi, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
     block, mean, m2 = scratch(a, BLOCK), scratch64(BAND), scratch64(BAND)
     i = ticket(a)
     while i < a.items:
@@ -372,24 +355,27 @@ def forward(a):
             store64(a.mean, c0 + j, mean[j])
             store64(a.rstd, c0 + j, 1.0 / math.sqrt(m2[j] / count + a.eps))
             remember(a, c0 + j, count, mean[j], m2[j])
-        _parameters(a, g, c0, width, hi, lo, scale, shift)
-        _normalize(a, g, c0, width, b0, b1, hi, lo, scale, shift)
+        parameters(a, g, c0, width, hi, scale, shift)
+        _normalize(a, g, c0, width, b0, b1, hi, scale, shift)
         i = ticket(a)
 
 
 def backward(a):
     """A band's gradient sums, then its gradient while input and gradient are still in cache."""
-    hi, lo, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
+    hi, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
     slopes, products = scratch(a, _PADDED), scratch(a, _PADDED)
     sum_g, sum_gx = scratch64(BAND), scratch64(BAND)
     by_slope, by_x, constant = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
     i = ticket(a)
     while i < a.items:
         g, c0, width, _, b0, b1 = _item(a, i)
-        _parameters(a, g, c0, width, hi, lo, scale, shift)
-        _reduce(a, g, c0, width, b0, b1, hi, lo, scale, shift, slopes, products, sum_g, sum_gx)
+        parameters(a, g, c0, width, hi, scale, shift)
+        _reduce(a, g, c0, width, b0, b1, hi, scale, shift, slopes, products, sum_g, sum_gx)
         for j in range(width):
             p, q, r = gradients(a, c0 + j, float(a.N * a.S), sum_g[j], sum_gx[j])
-            by_slope[j], by_x[j], constant[j] = real(a, p), real(a, q), real(a, r)
-        _apply(a, g, c0, width, b0, b1, hi, lo, scale, shift, by_slope, by_x, constant)
+            store64(a.a, c0 + j, p)
+            store64(a.b, c0 + j, q)
+            store64(a.c, c0 + j, r)
+        coefficients(a, g, c0, width, by_slope, by_x, constant)
+        _apply(a, g, c0, width, b0, b1, hi, scale, shift, by_slope, by_x, constant)
         i = ticket(a)
