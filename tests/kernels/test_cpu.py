@@ -138,6 +138,8 @@ def test_non_finite_stays_in_its_channel(poison: float, shape: tuple[int, ...], 
 def test_rounding_is_to_nearest_even(dtype: torch.dtype) -> None:
     """Of a zero input only the shift is left, so the output is the shift as the kernel rounds it."""
     shifts = torch.cat([torch.randn(500) * 10.0**k for k in (-40, -6, -1, 0, 3)] + [torch.tensor([float("inf"), 1e30])])
+    ties = 1 + torch.tensor([1.0, 3.0, 5.0, 7.0]) * torch.finfo(dtype).eps / 2
+    shifts = torch.cat([shifts, ties, -ties])
     x = torch.zeros(2, len(shifts), dtype=dtype)
     zero, one = torch.zeros(1, len(shifts), dtype=torch.float64), torch.ones(1, len(shifts), dtype=torch.float64)
     y = cpu.normalize(x, zero, one, shifts.double()[None])

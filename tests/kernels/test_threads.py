@@ -13,6 +13,7 @@ from torch import Tensor
 
 from batchnorm.kernels import cpu
 from batchnorm.kernels import threads as launcher
+from batchnorm.kernels.cpu_plan import plan
 
 from .oracle import data
 
@@ -40,9 +41,11 @@ def same(one: list[Tensor], other: list[Tensor]) -> bool:
 def test_threads_do_not_change_a_bit(shape: tuple[int, ...], threads: None) -> None:
     x = data(shape, torch.float32)
     torch.set_num_threads(1)
+    plan.cache_clear()
     expected = everything(x)
     for count in (2, 3, 7):
         torch.set_num_threads(count)
+        plan.cache_clear()  # a cut that looked at the threads must not be remembered from before
         assert same(everything(x), expected)
 
 

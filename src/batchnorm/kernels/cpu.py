@@ -322,13 +322,13 @@ def backward(
         dbias = torch.empty_like(bias)
         args.dbias, args.dbias_kind = dbias.data_ptr(), args.bias_kind
     spec = Spec(_DTYPES[x.dtype], activation, residual is not None)
+    rest = torch.empty((5, C), dtype=torch.float64)
+    args.sum_g = rest.data_ptr()
+    args.sum_gx, args.a, args.b, args.c = (args.sum_g + i * C * 8 for i in range(1, 5))
     if how.fused:
         _run(how.module, "backward", spec, args, how.parallel)
         return dx, dresidual, dweight, dbias
     tables = _sum_tables(how, C, args)  # noqa: F841 (kept alive)
-    rest = torch.empty((5, C), dtype=torch.float64)
-    args.sum_g = rest.data_ptr()
-    args.sum_gx, args.a, args.b, args.c = (args.sum_g + i * C * 8 for i in range(1, 5))
     _run(how.module, "reduce", spec, args, how.parallel)
     _finish("finish_backward", args)
     _run(how.module, "apply", spec, args, how.parallel)

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, NamedTuple
 _INTEGERS = (
     # the tensor: (N, C, S) planes, or N·S rows of C; samples are split into groups that share statistics
     "N", "C", "S", "groups", "per_group", "chunks", "items",
-    # planes: a block is `stack` samples of one channel by one of `split` pieces of `span` positions;
+    # planes: an item is `band` channels, a block is `stack` samples by one of `split` pieces of `span` positions;
     # rows: an item is one of `split` slices of `span` channels, a tile is `stack` rows of it
-    "split", "span", "stack",
+    "band", "split", "span", "stack",
     "x", "grad", "y", "residual", "dresidual", "mask",
     # (groups or 1, C) float64 arrays; `shared` is 1 where one row of them serves all groups
     "shared", "mean", "scale", "shift", "a", "b", "c",

@@ -2,7 +2,7 @@
 
 import math
 
-from .cpu_intrinsics import inline, load64, load_kind, store64, store_kind
+from .cpu_intrinsics import inline, load64, load_kind, real, store64, store_kind
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -39,6 +39,46 @@ def gradients(a, c, count, sum_g, sum_gx):
     store_kind(a.dbias, a.dbias_kind, c, sum_g)
     scale = load_kind(a.weight, a.weight_kind, c, 1.0) * rstd
     return scale, -scale * rstd * rstd * (sum_gx / count), -scale * (sum_g / count)
+
+
+# Kernels compute with x − hi, where hi is the mean as a float of the tensor's computing type. What that leaves of the
+# mean, small but not small beside σ where |mean| is large, goes into constants and sums, in float64.
+
+
+@inline
+def _mean_at(a, g, c):
+    """Index, float64 mean and what `hi` leaves of it, of a channel of a group."""
+    at = c if a.shared != 0 else g * a.C + c
+    mean = load64(a.mean, at)
+    return at, mean, mean - real(a, mean)
+
+
+@inline
+def parameters(a, g, c0, width, hi, scale, shift):
+    """Sets what `width` channels are normalised by: (x − hi)·scale + shift."""
+    for j in range(width):
+        at, mean, rest = _mean_at(a, g, c0 + j)
+        by, plus = affine(a, at, c0 + j)
+        hi[j] = real(a, mean)
+        scale[j] = real(a, by)
+        shift[j] = real(a, plus - rest * by)
+
+
+@inline
+def coefficients(a, g, c0, width, by_slope, by_x, constant):
+    """Sets the given a, b, c of `width` channels for dx = a·g′ + b·(x − hi) + c."""
+    for j in range(width):
+        at, _, rest = _mean_at(a, g, c0 + j)
+        by_slope[j] = real(a, load64(a.a, at))
+        by_x[j] = real(a, load64(a.b, at))
+        constant[j] = real(a, load64(a.c, at) - load64(a.b, at) * rest)
+
+
+@inline
+def about_mean(a, g, c, sum_g, sum_gx):
+    """Σ g′·(x − mean) from Σ g′ and Σ g′·(x − hi)."""
+    _, _, rest = _mean_at(a, g, c)
+    return sum_gx - rest * sum_g
 
 
 @inline

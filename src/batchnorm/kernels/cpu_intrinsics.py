@@ -124,19 +124,29 @@ def real(typing, a, number):
     return a.real(a, number), code
 
 
+def _inputs(builder):
+    """Metadata: the tensors a kernel reads. Outputs are elsewhere, or (`out=x`) written where just read."""
+    add = builder.module.add_metadata
+    return add([add(["batchnorm inputs", add(["batchnorm"])])])
+
+
 def _at(builder, address, index, of):
     return builder.gep(builder.inttoptr(address, of.as_pointer()), [index])
 
 
 def _read(builder, address, index, dtype):
+    def get(of):
+        value = builder.load(_at(builder, address, index, of))
+        value.set_metadata("alias.scope", _inputs(builder))
+        return value
+
     if dtype == "float64":
-        return builder.load(_at(builder, address, index, ir.DoubleType()))
+        return get(ir.DoubleType())
     if dtype == "float32":
-        return builder.load(_at(builder, address, index, ir.FloatType()))
+        return get(ir.FloatType())
     if dtype == "float16":
-        return builder.fpext(builder.load(_at(builder, address, index, ir.HalfType())), ir.FloatType())
-    bits = builder.zext(builder.load(_at(builder, address, index, _I16)), _I32)
-    return builder.bitcast(builder.shl(bits, ir.Constant(_I32, 16)), ir.FloatType())
+        return builder.fpext(get(ir.HalfType()), ir.FloatType())
+    return builder.bitcast(builder.shl(builder.zext(get(_I16), _I32), ir.Constant(_I32, 16)), ir.FloatType())
 
 
 def _round_bfloat16(builder, value):
@@ -150,14 +160,11 @@ def _round_bfloat16(builder, value):
 
 
 def _write(builder, address, index, value, dtype):
-    if dtype == "float64":
-        builder.store(value, _at(builder, address, index, ir.DoubleType()))
-    elif dtype == "float32":
-        builder.store(value, _at(builder, address, index, ir.FloatType()))
-    elif dtype == "float16":
-        builder.store(builder.fptrunc(value, ir.HalfType()), _at(builder, address, index, ir.HalfType()))
-    else:
-        builder.store(_round_bfloat16(builder, value), _at(builder, address, index, _I16))
+    if dtype == "float16":
+        value = builder.fptrunc(value, ir.HalfType())
+    elif dtype == "bfloat16":
+        value = _round_bfloat16(builder, value)
+    builder.store(value, _at(builder, address, index, value.type)).set_metadata("noalias", _inputs(builder))
 
 
 @intrinsic
@@ -238,15 +245,15 @@ def store_kind(address, kind, index, value):
         _store_f16(address, index, value)
 
 
-def residual(a, index):
-    """Element `index` of the residual, or zero where the kernel has none."""
+def plus_residual(a, z, index):
+    """`z` plus element `index` of the residual, where the kernel has one."""
 
 
-@overload(residual, jit_options=FLAGS)
-def _residual(a, index):
+@overload(plus_residual, jit_options=FLAGS)
+def _plus_residual(a, z, index):
     if a.spec.residual:
-        return lambda a, index: read(a, a.residual, index)
-    return lambda a, index: real(a, 0.0)
+        return lambda a, z, index: z + read(a, a.residual, index)
+    return lambda a, z, index: z
 
 
 def pass_residual(a, index, slope):

@@ -8,6 +8,10 @@ from .cpu_args import Args
 
 BLOCK = 1024  # values of a channel summed in its own precision before float64 takes over; 4 KiB of float32 in L1
 _RUN = 512  # a run of so many values is a block of its own
+BAND = 64  # channels worked on together at most
+_STRETCH = 16384  # values of neighbouring channels that are read in one go: 16 pages of float32
+_CACHED = 262144  # values of a band, to be read a second time: 1 MiB of float32
+_BANDS = 16  # bands to keep for threads to share
 SLICE = 512  # columns of a row worked on together: their running sums stay in L1
 _TILE = 16384  # values of a slice in cache at once: 64 KiB of float32, within a usual L2
 _ITEM = 16384  # values that make a piece of work worth handing to a thread
@@ -34,6 +38,7 @@ def plan(rows: bool, N: int, C: int, S: int, virtual: int) -> Plan:
     per_group = virtual or max(N, 1)
     groups = -(-N // per_group) if virtual else 1
     values = per_group * S
+    args = Args(N=N, C=C, S=S, groups=groups, per_group=per_group)
     if rows:
         split = max(-(-C // SLICE), 1)
         span = -(-C // split)
@@ -45,9 +50,11 @@ def plan(rows: bool, N: int, C: int, S: int, virtual: int) -> Plan:
         span = -(-S // max(split, 1))
         chunks = 1 if groups * C >= 16 else min(_ITEMS // max(groups * C, 1), values // _ITEM)
         stack = BLOCK // max(S, 1) if S < _RUN else 1
-        pieces = C
+        band = min(_STRETCH // max(S, 1), _CACHED // max(values, 1), C // _BANDS, BAND)
+        args.band = max(band, 1)
+        pieces = -(-C // args.band)
     chunks = max(chunks, 1)
-    args = Args(N=N, C=C, S=S, groups=groups, per_group=per_group, chunks=chunks, items=groups * pieces * chunks)
+    args.chunks, args.items = chunks, groups * pieces * chunks
     args.split, args.span, args.stack = split, span, stack
     fused = not rows and groups == 1 and chunks == 1
     template = ctypes.string_at(ctypes.addressof(args), ctypes.sizeof(args))

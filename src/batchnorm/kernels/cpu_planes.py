@@ -1,41 +1,48 @@
 """Kernels for contiguous (N, C, S): each channel is N runs of S values.
 
-A block is what a kernel holds in cache at once: a piece of one run, or several short runs. Blocks, and the
-chunks of blocks that are separate pieces of work, depend on the shape alone, so results do not depend on threads.
+A piece of work is a band of neighbouring channels, so that what is read in one go is longer than one short run: the
+jump to another page costs as much as reading most of it. A block is what is summed in the tensor's own precision: a
+piece of one run, or several short runs of one channel. Bands, blocks, and the chunks of blocks that are separate
+pieces of work where there are few channels, depend on the shape alone, so results do not depend on threads.
 """
 
 import math
 
 from .cpu_activations import activate, backprop
-from .cpu_channel import affine, gradients, remember
+from .cpu_channel import about_mean, coefficients, gradients, parameters, remember
 from .cpu_intrinsics import (
     accumulate,
     counted,
     inline,
-    load64,
     pass_residual,
+    plus_residual,
     read,
     real,
-    residual,
     scratch,
+    scratch64,
     store,
     store64,
     ticket,
     where_counted,
 )
-from .cpu_plan import BLOCK
+from .cpu_plan import BAND, BLOCK
 
 # mypy: disable-error-code="no-untyped-def"
 
 _LANES = 64  # four AVX-512 registers of float32, the most that LLVM sums side by side
-PADDED = BLOCK + _LANES
+_PADDED = BLOCK + _LANES
+_FIRST = 256  # values to guess a mean from: of independent ones within σ/16 of it, so next to nothing cancels
 
 
 @inline
-def _blocks(a, g):
-    """How many blocks each channel of group `g` has."""
+def _item(a, i):
+    """Group, first channel, how many, chunk, and blocks [b0, b1) of work item `i`."""
+    bands = (a.C + a.band - 1) // a.band
+    k, rest = i // (a.groups * bands), i % (a.groups * bands)
+    g, c0 = rest // bands, rest % bands * a.band
     samples = min(a.per_group, a.N - g * a.per_group)
-    return (samples + a.stack - 1) // a.stack * a.split
+    blocks = (samples + a.stack - 1) // a.stack * a.split
+    return g, c0, min(a.band, a.C - c0), k, blocks * k // a.chunks, blocks * (k + 1) // a.chunks
 
 
 @inline
@@ -45,15 +52,6 @@ def _bounds(a, g, b):
     n1 = min(n0 + a.stack, min((g + 1) * a.per_group, a.N))
     s0 = b % a.split * a.span
     return n0, n1, s0, min(s0 + a.span, a.S)
-
-
-@inline
-def _item(a, i):
-    """Group, channel, chunk, and blocks [b0, b1) of work item `i`."""
-    k, rest = i // (a.groups * a.C), i % (a.groups * a.C)
-    g, c = rest // a.C, rest % a.C
-    blocks = _blocks(a, g)
-    return g, c, k, blocks * k // a.chunks, blocks * (k + 1) // a.chunks
 
 
 @inline
@@ -70,7 +68,7 @@ def _gather(a, c, n0, n1, s0, s1, block):
 
 @inline
 def _moments64(block, count):
-    """Moments in float64, for blocks whose squares leave float32's range, or that hold Inf or NaN."""
+    """Mean and m2 in float64, for blocks whose squares leave float32's range, or that hold Inf or NaN."""
     total = 0.0
     for i in range(count):
         total += block[i]
@@ -95,146 +93,65 @@ def _deviations(a, block, count, centre):
 
 @inline
 def _first_centre(a, block, count):
-    """The mean of a channel's first block, to float precision: of its values less the first, so that large ones fit."""
+    """About the mean of a channel: of its first values, less the very first, so that large ones fit."""
     first = block[0]
     total = real(a, 0.0)
+    count = min(count, _FIRST)
     for i in range(count):
         total = accumulate(total, block[i] - first)
     return first + total / real(a, count)
 
 
 @inline
-def _channel_moments(a, g, c, b0, b1, block):
-    """Count, mean and m2 of blocks [b0, b1) of a channel, merged in order by Chan's formula.
+def _block_moments(a, c, n0, n1, s0, s1, seen, mean, block):
+    """Mean and m2 of a block, read once: deviations are from the mean of the blocks before it, where there are any.
 
-    A block is read once: its deviations are from the mean of the blocks before it. That mean may be far from this
-    block's, but then the merged m2 is as large as the squares that cancel, and no digit of the result is lost.
+    That mean may be far from this block's, but then the merged m2 is as large as the squares that cancel, and no
+    digit of the result is lost.
     """
-    count, mean, m2 = 0.0, 0.0, 0.0
+    centre = real(a, mean)
+    if n1 - n0 == 1 and seen:
+        n = s1 - s0
+        base = (n0 * a.C + c) * a.S + s0
+        off, squares = real(a, 0.0), real(a, 0.0)
+        for i in range(base, base + n):
+            d = read(a, a.x, i) - centre
+            off = accumulate(off, d)
+            squares = accumulate(squares, d * d)
+    else:
+        n = _gather(a, c, n0, n1, s0, s1, block)
+        if not seen:
+            centre = _first_centre(a, block, n)
+        off, squares = _deviations(a, block, n, centre)
+    if not math.isfinite(squares):
+        return _moments64(block, _gather(a, c, n0, n1, s0, s1, block))
+    shift = float(off) / n
+    return centre + shift, max(squares - shift * off, 0.0)
+
+
+@inline
+def _moments(a, g, c0, width, b0, b1, block, mean, m2):
+    """Moments of blocks [b0, b1) of each channel of a band, merged in order by Chan's formula; returns the count."""
+    count = 0.0
+    for j in range(width):
+        mean[j] = 0.0
+        m2[j] = 0.0
     for b in range(b0, b1):
         n0, n1, s0, s1 = _bounds(a, g, b)
-        centre = real(a, mean)
-        if n1 - n0 == 1 and b > b0:
-            n = s1 - s0
-            base = (n0 * a.C + c) * a.S + s0
-            off, squares = real(a, 0.0), real(a, 0.0)
-            for i in range(base, base + n):
-                d = read(a, a.x, i) - centre
-                off = accumulate(off, d)
-                squares = accumulate(squares, d * d)
-        else:
-            n = _gather(a, c, n0, n1, s0, s1, block)
-            if b == b0:
-                centre = _first_centre(a, block, n)
-            off, squares = _deviations(a, block, n, centre)
-        shift = float(off) / n
-        block_mean, block_m2 = centre + shift, max(squares - shift * off, 0.0)
-        if not math.isfinite(squares):
-            block_mean, block_m2 = _moments64(block, _gather(a, c, n0, n1, s0, s1, block))
-        delta = block_mean - mean
-        share = n / (count + n)
-        mean += delta * share
-        m2 += block_m2 + delta * delta * count * share
+        n = float((n1 - n0) * (s1 - s0))
+        share, cross = n / (count + n), count * n / (count + n)
+        for j in range(width):
+            block_mean, block_m2 = _block_moments(a, c0 + j, n0, n1, s0, s1, b > b0, mean[j], block)
+            delta = block_mean - mean[j]
+            mean[j] += delta * share
+            m2[j] += block_m2 + delta * delta * cross
         count += n
-    return count, mean, m2
-
-
-@inline
-def _normalize(a, g, c, b0, b1, mean, scale, shift):
-    """y = act((x − mean)·scale + shift + residual) over blocks [b0, b1) of a channel."""
-    hi = real(a, mean)
-    lo = real(a, mean - hi)
-    w, v = real(a, scale), real(a, shift)
-    for b in range(b0, b1):
-        n0, n1, s0, s1 = _bounds(a, g, b)
-        for n in range(n0, n1):
-            base = (n * a.C + c) * a.S
-            for s in range(s0, s1):
-                i = base + s
-                z = ((read(a, a.x, i) - hi) - lo) * w + v + residual(a, i)
-                store(a, a.y, i, where_counted(a, counted(a, n * a.S + s), activate(a, z)))
-
-
-@inline
-def _slope(a, i, hi, lo, scale, shift):
-    """x − mean and g′ of one element."""
-    d = (read(a, a.x, i) - hi) - lo
-    return d, backprop(a, read(a, a.grad, i), d * scale + shift + residual(a, i))
-
-
-@inline
-def _reduce(a, g, c, b0, b1, mean, scale, shift, slopes, products):
-    """Σ g′ and Σ g′·(x − mean) over blocks [b0, b1) of a channel."""
-    hi = real(a, mean)
-    lo = real(a, mean - hi)
-    w, v = real(a, scale), real(a, shift)
-    sum_g, sum_gx = 0.0, 0.0
-    for b in range(b0, b1):
-        n0, n1, s0, s1 = _bounds(a, g, b)
-        block_g, block_gx = real(a, 0.0), real(a, 0.0)
-        if n1 - n0 == 1:
-            base = (n0 * a.C + c) * a.S
-            for s in range(s0, s1):
-                weight = counted(a, n0 * a.S + s)
-                d, slope = _slope(a, base + s, hi, lo, w, v)
-                block_g = accumulate(block_g, where_counted(a, weight, slope))
-                block_gx = accumulate(block_gx, where_counted(a, weight, slope * d))
-        else:
-            count = 0
-            for n in range(n0, n1):
-                base = (n * a.C + c) * a.S + s0
-                for s in range(s1 - s0):
-                    weight = counted(a, n * a.S + s0 + s)
-                    d, slope = _slope(a, base + s, hi, lo, w, v)
-                    slopes[count + s] = where_counted(a, weight, slope)
-                    products[count + s] = where_counted(a, weight, slope * d)
-                count += s1 - s0
-            # whole vectors: what is left over would be added one by one to a sum that has grown large
-            while count % _LANES != 0:
-                slopes[count], products[count] = real(a, 0.0), real(a, 0.0)
-                count += 1
-            for i in range(count):
-                block_g = accumulate(block_g, slopes[i])
-                block_gx = accumulate(block_gx, products[i])
-        sum_g += block_g
-        sum_gx += block_gx
-    return sum_g, sum_gx
-
-
-@inline
-def _apply(a, g, c, b0, b1, mean, scale, shift, by_slope, by_x, constant):
-    """dx = a·g′ + b·(x − mean) + c over blocks [b0, b1) of a channel."""
-    hi = real(a, mean)
-    lo = real(a, mean - hi)
-    w, v = real(a, scale), real(a, shift)
-    p, q, r = real(a, by_slope), real(a, by_x), real(a, constant)
-    for b in range(b0, b1):
-        n0, n1, s0, s1 = _bounds(a, g, b)
-        for n in range(n0, n1):
-            base = (n * a.C + c) * a.S
-            for s in range(s0, s1):
-                weight = counted(a, n * a.S + s)
-                d, slope = _slope(a, base + s, hi, lo, w, v)
-                pass_residual(a, base + s, where_counted(a, weight, slope))
-                store(a, a.y, base + s, where_counted(a, weight, p * slope + weight * (q * d + r)))
-
-
-def moments(a):
-    """Partial moments of each chunk into the tables at count, mean and m2."""
-    block = scratch(a, BLOCK)
-    i = ticket(a)
-    while i < a.items:
-        g, c, k, b0, b1 = _item(a, i)
-        count, mean, m2 = _channel_moments(a, g, c, b0, b1, block)
-        store64(a.part_count, k * a.groups + g, count)
-        store64(a.part_mean, i, mean)
-        store64(a.part_m2, i, m2)
-        i = ticket(a)
+    return count
 
 
 @inline
 def _masked_moments(a, g, c, b0, b1, block, weights):
-    """As `_channel_moments`, for values with weights; the first centre is that of the first block with any."""
+    """Count, mean and m2 of weighted values; the first centre is that of the first block with any weight."""
     count, mean, m2 = 0.0, 0.0, 0.0
     for b in range(b0, b1):
         n0, n1, s0, s1 = _bounds(a, g, b)
@@ -270,81 +187,195 @@ def _masked_moments(a, g, c, b0, b1, block, weights):
     return count, mean, m2
 
 
+@inline
+def _normalize(a, g, c0, width, b0, b1, his, scales, shifts):
+    """y = act((x − mean)·scale + shift + residual) over blocks [b0, b1) of a band."""
+    for b in range(b0, b1):
+        n0, n1, s0, s1 = _bounds(a, g, b)
+        for n in range(n0, n1):
+            for j in range(width):
+                hi, w, v = his[j], scales[j], shifts[j]
+                base = (n * a.C + c0 + j) * a.S
+                for s in range(s0, s1):
+                    z = (read(a, a.x, base + s) - hi) * w + v
+                    y = activate(a, plus_residual(a, z, base + s))
+                    store(a, a.y, base + s, where_counted(a, counted(a, n * a.S + s), y))
+
+
+@inline
+def _slope(a, i, hi, scale, shift):
+    """x − hi and g′ of one element."""
+    d = read(a, a.x, i) - hi
+    return d, backprop(a, read(a, a.grad, i), plus_residual(a, d * scale + shift, i))
+
+
+@inline
+def _block_sums(a, c, n0, n1, s0, s1, hi, w, v, slopes, products):
+    """Σ g′ and Σ g′·(x − hi) of a block."""
+    sum_g, sum_gx = real(a, 0.0), real(a, 0.0)
+    if n1 - n0 == 1:
+        base = (n0 * a.C + c) * a.S
+        for s in range(s0, s1):
+            weight = counted(a, n0 * a.S + s)
+            d, slope = _slope(a, base + s, hi, w, v)
+            sum_g = accumulate(sum_g, where_counted(a, weight, slope))
+            sum_gx = accumulate(sum_gx, where_counted(a, weight, slope * d))
+    else:
+        count = 0
+        for n in range(n0, n1):
+            base = (n * a.C + c) * a.S + s0
+            for s in range(s1 - s0):
+                weight = counted(a, n * a.S + s0 + s)
+                d, slope = _slope(a, base + s, hi, w, v)
+                slopes[count + s] = where_counted(a, weight, slope)
+                products[count + s] = where_counted(a, weight, slope * d)
+            count += s1 - s0
+        # whole vectors: what is left over would be added one by one to a sum that has grown large
+        while count % _LANES != 0:
+            slopes[count], products[count] = real(a, 0.0), real(a, 0.0)
+            count += 1
+        for i in range(count):
+            sum_g = accumulate(sum_g, slopes[i])
+            sum_gx = accumulate(sum_gx, products[i])
+    return float(sum_g), float(sum_gx)
+
+
+@inline
+def _reduce(a, g, c0, width, b0, b1, hi, scale, shift, slopes, products, sum_g, sum_gx):
+    """Σ g′ and Σ g′·(x − mean) over blocks [b0, b1) of each channel of a band."""
+    for j in range(width):
+        sum_g[j] = 0.0
+        sum_gx[j] = 0.0
+    for b in range(b0, b1):
+        n0, n1, s0, s1 = _bounds(a, g, b)
+        for j in range(width):
+            block_g, block_gx = _block_sums(a, c0 + j, n0, n1, s0, s1, hi[j], scale[j], shift[j], slopes, products)
+            sum_g[j] += block_g
+            sum_gx[j] += block_gx
+    for j in range(width):
+        sum_gx[j] = about_mean(a, g, c0 + j, sum_g[j], sum_gx[j])
+
+
+@inline
+def _apply(a, g, c0, width, b0, b1, his, scales, shifts, by_slope, by_x, constant):
+    """dx = a·g′ + b·(x − mean) + c over blocks [b0, b1) of a band."""
+    for b in range(b0, b1):
+        n0, n1, s0, s1 = _bounds(a, g, b)
+        for n in range(n0, n1):
+            for j in range(width):
+                hi, w, v = his[j], scales[j], shifts[j]
+                p, q, r = by_slope[j], by_x[j], constant[j]
+                base = (n * a.C + c0 + j) * a.S
+                for s in range(s0, s1):
+                    weight = counted(a, n * a.S + s)
+                    d, slope = _slope(a, base + s, hi, w, v)
+                    pass_residual(a, base + s, where_counted(a, weight, slope))
+                    store(a, a.y, base + s, where_counted(a, weight, p * slope + weight * (q * d + r)))
+
+
+def moments(a):
+    """Partial moments of each chunk into the tables at part_count, part_mean and part_m2."""
+    block, mean, m2 = scratch(a, BLOCK), scratch64(BAND), scratch64(BAND)
+    i = ticket(a)
+    while i < a.items:
+        g, c0, width, k, b0, b1 = _item(a, i)
+        row = k * a.groups + g
+        store64(a.part_count, row, _moments(a, g, c0, width, b0, b1, block, mean, m2))
+        for j in range(width):
+            store64(a.part_mean, row * a.C + c0 + j, mean[j])
+            store64(a.part_m2, row * a.C + c0 + j, m2[j])
+        i = ticket(a)
+
+
 def masked_moments(a):
     """As `moments`, weighted by the mask."""
     block, weights = scratch(a, BLOCK), scratch(a, BLOCK)
     i = ticket(a)
     while i < a.items:
-        g, c, k, b0, b1 = _item(a, i)
-        count, mean, m2 = _masked_moments(a, g, c, b0, b1, block, weights)
-        store64(a.part_count, k * a.groups + g, count)
-        store64(a.part_mean, i, mean)
-        store64(a.part_m2, i, m2)
+        g, c0, width, k, b0, b1 = _item(a, i)
+        row = k * a.groups + g
+        for c in range(c0, c0 + width):
+            count, mean, m2 = _masked_moments(a, g, c, b0, b1, block, weights)
+            store64(a.part_count, row, count)
+            store64(a.part_mean, row * a.C + c, mean)
+            store64(a.part_m2, row * a.C + c, m2)
         i = ticket(a)
 
 
 def normalize(a):
     """Normalises each chunk by given parameters."""
+    hi, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
     i = ticket(a)
     while i < a.items:
-        g, c, _, b0, b1 = _item(a, i)
-        at = c if a.shared != 0 else g * a.C + c
-        scale, shift = affine(a, at, c)
-        _normalize(a, g, c, b0, b1, load64(a.mean, at), scale, shift)
+        g, c0, width, _, b0, b1 = _item(a, i)
+        parameters(a, g, c0, width, hi, scale, shift)
+        _normalize(a, g, c0, width, b0, b1, hi, scale, shift)
         i = ticket(a)
 
 
 def reduce(a):
-    """Partial sums of each chunk into the tables at sum_g and sum_gx."""
-    slopes, products = scratch(a, PADDED), scratch(a, PADDED)
+    """Partial sums of each chunk into the tables at part_g and part_gx."""
+    hi, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
+    slopes, products = scratch(a, _PADDED), scratch(a, _PADDED)
+    sum_g, sum_gx = scratch64(BAND), scratch64(BAND)
     i = ticket(a)
     while i < a.items:
-        g, c, _, b0, b1 = _item(a, i)
-        at = c if a.shared != 0 else g * a.C + c
-        mean = load64(a.mean, at)
-        scale, shift = affine(a, at, c)
-        sum_g, sum_gx = _reduce(a, g, c, b0, b1, mean, scale, shift, slopes, products)
-        store64(a.part_g, i, sum_g)
-        store64(a.part_gx, i, sum_gx)
+        g, c0, width, k, b0, b1 = _item(a, i)
+        parameters(a, g, c0, width, hi, scale, shift)
+        _reduce(a, g, c0, width, b0, b1, hi, scale, shift, slopes, products, sum_g, sum_gx)
+        base = (k * a.groups + g) * a.C + c0
+        for j in range(width):
+            store64(a.part_g, base + j, sum_g[j])
+            store64(a.part_gx, base + j, sum_gx[j])
         i = ticket(a)
 
 
 def apply(a):
     """The input's gradient of each chunk by given coefficients."""
+    hi, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
+    by_slope, by_x, constant = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
     i = ticket(a)
     while i < a.items:
-        g, c, _, b0, b1 = _item(a, i)
-        at = c if a.shared != 0 else g * a.C + c
-        mean = load64(a.mean, at)
-        scale, shift = affine(a, at, c)
-        _apply(a, g, c, b0, b1, mean, scale, shift, load64(a.a, at), load64(a.b, at), load64(a.c, at))
+        g, c0, width, _, b0, b1 = _item(a, i)
+        coefficients(a, g, c0, width, by_slope, by_x, constant)
+        parameters(a, g, c0, width, hi, scale, shift)
+        _apply(a, g, c0, width, b0, b1, hi, scale, shift, by_slope, by_x, constant)
         i = ticket(a)
 
 
 def forward(a):
-    """A channel's moments, then its output while it is still in cache."""
-    block = scratch(a, BLOCK)
-    c = ticket(a)
-    while c < a.items:
-        blocks = _blocks(a, 0)
-        count, mean, m2 = _channel_moments(a, 0, c, 0, blocks, block)
-        store64(a.mean, c, mean)
-        store64(a.rstd, c, 1.0 / math.sqrt(m2 / count + a.eps))
-        remember(a, c, count, mean, m2)
-        scale, shift = affine(a, c, c)
-        _normalize(a, 0, c, 0, blocks, mean, scale, shift)
-        c = ticket(a)
+    """A band's moments, then its output while it is still in cache."""
+    hi, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
+    block, mean, m2 = scratch(a, BLOCK), scratch64(BAND), scratch64(BAND)
+    i = ticket(a)
+    while i < a.items:
+        g, c0, width, _, b0, b1 = _item(a, i)
+        count = _moments(a, g, c0, width, b0, b1, block, mean, m2)
+        for j in range(width):
+            store64(a.mean, c0 + j, mean[j])
+            store64(a.rstd, c0 + j, 1.0 / math.sqrt(m2[j] / count + a.eps))
+            remember(a, c0 + j, count, mean[j], m2[j])
+        parameters(a, g, c0, width, hi, scale, shift)
+        _normalize(a, g, c0, width, b0, b1, hi, scale, shift)
+        i = ticket(a)
 
 
 def backward(a):
-    """A channel's gradient sums, then its gradient while input and gradient are still in cache."""
-    slopes, products = scratch(a, PADDED), scratch(a, PADDED)
-    c = ticket(a)
-    while c < a.items:
-        blocks = _blocks(a, 0)
-        mean = load64(a.mean, c)
-        scale, shift = affine(a, c, c)
-        sum_g, sum_gx = _reduce(a, 0, c, 0, blocks, mean, scale, shift, slopes, products)
-        by_slope, by_x, constant = gradients(a, c, float(a.N * a.S), sum_g, sum_gx)
-        _apply(a, 0, c, 0, blocks, mean, scale, shift, by_slope, by_x, constant)
-        c = ticket(a)
+    """A band's gradient sums, then its gradient while input and gradient are still in cache."""
+    hi, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
+    slopes, products = scratch(a, _PADDED), scratch(a, _PADDED)
+    sum_g, sum_gx = scratch64(BAND), scratch64(BAND)
+    by_slope, by_x, constant = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
+    i = ticket(a)
+    while i < a.items:
+        g, c0, width, _, b0, b1 = _item(a, i)
+        parameters(a, g, c0, width, hi, scale, shift)
+        _reduce(a, g, c0, width, b0, b1, hi, scale, shift, slopes, products, sum_g, sum_gx)
+        for j in range(width):
+            p, q, r = gradients(a, c0 + j, float(a.N * a.S), sum_g[j], sum_gx[j])
+            store64(a.a, c0 + j, p)
+            store64(a.b, c0 + j, q)
+            store64(a.c, c0 + j, r)
+        coefficients(a, g, c0, width, by_slope, by_x, constant)
+        _apply(a, g, c0, width, b0, b1, hi, scale, shift, by_slope, by_x, constant)
+        i = ticket(a)

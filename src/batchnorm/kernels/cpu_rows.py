@@ -9,16 +9,15 @@ Inner loops run along a row, so each column of a slice has its own running sums.
 import math
 
 from .cpu_activations import activate, backprop
-from .cpu_channel import affine
+from .cpu_channel import about_mean, coefficients, parameters
 from .cpu_intrinsics import (
     accumulate,
     counted,
     inline,
-    load64,
     pass_residual,
+    plus_residual,
     read,
     real,
-    residual,
     scratch,
     scratch64,
     store,
@@ -29,6 +28,8 @@ from .cpu_intrinsics import (
 from .cpu_plan import SLICE
 
 # mypy: disable-error-code="no-untyped-def"
+
+_FIRST = 32  # rows to guess a mean from: within a fifth of σ of it, so next to nothing cancels
 
 
 @inline
@@ -43,15 +44,16 @@ def _item(a, i):
 
 @inline
 def _first_centre(a, c0, width, r0, r1, centre, total):
-    """The mean of each column of a first tile, to float precision: of values less the first, so that large ones fit."""
+    """About the mean of each column: of a few rows, less the first, so that large values fit."""
     for j in range(width):
         centre[j] = read(a, a.x, r0 * a.C + c0 + j)
         total[j] = real(a, 0.0)
-    for r in range(r0 + 1, r1):
+    rows = min(r1 - r0, _FIRST)
+    for r in range(r0 + 1, r0 + rows):
         base = r * a.C + c0
         for j in range(width):
             total[j] += read(a, a.x, base + j) - centre[j]
-    inverse = real(a, 1.0 / (r1 - r0))
+    inverse = real(a, 1.0 / rows)
     for j in range(width):
         centre[j] += total[j] * inverse
 
@@ -219,76 +221,84 @@ def masked_moments(a):
 
 
 @inline
-def _parameters(a, g, c0, width, hi, lo, scale, shift):
-    """Parameters of a slice's channels, in the computing type; the mean as the sum of two."""
-    base = c0 if a.shared != 0 else g * a.C + c0
-    for j in range(width):
-        mean = load64(a.mean, base + j)
-        by, plus = affine(a, base + j, c0 + j)
-        hi[j] = real(a, mean)
-        lo[j] = real(a, mean - hi[j])
-        scale[j] = real(a, by)
-        shift[j] = real(a, plus)
+def _normalize_one(a, at, weight, hi, scale, shift):
+    """One element: (x − mean)·scale + shift, the part of the mean below its float in the shift."""
+    z = plus_residual(a, (read(a, a.x, at) - hi) * scale + shift, at)
+    store(a, a.y, at, where_counted(a, weight, activate(a, z)))
 
 
 def normalize(a):
-    """Normalises each chunk by given parameters."""
-    hi, lo, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
+    """Normalises each chunk by given parameters; two rows at a time, to touch the parameters less often."""
+    hi, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
     i = ticket(a)
     while i < a.items:
         g, c0, width, _, r0, r1 = _item(a, a.items - 1 - i)
-        _parameters(a, g, c0, width, hi, lo, scale, shift)
-        for r in range(r0, r1):
-            base = r * a.C + c0
-            weight = counted(a, r)
+        parameters(a, g, c0, width, hi, scale, shift)
+        for q in range((r1 - r0) // 2):
+            r = r0 + 2 * q
+            b0, b1 = r * a.C + c0, (r + 1) * a.C + c0
+            w0, w1 = counted(a, r), counted(a, r + 1)
             for j in range(width):
-                at = base + j
-                z = ((read(a, a.x, at) - hi[j]) - lo[j]) * scale[j] + shift[j] + residual(a, at)
-                store(a, a.y, at, where_counted(a, weight, activate(a, z)))
+                _normalize_one(a, b0 + j, w0, hi[j], scale[j], shift[j])
+                _normalize_one(a, b1 + j, w1, hi[j], scale[j], shift[j])
+        if (r1 - r0) % 2 == 1:
+            base, weight = (r1 - 1) * a.C + c0, counted(a, r1 - 1)
+            for j in range(width):
+                _normalize_one(a, base + j, weight, hi[j], scale[j], shift[j])
         i = ticket(a)
 
 
 @inline
-def _slope(a, at, hi, lo, scale, shift):
-    """x − mean and g′ of one element."""
-    d = (read(a, a.x, at) - hi) - lo
-    return d, backprop(a, read(a, a.grad, at), d * scale + shift + residual(a, at))
+def _slope(a, at, hi, scale, shift):
+    """x − hi and g′ of one element."""
+    d = read(a, a.x, at) - hi
+    return d, backprop(a, read(a, a.grad, at), plus_residual(a, d * scale + shift, at))
+
+
+@inline
+def _tile_sums(a, c0, width, r0, r1, hi, scale, shift, tile_g, tile_gx):
+    """Sums of g′ and g′·(x − hi) of a tile's columns, four rows at a time."""
+    for j in range(width):
+        tile_g[j] = real(a, 0.0)
+        tile_gx[j] = real(a, 0.0)
+    for q in range((r1 - r0) // 4):
+        r = r0 + 4 * q
+        b0 = r * a.C + c0
+        b1, b2, b3 = b0 + a.C, b0 + 2 * a.C, b0 + 3 * a.C
+        w0, w1, w2, w3 = counted(a, r), counted(a, r + 1), counted(a, r + 2), counted(a, r + 3)
+        for j in range(width):
+            d0, s0 = _slope(a, b0 + j, hi[j], scale[j], shift[j])
+            d1, s1 = _slope(a, b1 + j, hi[j], scale[j], shift[j])
+            d2, s2 = _slope(a, b2 + j, hi[j], scale[j], shift[j])
+            d3, s3 = _slope(a, b3 + j, hi[j], scale[j], shift[j])
+            low = where_counted(a, w0, s0) + where_counted(a, w1, s1)
+            tile_g[j] += low + (where_counted(a, w2, s2) + where_counted(a, w3, s3))
+            low = where_counted(a, w0, s0 * d0) + where_counted(a, w1, s1 * d1)
+            tile_gx[j] += low + (where_counted(a, w2, s2 * d2) + where_counted(a, w3, s3 * d3))
+    for r in range(r0 + (r1 - r0) // 4 * 4, r1):
+        base, weight = r * a.C + c0, counted(a, r)
+        for j in range(width):
+            d, s = _slope(a, base + j, hi[j], scale[j], shift[j])
+            tile_g[j] += where_counted(a, weight, s)
+            tile_gx[j] += where_counted(a, weight, s * d)
 
 
 def reduce(a):
-    """Partial sums of each chunk into the tables at sum_g and sum_gx."""
-    hi, lo, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
+    """Partial sums of each chunk into the tables at part_g and part_gx."""
+    hi, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
     tile_g, tile_gx = scratch(a, SLICE), scratch(a, SLICE)
     sum_g, sum_gx = scratch64(SLICE), scratch64(SLICE)
     i = ticket(a)
     while i < a.items:
         g, c0, width, k, r0, r1 = _item(a, i)
-        _parameters(a, g, c0, width, hi, lo, scale, shift)
+        parameters(a, g, c0, width, hi, scale, shift)
         for j in range(width):
             sum_g[j] = 0.0
             sum_gx[j] = 0.0
         t0 = r0
         while t0 < r1:
             t1 = min(t0 + a.stack, r1)
-            for j in range(width):
-                tile_g[j] = real(a, 0.0)
-                tile_gx[j] = real(a, 0.0)
-            for q in range((t1 - t0) // 2):
-                r = t0 + 2 * q
-                b0 = r * a.C + c0
-                w0, w1 = counted(a, r), counted(a, r + 1)
-                for j in range(width):
-                    d0, s0 = _slope(a, b0 + j, hi[j], lo[j], scale[j], shift[j])
-                    d1, s1 = _slope(a, b0 + a.C + j, hi[j], lo[j], scale[j], shift[j])
-                    tile_g[j] += where_counted(a, w0, s0) + where_counted(a, w1, s1)
-                    tile_gx[j] += where_counted(a, w0, s0 * d0) + where_counted(a, w1, s1 * d1)
-            if (t1 - t0) % 2 == 1:
-                b0 = (t1 - 1) * a.C + c0
-                weight = counted(a, t1 - 1)
-                for j in range(width):
-                    d, s = _slope(a, b0 + j, hi[j], lo[j], scale[j], shift[j])
-                    tile_g[j] += where_counted(a, weight, s)
-                    tile_gx[j] += where_counted(a, weight, s * d)
+            _tile_sums(a, c0, width, t0, t1, hi, scale, shift, tile_g, tile_gx)
             for j in range(width):
                 sum_g[j] += tile_g[j]
                 sum_gx[j] += tile_gx[j]
@@ -296,30 +306,36 @@ def reduce(a):
         base = (k * a.groups + g) * a.C + c0
         for j in range(width):
             store64(a.part_g, base + j, sum_g[j])
-            store64(a.part_gx, base + j, sum_gx[j])
+            store64(a.part_gx, base + j, about_mean(a, g, c0 + j, sum_g[j], sum_gx[j]))
         i = ticket(a)
 
 
+@inline
+def _apply_one(a, at, weight, hi, scale, shift, by_slope, by_x, constant):
+    """One element: a·g′ + b·(x − hi) + c, the rest of the mean in c."""
+    d, slope = _slope(a, at, hi, scale, shift)
+    pass_residual(a, at, where_counted(a, weight, slope))
+    store(a, a.y, at, where_counted(a, weight, by_slope * slope + weight * (by_x * d + constant)))
+
+
 def apply(a):
-    """The input's gradient of each chunk by given coefficients."""
-    hi, lo, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
-    by_slope, by_x, constant = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
+    """The input's gradient of each chunk by given coefficients, two rows at a time."""
+    hi, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
+    p, q, r = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
     i = ticket(a)
     while i < a.items:
         g, c0, width, _, r0, r1 = _item(a, a.items - 1 - i)
-        _parameters(a, g, c0, width, hi, lo, scale, shift)
-        base = c0 if a.shared != 0 else g * a.C + c0
-        for j in range(width):
-            by_slope[j] = real(a, load64(a.a, base + j))
-            by_x[j] = real(a, load64(a.b, base + j))
-            constant[j] = real(a, load64(a.c, base + j))
-        for r in range(r0, r1):
-            base = r * a.C + c0
-            weight = counted(a, r)
+        parameters(a, g, c0, width, hi, scale, shift)
+        coefficients(a, g, c0, width, p, q, r)
+        for pair in range((r1 - r0) // 2):
+            row = r0 + 2 * pair
+            b0, b1 = row * a.C + c0, (row + 1) * a.C + c0
+            w0, w1 = counted(a, row), counted(a, row + 1)
             for j in range(width):
-                at = base + j
-                d, slope = _slope(a, at, hi[j], lo[j], scale[j], shift[j])
-                pass_residual(a, at, where_counted(a, weight, slope))
-                dx = by_slope[j] * slope + weight * (by_x[j] * d + constant[j])
-                store(a, a.y, at, where_counted(a, weight, dx))
+                _apply_one(a, b0 + j, w0, hi[j], scale[j], shift[j], p[j], q[j], r[j])
+                _apply_one(a, b1 + j, w1, hi[j], scale[j], shift[j], p[j], q[j], r[j])
+        if (r1 - r0) % 2 == 1:
+            base, weight = (r1 - 1) * a.C + c0, counted(a, r1 - 1)
+            for j in range(width):
+                _apply_one(a, base + j, weight, hi[j], scale[j], shift[j], p[j], q[j], r[j])
         i = ticket(a)
