@@ -66,9 +66,14 @@ def train(
     if _wants_plain_torch(x):
         y, _, batch = by_batch(reference, x, residual, weight, bias, eps, activation)
         return y, Moments(batch.count, batch.mean[0].detach(), batch.m2[0].detach())
-    if running is not None and _eager(x) and (kernels := kernels_for(x)) is not reference:
-        y, skipped = Fused.apply(kernels, x, residual, weight, bias, eps, activation, running)
-        return y, Remembered(skipped)
+    if _eager(x):
+        kernels = kernels_for(x)
+        if kernels is not reference and running is not None:
+            y, skipped = Fused.apply(kernels, x, residual, weight, bias, eps, activation, running)
+            return y, Remembered(skipped)
+        by_itself = Decisions(lambda own: (Standard.of_batch(own, eps), own), lambda sums: sums, activation, 0)
+        y, *batch = General.apply(kernels, x, residual, weight, bias, None, by_itself)
+        return y, Moments(*batch).channels()
     y, mean, _, var = torch.ops.batchnorm.train(x, residual, weight, bias, eps, activation)
     count = x.numel() // x.shape[1]
     return y, Moments(count, mean[0], var[0] * count)

@@ -113,6 +113,16 @@ def _relu_back(g, z):
     return like(z, 0.0) if z <= like(z, 0.0) else g
 
 
+def _relu6(z):
+    above = like(z, 6.0) if z > like(z, 6.0) else z
+    return like(z, 0.0) if z < like(z, 0.0) else above
+
+
+def _relu6_back(g, z):
+    below = like(z, 0.0) if z >= like(z, 6.0) else g
+    return like(z, 0.0) if z <= like(z, 0.0) else below
+
+
 def _leaky_relu(z):
     return z if z > like(z, 0.0) else z * like(z, _SLOPE)
 
@@ -154,6 +164,7 @@ def _hardswish_back(g, z):
 _TABLE = {
     None: (_identity, _identity_back),
     "relu": (_relu, _relu_back),
+    "relu6": (_relu6, _relu6_back),
     "leaky_relu": (_leaky_relu, _leaky_relu_back),
     "silu": (_silu, _silu_back),
     "gelu": (_gelu, _gelu_back),
