@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from batchnorm.kernels import cpu
+from batchnorm.options import Running
 
 from .oracle import ACTIVATIONS, KINKS, by_torch, close, data, moments, per_sample
 
@@ -34,7 +35,7 @@ def case(
     residual = place(data(shape, dtype, 0.0)) if add else None
     weight, bias = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
     params = (weight.double(), bias.double()) if dtype == torch.float64 else (weight, bias)
-    y, mean, rstd = cpu.forward(x, residual, *params, 1e-5, activation)
+    y, mean, rstd, _ = cpu.forward(x, residual, *params, 1e-5, activation)
     dx, dresidual, dweight, dbias = cpu.backward(grad, x, residual, *params, mean, rstd, activation, add, True)
     exact = by_torch(
         x.double(), grad.double(), weight.double(), bias.double(), None if residual is None else residual.double(),
@@ -96,7 +97,7 @@ def test_large_mean(offset: float, shape: tuple[int, ...], layout: str) -> None:
     """float32 holds x only to 1/16 at 1e6, but what it holds is normalised exactly."""
     x = LAYOUTS[layout]((torch.randn(shape, dtype=torch.float64) + offset).float())
     weight, bias = torch.ones(shape[1]), torch.zeros(shape[1])
-    y, _, _ = cpu.forward(x, None, weight, bias, 1e-5, None)
+    y, *_ = cpu.forward(x, None, weight, bias, 1e-5, None)
     exact = by_torch(x.double(), x.double(), weight.double(), bias.double(), None, None)["y"]
     assert (y.double() - exact).abs().max() < 1e-5
 
@@ -105,7 +106,7 @@ def test_large_mean(offset: float, shape: tuple[int, ...], layout: str) -> None:
 @pytest.mark.parametrize("value", [1e7, -3.3, 0.0])
 def test_constant_channel(value: float, layout: str) -> None:
     x = LAYOUTS[layout](torch.full((4, 3, 50, 50), value))
-    y, mean, rstd = cpu.forward(x, None, None, None, 1e-5, None)
+    y, mean, rstd, _ = cpu.forward(x, None, None, None, 1e-5, None)
     assert torch.equal(y, torch.zeros_like(y))
     assert torch.equal(mean, torch.full_like(mean, x[0, 0, 0, 0].item()))
     assert torch.allclose(rstd, torch.full_like(rstd, 1e-5**-0.5))
@@ -127,9 +128,9 @@ def test_squares_beyond_float32(size: float, layout: str) -> None:
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")])
 def test_non_finite_stays_in_its_channel(poison: float, shape: tuple[int, ...], layout: str) -> None:
     x = LAYOUTS[layout](data(shape, F32))
-    clean, _, _ = cpu.forward(x, None, None, None, 1e-5, "relu")
+    clean, *_ = cpu.forward(x, None, None, None, 1e-5, "relu")
     x[-1, 1].view(-1)[-1] = poison
-    y, _, _ = cpu.forward(x, None, None, None, 1e-5, "relu")
+    y, *_ = cpu.forward(x, None, None, None, 1e-5, "relu")
     assert y[:, 1].isnan().all()
     assert torch.equal(y[:, [0, 2]], clean[:, [0, 2]])
 
@@ -229,7 +230,7 @@ def test_running_statistics(momentum: float | None, dtype: torch.dtype, shape: t
     for _ in range(3):
         x = data(shape, dtype)
         version = ours.running_mean._version
-        cpu.forward(x, None, None, None, 1e-5, None, cpu.Running(*buffers(ours), momentum, "skip"))
+        cpu.forward(x, None, None, None, 1e-5, None, Running(*buffers(ours), momentum, "skip"))
         assert ours.running_mean._version == version + 1
         theirs(x.flatten(2) if x.dim() > 2 else x)
     for mine, other in zip(buffers(ours), buffers(theirs), strict=True):
@@ -249,7 +250,7 @@ def test_non_finite_batch_and_the_population(layout: str, nonfinite: str) -> Non
     x = LAYOUTS[layout](data((6, 20, 13, 11), F32))
     x[2, 4, 0, 0] = float("nan")
     mean, var = torch.zeros(20), torch.ones(20)
-    cpu.forward(x, None, None, None, 1e-5, None, cpu.Running(mean, var, None, 0.1, nonfinite))
+    cpu.forward(x, None, None, None, 1e-5, None, Running(mean, var, None, 0.1, nonfinite))
     others = torch.arange(20) != 4
     assert (mean[others] != 0).all()
     if nonfinite == "skip":
@@ -261,7 +262,7 @@ def test_non_finite_batch_and_the_population(layout: str, nonfinite: str) -> Non
 
 
 def test_cumulative_average_needs_a_counter() -> None:
-    running = cpu.Running(torch.zeros(3), torch.ones(3), None, None, "skip")
+    running = Running(torch.zeros(3), torch.ones(3), None, None, "skip")
     with pytest.raises(ValueError, match="num_batches_tracked"):
         cpu.forward(torch.randn(4, 3), None, None, None, 1e-5, None, running)
 
@@ -270,7 +271,7 @@ def test_parameters_in_low_precision() -> None:
     x, grad = data((6, 20, 13, 11), torch.bfloat16), data((6, 20, 13, 11), torch.bfloat16)
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         weight, bias = (torch.rand(20) + 0.5).to(dtype), torch.randn(20).to(dtype)
-        y, mean, rstd = cpu.forward(x, None, weight, bias, 1e-5, None)
+        y, mean, rstd, _ = cpu.forward(x, None, weight, bias, 1e-5, None)
         _, _, dweight, dbias = cpu.backward(grad, x, None, weight, bias, mean, rstd, None, False, True)
         exact = by_torch(x.double(), grad.double(), weight.double(), bias.double(), None, None)
         close(y, exact["y"], exact["y"].to(torch.bfloat16))
@@ -284,7 +285,9 @@ def test_expanded_gradient_and_foreign_strides() -> None:
     x = data((6, 20, 13, 11), F32)
     weight, bias = torch.rand(20) + 0.5, torch.randn(20)
     residual = data((6, 20, 13, 11), F32)
-    y, mean, rstd = cpu.forward(x, residual.contiguous(memory_format=torch.channels_last), weight, bias, 1e-5, "relu")
+    y, mean, rstd, _ = cpu.forward(
+        x, residual.contiguous(memory_format=torch.channels_last), weight, bias, 1e-5, "relu"
+    )
     assert torch.equal(y, cpu.forward(x, residual, weight, bias, 1e-5, "relu")[0])
     dense = torch.full_like(x, 0.7)
     results = [
