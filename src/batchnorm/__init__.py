@@ -4,6 +4,7 @@ from batchnorm.functional import batch_norm
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from batchnorm.moments import Moments
 from batchnorm.options import Renorm
+from batchnorm.standardize import Standardize
 from batchnorm.tools.contexts import accumulate, domain, paused
 from batchnorm.tools.convert import convert, register, revert
 from batchnorm.tools.freeze import freeze, unfreeze
@@ -15,6 +16,7 @@ __all__ = [
     "BatchNorm3d",
     "Moments",
     "Renorm",
+    "Standardize",
     "SyncBatchNorm",
     "accumulate",
     "batch_norm",
