@@ -14,7 +14,7 @@ from batchnorm.sklearn import StandardizeTransformer
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @parametrize_with_checks([StandardizeTransformer()])
-def test_estimator_checks(estimator: StandardizeTransformer, check) -> None:  # noqa: ANN001
+def test_estimator_checks(estimator: StandardizeTransformer, check) -> None:
     check(estimator)
 
 

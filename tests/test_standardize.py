@@ -84,8 +84,8 @@ def test_accuracy_at_large_offsets_is_scikit_learns_or_better() -> None:
         layer.partial_fit(part)
     for ours, theirs, truth in ((layer.mean, scaler.mean_, mean), (layer.scale, scaler.scale_, sd)):
         error, other = (ours - truth).abs(), torch.from_numpy(theirs - truth.numpy()).abs()
-        # batches meet through means in float64, known to 1e-9 at 1e7, in either library: chance below that
-        assert (error <= other.maximum(1e-11 * sd)).all(), (error, other)
+        # batches meet through means in float64, known to 1e-9 at 1e7, in either library: below that it is chance
+        assert (error <= other.maximum(1e-11 * sd + 3e-16 * truth.abs())).all(), (error, other)
     truth = (exact - exact.mean(0)) / sd
     error = (layer(x) - truth).abs().max().item()
     assert error <= np.abs(scaler.transform(x.numpy()) - truth.numpy()).max()
@@ -125,7 +125,7 @@ def test_an_interrupted_fit_leaves_the_layer_as_it_was() -> None:
     layer = bn.Standardize(3).fit(drifting(10))
     before = copy.deepcopy(layer.state_dict())
 
-    def batches():  # noqa: ANN202
+    def batches():
         yield drifting(10)
         raise KeyboardInterrupt
 

@@ -5,6 +5,7 @@ from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, S
 from batchnorm.moments import Moments
 from batchnorm.options import Renorm
 from batchnorm.standardize import Standardize
+from batchnorm.tools.calibrate import calibrate
 from batchnorm.tools.contexts import accumulate, domain, paused
 from batchnorm.tools.convert import convert, register, revert
 from batchnorm.tools.freeze import freeze, unfreeze
@@ -20,6 +21,7 @@ __all__ = [
     "SyncBatchNorm",
     "accumulate",
     "batch_norm",
+    "calibrate",
     "convert",
     "domain",
     "freeze",

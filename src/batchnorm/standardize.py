@@ -249,7 +249,7 @@ def _pieces(x: Tensor, axis: int) -> Iterator[Tensor]:
         x, axis = x.t(), 0
     x = x.unsqueeze(-1) if axis == x.dim() - 1 else x.flatten(axis + 1)
     x = x.flatten(0, axis - 1) if axis else x.unsqueeze(0)
-    A, C, B = x.shape
+    C, B = x.shape[1:]
     values = max(PIECE.get(x.device.type, PIECE_ELSEWHERE) // C, 1)  # of each feature
     for rows in x.split(max(values // B, 1)):
         yield from rows.split(values, dim=2)
