@@ -78,6 +78,25 @@ class Sweep:
         self._finish()
         return total
 
+    def each_batch(self, before: Callable[[str, _BatchNorm, Moments, int], None]) -> None:
+        """One pass that calls `before` with the moments of each layer's input, just before it is normalised."""
+
+        def hook(name: str, layer: _BatchNorm, args: Any, kwargs: Any) -> None:
+            x = args[0] if args else kwargs["input"]
+            before(name, layer, measured(name, x, kwargs), x.shape[0])
+
+        handles = [
+            layer.register_forward_pre_hook(partial(hook, name), with_kwargs=True)
+            for name, layer in self.layers.items()
+        ]
+        try:
+            with torch.no_grad():
+                for batch in track(self.stream(), "batches", self.progress):
+                    self.feed(self.model, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+
     def _plan(self) -> list[list[Use]]:
         plan: list[list[Use]] = []
         for first in islice(self.stream(), 1):
@@ -178,9 +197,7 @@ class _Watch:
 
     def measure(self, use: Use, layer: _BatchNorm, args: Any, kwargs: Any) -> None:
         x = args[0] if args else kwargs["input"]
-        moments = Moments.of(x.detach(), mask=_mask(x, kwargs))
-        if not (moments.mean.isfinite() & moments.m2.isfinite()).all():
-            raise FloatingPointError(f"{use[0]} got NaN or Inf: no statistics were changed")
+        moments = measured(use[0], x, kwargs)
         old, samples = self.found.get(use, (None, 0))
         self.found[use] = moments if old is None else old.merge(moments), samples + x.shape[0]
 
@@ -199,9 +216,12 @@ def _change(old: Moments, new: Moments) -> float:
     return max(moved.max().item(), spread.max().item())
 
 
-def _mask(x: Tensor, kwargs: dict[str, Any]) -> Tensor | None:
-    """The mask that one of our layers is called with, as weights that broadcast over `x`."""
-    return _weights(x, kwargs.get("mask"), kwargs.get("lengths"))
+def measured(name: str, x: Tensor, kwargs: dict[str, Any]) -> Moments:
+    """The moments of the input of a layer, without what the mask or lengths it is called with leave out."""
+    moments = Moments.of(x.detach(), mask=_weights(x, kwargs.get("mask"), kwargs.get("lengths")))
+    if not (moments.mean.isfinite() & moments.m2.isfinite()).all():
+        raise FloatingPointError(f"{name} got NaN or Inf: no statistics were changed")
+    return moments
 
 
 def iter_is_spent(batches: Any) -> bool:
