@@ -45,20 +45,31 @@ def compare(name: str, ours: Callable[[], bn.Standardize], theirs: Callable[[], 
     print(f"{name:<10} Standardize {a:6.2f} s   StandardScaler {b:6.2f} s   {ratio:5.1f} times", flush=True)
 
 
-def main(rows: int) -> None:
-    x = np.random.default_rng(0).standard_normal((rows, COLUMNS), dtype=np.float32)
-    x += 1000
-    print(f"{rows:,} rows × {COLUMNS} float32, {TURNS} turns each")
+def in_memory(x: np.ndarray) -> None:
     compare("in memory", lambda: bn.Standardize(COLUMNS).fit(x), lambda: StandardScaler().partial_fit(x))
+
+
+def from_parquet(path: Path) -> None:
+    compare("Parquet", lambda: bn.Standardize(COLUMNS).fit(path), lambda: scaler_over(path))
+
+
+def write(x: np.ndarray, path: Path) -> None:
+    names = [f"c{i}" for i in range(COLUMNS)]
+    with parquet.ParquetWriter(path, pyarrow.schema([(n, pyarrow.float32()) for n in names])) as writer:
+        for start in range(0, len(x), 500_000):
+            part = np.ascontiguousarray(x[start : start + 500_000].T)
+            writer.write_table(pyarrow.table(dict(zip(names, part, strict=True))))
+
+
+def main(rows: int) -> None:
+    print(f"{rows:,} rows × {COLUMNS} float32, {TURNS} turns each")
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "x.parquet"
-        names = [f"c{i}" for i in range(COLUMNS)]
-        with parquet.ParquetWriter(path, pyarrow.schema([(n, pyarrow.float32()) for n in names])) as writer:
-            for start in range(0, rows, 500_000):
-                part = x[start : start + 500_000]
-                writer.write_table(pyarrow.table(dict(zip(names, np.ascontiguousarray(part.T), strict=True))))
+        x = np.random.default_rng(0).standard_normal((rows, COLUMNS), dtype=np.float32)
+        x += 1000
+        in_memory(x)
+        write(x, Path(folder) / "x.parquet")
         del x
-        compare("Parquet", lambda: bn.Standardize(COLUMNS).fit(path), lambda: scaler_over(path))
+        from_parquet(Path(folder) / "x.parquet")
 
 
 if __name__ == "__main__":

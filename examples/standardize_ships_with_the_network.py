@@ -1,4 +1,4 @@
-"""Columns on different scales, normalised by the network itself: raw data in, at training and wherever it is deployed."""
+"""Columns on different scales, normalised by the network itself: raw data in, wherever it is deployed."""
 
 import io
 
