@@ -1,4 +1,4 @@
-"""An average of weights needs statistics of its own: update_bn's depend on how the data are split, calibrate's do not."""
+"""An average of weights needs its own statistics: update_bn's depend on how the data are split, calibrate's do not."""
 
 import copy
 
