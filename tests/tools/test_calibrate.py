@@ -177,7 +177,7 @@ def test_detached_branches_in_place_writes_and_reads_by_python_are_followed() ->
             buffer = torch.zeros_like(x)
             buffer[:, 1:] = self.b(y)[:, 1:]
             z = self.c(buffer + x)
-            return self.d(x * z.amax().item())
+            return self.d(x * torch.full_like(x, z.amax().item()))
 
     x, model = data(), Devious().double()
     expected = in_one_batch(model, x)

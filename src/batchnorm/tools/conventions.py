@@ -19,8 +19,10 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     >>> from torch import nn
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
     >>> optimizer = torch.optim.SGD(bn.parameter_groups(model, weight_decay=1e-4), lr=0.1)
-    >>> [(len(g["params"]), g["weight_decay"]) for g in optimizer.param_groups]
-    [(1, 0.0001), (3, 0.0)]
+    >>> for group in optimizer.param_groups:
+    ...     print(len(group["params"]), group["weight_decay"])
+    1 0.0001
+    3 0.0
 
     Source: He et al. 2019, "Bag of tricks for image classification", section 3.1 (no bias decay).
     """
