@@ -54,8 +54,8 @@ class _Levels(TorchDispatchMode):
 
     def level_of(self, values: Any) -> int:
         tensors = [t for t in tree_leaves(values) if isinstance(t, Tensor)]
-        # Of a tensor that no operator here has made, after a batch norm, anything may be true.
-        return max([self.floor, *(self.level.get(_storage(t), self.highest) for t in tensors)])
+        # A tensor first met after a batch norm, made by no operator seen here, may depend on anything so far.
+        return max([self.floor, *(self.level.setdefault(_storage(t), self.highest) for t in tensors)])
 
     def raise_to(self, output: Tensor) -> None:
         level = self.level_of(output) + 1
