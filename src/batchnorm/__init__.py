@@ -6,9 +6,15 @@ from batchnorm.functional import batch_norm
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from batchnorm.moments import Moments
 from batchnorm.options import Renorm
+from batchnorm.standardize import Standardize
+from batchnorm.tools.adapt import adapt
+from batchnorm.tools.calibrate import calibrate
 from batchnorm.tools.contexts import accumulate, domain, paused
+from batchnorm.tools.conventions import from_flax, from_keras, parameter_groups
 from batchnorm.tools.convert import convert, register, revert
+from batchnorm.tools.fold import fold
 from batchnorm.tools.freeze import freeze, unfreeze
+from batchnorm.tools.merge import merge
 
 __all__ = [
     "BatchNorm",
@@ -17,13 +23,21 @@ __all__ = [
     "BatchNorm3d",
     "Moments",
     "Renorm",
+    "Standardize",
     "SyncBatchNorm",
     "accumulate",
+    "adapt",
     "backend",
     "batch_norm",
+    "calibrate",
     "convert",
     "domain",
+    "fold",
     "freeze",
+    "from_flax",
+    "from_keras",
+    "merge",
+    "parameter_groups",
     "paused",
     "register",
     "revert",

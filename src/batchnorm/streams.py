@@ -1,0 +1,101 @@
+"""Data as a stream of tensors, whatever they come as: arrays, data frames, loaders, and files larger than memory."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+ROWS = 65_536  # of a file or a memory map at a time
+
+
+def tensors(source: Any, columns: list[str] | None = None) -> Iterator[Tensor]:
+    """The batches of `source`, one after another; of a batch that is a tuple or list, the first element.
+
+    `source` is an array, a tensor, a data frame, a path (.parquet, .csv, .npy), or an iterable of those.
+
+    Raises:
+        TypeError: something that is none of these, or a column that is not numeric.
+        ValueError: a file of another kind.
+    """
+    if isinstance(source, str | Path):
+        yield from _file(Path(source), columns)
+    elif hasattr(source, "columns") and hasattr(source, "to_numpy"):
+        yield from _array((source if columns is None else source[columns]).to_numpy())
+    elif isinstance(source, Tensor):
+        yield source
+    elif isinstance(source, np.ndarray):
+        yield from _array(source)
+    elif isinstance(source, Iterable):
+        for batch in source:
+            yield from tensors(batch[0] if isinstance(batch, tuple | list) else batch, columns)
+    else:
+        raise TypeError(
+            f"expected an array, a tensor, a data frame, a path or an iterable of them, got {type(source).__name__}"
+        )
+
+
+def names_of(source: Any, columns: list[str] | None = None) -> list[str] | None:
+    """The names of the columns of `source`, where it has any."""
+    if columns is not None or not isinstance(source, str | Path):
+        columns = list(source.columns) if columns is None and hasattr(source, "columns") else columns
+        return None if columns is None else [str(c) for c in columns]
+    if Path(source).suffix == ".npy":
+        return None
+    if Path(source).suffix == ".parquet":
+        from pyarrow.parquet import read_schema
+
+        return list(read_schema(source).names)
+    with open(source) as lines:
+        return lines.readline().strip().split(",")
+
+
+def _file(path: Path, columns: list[str] | None) -> Iterator[Tensor]:
+    if path.suffix == ".npy":
+        yield from _array(np.load(path, mmap_mode="r", allow_pickle=False))
+    elif path.suffix == ".parquet":
+        from pyarrow.parquet import ParquetFile
+
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=ROWS, columns=columns):
+                yield _table(batch)
+    elif path.suffix == ".csv":
+        from pyarrow import csv
+
+        options = csv.ConvertOptions(include_columns=columns)
+        with csv.open_csv(path, convert_options=options) as file:
+            for batch in file:
+                yield _table(batch)
+    else:
+        raise ValueError(f"{path.name}: expected a .parquet, .csv or .npy file")
+
+
+def _table(batch: Any) -> Tensor:
+    """A pyarrow record batch as (rows, columns), laid out column by column as it comes; nulls are NaN."""
+    from pyarrow import float64, types
+
+    columns = []
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if not (types.is_integer(column.type) or types.is_floating(column.type) or types.is_null(column.type)):
+            if not (types.is_boolean(column.type) or types.is_decimal(column.type)):
+                raise TypeError(f"column {name!r} is {column.type}, not numeric: name the columns to read (columns=)")
+            column = column.cast(float64())
+        values = column.cast(float64()) if types.is_null(column.type) else column
+        columns.append(values.to_numpy(zero_copy_only=False))
+    return torch.from_numpy(np.stack(columns)).t()
+
+
+def _array(array: np.ndarray) -> Iterator[Tensor]:
+    """A writable array as it is; a memory map, or what torch has no type for, piece by piece as a copy."""
+    if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
+        raise TypeError(f"expected numbers of at most 64 bits, got an array of {array.dtype}")
+    signed = array.dtype.kind != "u" or array.dtype.itemsize == 1
+    if array.flags.writeable and array.dtype.isnative and signed and min(array.strides, default=0) >= 0:
+        yield torch.from_numpy(array)
+        return
+    dtype = array.dtype.newbyteorder("=") if signed else np.dtype(np.float64)
+    rows = ROWS if array.ndim > 1 else max(len(array), 1)
+    for start in range(0, len(array), rows):
+        yield torch.from_numpy(np.array(array[start : start + rows], dtype=dtype))

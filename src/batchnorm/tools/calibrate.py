@@ -1,0 +1,141 @@
+"""Population statistics of a model as they are, not as a moving average remembers them."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from batchnorm.moments import Moments
+from batchnorm.tools.state import Populations, bank, evaluating, populations, unless_finished, write
+from batchnorm.tools.sweep import Feed, Sweep, feed_by_default
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` did, and the way back.
+
+    `before` and `after` hold (running_mean, running_var, num_batches_tracked) per layer; `unused` names the layers
+    that no batch reached, which are as they were. `converged` is None where no tolerance was given.
+    """
+
+    layers: dict[str, _BatchNorm]
+    before: Populations
+    after: Populations
+    batches: int
+    passes: int
+    converged: bool | None
+    unused: tuple[str, ...] = ()
+
+    def restore(self) -> None:
+        """The statistics from before, bit for bit."""
+        self.before.restore(self.layers)
+
+    def apply(self) -> None:
+        """The calibrated statistics once more, after `restore`."""
+        self.after.restore(self.layers)
+
+    @property
+    def shift(self) -> dict[str, float]:
+        """Per layer, by how many σ the mean of the channel that moved most has moved."""
+        return {name: shift(self.before.values[name], self.after.values[name]) for name in self.layers}
+
+    def __str__(self) -> str:
+        early = {None: "all of the data", True: "stopped early, converged", False: "not converged"}[self.converged]
+        far, worst = max(((s, name) for name, s in self.shift.items()), default=(0.0, "no layer"))
+        unused = f"; no batch reached {', '.join(self.unused)}" if self.unused else ""
+        return (
+            f"{len(self.layers)} batch norms, {self.batches} batches, {self.passes} passes ({early}); "
+            f"the mean moved most in {worst}, by {far:.2g} σ{unused}"
+        )
+
+
+def calibrate(
+    model: nn.Module,
+    batches: Any,
+    *,
+    exact: bool = True,
+    feed: Feed = feed_by_default,
+    limit: int | None = None,
+    tolerance: float | None = None,
+    process_group: Any = None,
+    progress: bool | None = None,
+) -> Calibration:
+    """Set the running statistics of every batch norm to those of all the data (precise batch norm).
+
+    What a layer sees depends on how the layers before it normalise. Exact statistics are those of one training step
+    on all the data as one batch: level by level, each layer's mean and variance are pooled over all batches while
+    the layers before it normalise by their own pooled mean and (biased) variance. So the result does not depend on
+    how the data are split into batches or ranks, but for rounding. That takes one pass over the data per level (the
+    longest chain of batch norms), each no further than that level, at about half a forward pass on average.
+
+    ``exact=False`` takes one pass in which each batch normalises by its own statistics, as in training: the first
+    level is exact, later ones see what batches of this size make of it.
+
+    Only batch norms learn: everything else is in evaluation mode (no dropout), no gradients. Left alone are layers
+    that are frozen (`bn.freeze`, or in evaluation mode in a model in training mode) or have no running statistics.
+    A layer called several times per batch gets the statistics of all calls. Weight averages
+    (`torch.optim.swa_utils.AveragedModel`) need this after averaging.
+
+    Args:
+        batches: a list, a DataLoader, or a function that returns an iterator; the same data in every pass (an
+            iterator serves with ``exact=False``).
+        feed: called as feed(model, batch). By default model(batch); of a tuple or list the first element; a dict as
+            keywords.
+        limit: at most so many batches.
+        tolerance: stop a pass when doubling the data moved no mean by more than so many σ and no variance by more
+            than that share; whether it did is in `converged`.
+        process_group: True (all ranks) or a group: every rank has its own batches, or none; all get the statistics
+            of everything.
+        progress: a progress bar; by default where stderr is a terminal and rich is installed.
+
+    Returns:
+        A `Calibration`: before, after, `restore()`.
+
+    Raises:
+        ValueError: no batches, nothing to calibrate, one value per channel in all the data, an iterator when exact.
+        FloatingPointError: NaN or Inf in what a layer sees. Then, and when interrupted, the model is as it was.
+
+    >>> import torch, batchnorm as bn
+    >>> layer = bn.BatchNorm(1)
+    >>> _ = bn.calibrate(layer, [torch.tensor([[1.0], [2.0]]), torch.tensor([[6.0]])])
+    >>> layer.running_mean.item(), layer.running_var.item()
+    (3.0, 7.0)
+
+    Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (precise BN).
+    """
+    layers = populations(model)
+    if not layers:
+        raise ValueError("no batch norm here learns statistics: there is none, or all are frozen")
+    sweep = Sweep(model, layers, batches, feed, limit, tolerance, process_group, progress)
+    with unless_finished(layers) as before, evaluating(model):
+        if exact:
+            found = sweep.level_by_level(lambda name, moments, samples: (moments.mean, moments.variance))
+        else:
+            for layer in layers.values():
+                layer.train()
+            found = sweep.one_pass()
+        before.restore(layers)
+        for name, moments in found.items():
+            remember(name, layers[name], moments, sweep.seen)
+    if not found:
+        raise ValueError("there were no batches, or none that reached a batch norm: nothing was changed")
+    converged = None if tolerance is None else all(sweep.stopped)
+    unused = tuple(name for name in layers if name not in found)
+    return Calibration(layers, before, Populations.of(layers), sweep.seen, sweep.passes, converged, unused)
+
+
+def remember(name: str, layer: _BatchNorm, moments: Moments, batches: int) -> None:
+    """Set a layer's population to `moments`, with the unbiased variance as training remembers it."""
+    if bool(torch.as_tensor(moments.count <= 1).any()):
+        raise ValueError(f"{name} saw one value per channel in all the data: one value has no variance")
+    write(layer, moments.mean, moments.unbiased_variance)
+    if (tracked := bank(layer).num_batches_tracked) is not None:
+        tracked.fill_(batches)
+
+
+def shift(before: tuple[Tensor, Tensor, Any], after: tuple[Tensor, Tensor, Any]) -> float:
+    """By how many σ (after) the channel that moved most has moved."""
+    tiny = torch.finfo(torch.float32).tiny
+    return ((after[0] - before[0]).abs().double() / after[1].double().clamp(min=tiny).sqrt()).max().item()

@@ -1,0 +1,311 @@
+"""Batch norm folded into the convolution or linear layer next to it, for deployment."""
+
+import copy
+import inspect
+import operator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.operator_schemas import normalize_function
+from torch.fx.passes.shape_prop import ShapeProp
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_leaves
+
+from batchnorm.kernels.reference import ACTIVATIONS
+from batchnorm.layers import BatchNorm
+from batchnorm.tools.convert import revert
+from batchnorm.tools.linear import (
+    Linear,
+    has_hooks,
+    label,
+    linear_of,
+    replace,
+    scaled_after,
+    scaled_before,
+    tensor_at,
+)
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+
+
+@dataclass
+class Folded:
+    """What `fold` did: batch norm → where it went; those left → why; the error on the example.
+
+    `error` is the largest difference of an output over the largest output, or None without an example.
+    """
+
+    into: dict[str, str] = field(default_factory=dict)
+    left: dict[str, str] = field(default_factory=dict)
+    error: float | None = None
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.into)} batch norms folded, {len(self.left)} left"]
+        lines += [f"  {name}: {why}" for name, why in self.left.items()]
+        return "\n".join([*lines, *([] if self.error is None else [f"error on the example: {self.error:.1e}"])])
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """A batch norm in the graph: y = activation(x·a + b + residual)."""
+
+    name: str
+    node: fx.Node
+    input: Any
+    residual: Any
+    activation: str | None
+    a: Tensor
+    b: Tensor
+    rank: int | None  # of the input, where the class of the layer says
+
+
+def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
+    """Fold every batch norm into the convolution, transposed convolution or linear layer before or after it.
+
+    With a = γ/√(σ² + eps) and b = β − μ·a: conv(x)·a + b is a convolution with weight W·a and bias c·a + b; and
+    conv(x·a + b) is one with weight W·a and bias c + ΣW·b, where conv pads with nothing (or b is 0). In float64.
+
+    What follows what is read off the traced dataflow (`torch.fx`), not off names. The result is a new model, a
+    `torch.fx.GraphModule` of plain torch modules in evaluation mode; `model` stays as it is. Its `report` (a `Folded`)
+    names what was folded, and what was left with the reason: another operation in between, a module used several
+    times, statistics of the batch. Arguments of `forward` that have defaults keep them, unless in the example.
+
+    Args:
+        model: in evaluation mode.
+        example: an input, or a tuple of inputs. It tells the shapes, which folding into linear and one-dimensional
+            layers needs (their channels may be elsewhere), and both models are compared on it.
+
+    Raises:
+        ValueError: the model is in training mode, has a batch norm that was never trained, or its dataflow depends
+            on the data. RuntimeError: the outputs on the example differ by more than rounding.
+
+    >>> import torch, batchnorm as bn
+    >>> from torch import nn
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    >>> _ = model(torch.randn(16, 3, 8, 8))
+    >>> folded = bn.fold(model.eval(), example=torch.randn(2, 3, 8, 8))
+    >>> print([type(m).__name__ for m in folded.children()], folded.report.error < 1e-5)
+    ['Conv2d', 'ReLU'] True
+
+    Source: Jacob et al. 2018, "Quantization and Training of Neural Networks", equation 14.
+    """
+    modes = [name or "the model" for name, m in model.named_modules() if m.training and (not name or _learns(m))]
+    if modes:
+        raise ValueError(f"{', '.join(modes)} is in training mode, where batches normalise themselves: call .eval()")
+    inputs = None if example is None else example if isinstance(example, tuple) else (example,)
+    graph = _traced(copy.deepcopy(model), inputs)
+    _refuse_untrained(graph)
+    if inputs is not None:
+        with torch.no_grad():
+            ShapeProp(graph).propagate(*inputs)
+    report = Folded()
+    for node in list(graph.graph.nodes):
+        norm = _norm_of(graph, node)
+        if isinstance(norm, _Norm):
+            before = _fold_before(graph, norm)
+            after = _fold_after(graph, norm) if isinstance(before, str) else None
+            if isinstance(before, Linear):
+                report.into[norm.name] = label(before.node)
+            elif isinstance(after, Linear):
+                report.into[norm.name] = label(after.node)
+            else:
+                report.left[norm.name] = f"{before}; {after}"
+        elif norm is not None:
+            report.left[norm[0]] = norm[1]
+    graph.graph.eliminate_dead_code()
+    graph.delete_all_unused_submodules()
+    graph.graph.lint()
+    graph.recompile()
+    with suppress(ValueError):  # layers of ours that are left, if torch's can do what they do
+        revert(graph)
+    if inputs is not None:
+        report.error = _error(model, graph, inputs)
+    graph.report = report  # type: ignore[assignment]
+    return graph
+
+
+class _Tracer(fx.Tracer):
+    """Looks into every module that has a forward of its own; torch's own modules and our norms are the atoms."""
+
+    def is_leaf_module(self, m: nn.Module, name: str) -> bool:
+        return isinstance(m, BatchNorm) or super().is_leaf_module(m, name)
+
+
+def _traced(model: nn.Module, inputs: tuple[Any, ...] | None) -> fx.GraphModule:
+    parameters = list(inspect.signature(model.forward).parameters.values())
+    given = 0 if inputs is None else len(inputs)
+    fixed = {p.name: p.default for p in parameters[given:] if p.default is not p.empty}
+    tracer = _Tracer()
+    try:
+        # A single leaf is wrapped: a module is traced through its forward, and a leaf has to be seen from outside.
+        root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
+        return fx.GraphModule(root, tracer.trace(root, fixed if root is model else None)).eval()
+    except Exception as error:
+        raise ValueError(
+            f"the dataflow of {type(model).__name__} cannot be followed, so nothing was folded: {error}. Fold the "
+            "parts whose dataflow does not depend on the data, or take the dependence out of forward"
+        ) from error
+
+
+def _norm_of(graph: fx.GraphModule, node: fx.Node) -> _Norm | tuple[str, str] | None:
+    """The batch norm that `node` is, or its name and why it cannot be folded, or None for another node."""
+    if node.op == "call_module":
+        layer: Any = graph.get_submodule(str(node.target))
+        return _norm_of_module(graph, node, layer) if isinstance(layer, _BatchNorm) else None
+    if node.op == "call_function" and node.target is F.batch_norm:
+        named = normalize_function(node.target, node.args, node.kwargs, normalize_to_only_use_kwargs=True)
+        v: dict[str, Any] = named.kwargs if named else {}
+        mean, var = tensor_at(graph, v.get("running_mean")), tensor_at(graph, v.get("running_var"))
+        name = str(v["running_mean"].target).rpartition(".")[0] if mean is not None else node.name
+        weight, bias = tensor_at(graph, v["weight"]), tensor_at(graph, v["bias"])
+        known = [(weight, v["weight"]), (bias, v["bias"])]
+        if mean is None or var is None or v["training"] is not False:
+            return name, "it normalises by the batch"
+        if any(t is None and value is not None for t, value in known):
+            return name, "its weight or bias is computed"
+        a, b = _affine(mean, var, weight, bias, v["eps"])
+        return _Norm(name, node, v["input"], None, None, a, b, None)
+    return None
+
+
+def _norm_of_module(graph: fx.GraphModule, node: fx.Node, layer: Any) -> _Norm | tuple[str, str]:
+    name = str(node.target)
+    arguments = dict(zip(("input", "residual"), node.args, strict=False)) | node.kwargs
+    at = layer.banks[layer._domain] if getattr(layer, "_domain", None) is not None else layer
+    if at.running_mean is None:
+        return name, "it normalises by the batch: it has no running statistics"
+    if has_hooks(layer):
+        return name, "it has hooks"
+    if sum(other.op == "call_module" and other.target == node.target for other in graph.graph.nodes) > 1:
+        return name, "it is used several times"
+    if arguments.get("mask") is not None or arguments.get("lengths") is not None:
+        return name, "it takes a mask"
+    affine = at if at.affine else layer
+    a, b = _affine(at.running_mean, at.running_var, affine.weight, affine.bias, layer.eps)
+    rank = 4 if isinstance(layer, nn.BatchNorm2d) else 5 if isinstance(layer, nn.BatchNorm3d) else None
+    activation = getattr(layer, "activation", None)
+    return _Norm(name, node, arguments["input"], arguments.get("residual"), activation, a, b, rank)
+
+
+def _affine(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    a = (var.detach().double() + eps).rsqrt()
+    a = a if weight is None else a * weight.detach().double()
+    b = -mean.detach().double() * a
+    return a, b if bias is None else b + bias.detach().double()
+
+
+def _fold_before(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
+    """Into what comes before; or why not."""
+    map = linear_of(graph, norm.input)
+    if isinstance(map, str):
+        return f"before: {map}"
+    if _users(map.node) != {norm.node} or norm.residual is map.node:
+        return f"before: the output of {label(map.node)} is used elsewhere too"
+    if unknown := _elsewhere(norm, map, map.outputs):
+        return f"before: {unknown}"
+    replace(graph, map, *scaled_after(map, norm.a, norm.b))
+    result = map.node
+    with graph.graph.inserting_after(norm.node):
+        if norm.activation is not None:
+            activated = graph.graph.call_function(ACTIVATIONS[norm.activation][0], (norm.node,))
+    if norm.residual is not None:
+        with graph.graph.inserting_before(norm.node):
+            result = graph.graph.call_function(operator.add, (result, norm.residual))
+    if norm.activation is not None:
+        norm.node.replace_all_uses_with(activated, delete_user_cb=lambda user: user is not activated)
+    norm.node.replace_all_uses_with(result)
+    graph.graph.erase_node(norm.node)
+    return map
+
+
+def _fold_after(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
+    """Into what comes after; or why not."""
+    if norm.activation is not None or norm.residual is not None:
+        return "after: it has an activation or a residual"
+    users = _users(norm.node)
+    if len(users) != 1:
+        return f"after: its output is used {len(users)} times"
+    map = linear_of(graph, next(iter(users)))
+    if isinstance(map, str):
+        return f"after: {map}"
+    if map.input is not norm.node:
+        return f"after: it is not the input of {label(map.node)}"
+    if map.kind == "transposed":
+        return f"after: {label(map.node)} is a transposed convolution, whose border sees less of the shift"
+    if map.pads and bool(norm.b.any()):
+        return f"after: {label(map.node)} pads with zeros, which are not shifted"
+    if unknown := _elsewhere(norm, map, map.inputs):
+        return f"after: {unknown}"
+    replace(graph, map, *scaled_before(map, norm.a, norm.b))
+    norm.node.replace_all_uses_with(norm.input)
+    graph.graph.erase_node(norm.node)
+    return map
+
+
+def _elsewhere(norm: _Norm, map: Linear, channels: int) -> str | None:
+    """Why the channels of the two may not be the same dimension, if so."""
+    meta = norm.input.meta.get("tensor_meta") if isinstance(norm.input, fx.Node) else None
+    rank = norm.rank if meta is None else len(meta.shape)
+    if rank is None:
+        return f"the rank of its input is not known; give an example to fold it into {label(map.node)}"
+    if rank != map.rank or channels != norm.a.numel():
+        return f"the channels of {label(map.node)} are another dimension"
+    return None
+
+
+def _users(node: fx.Node) -> set[fx.Node]:
+    """Those that use the values of a node; a shape stays the same."""
+
+    def of_shape(user: fx.Node) -> bool:
+        return (user.target is getattr and user.args[1] in ("shape", "ndim", "dtype", "device")) or (
+            user.op == "call_method" and user.target in ("size", "dim")
+        )
+
+    return {user for user in node.users if not of_shape(user)}
+
+
+def _learns(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and not getattr(module, "frozen", False)
+
+
+def _refuse_untrained(graph: fx.GraphModule) -> None:
+    used = {str(n.target) for n in graph.graph.nodes if n.op == "call_module"}
+    used |= {str(n.target).rpartition(".")[0] for n in graph.graph.nodes if n.op == "get_attr"}
+    untrained = [
+        name
+        for name, m in graph.named_modules()
+        if name in used
+        and isinstance(m, _BatchNorm)
+        and m.running_mean is not None
+        and m.running_var is not None
+        and not m.running_mean.any()
+        and bool((m.running_var == 1).all())
+    ]
+    if untrained:
+        raise ValueError(
+            f"never trained: {', '.join(untrained)} would normalise by mean 0 and variance 1. Train the model, load "
+            "its weights, or bn.calibrate it"
+        )
+
+
+def _error(model: nn.Module, graph: nn.Module, inputs: tuple[Any, ...]) -> float:
+    with torch.no_grad():
+        expected, got = (
+            [t for t in tree_leaves(m(*inputs)) if isinstance(t, Tensor) and t.is_floating_point()]
+            for m in (model, graph)
+        )
+    worst = 0.0
+    for a, b in zip(expected, got, strict=True):
+        scale = a.double().abs().max().item() or 1.0
+        error = (a.double() - b.double()).abs().max().item() / scale
+        worst = max(worst, error)
+        if not error <= TOLERANCE[a.dtype]:
+            raise RuntimeError(
+                f"the folded model differs from the model by {error:.1e} of its largest output on the example, where "
+                f"{TOLERANCE[a.dtype]:.0e} is allowed: the model depends on something the graph does not show"
+            )
+    return worst

@@ -1,0 +1,90 @@
+"""The populations of a model: which there are, what they hold, and putting back what was touched."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def populations(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Every batch norm of `model` with running statistics that are not frozen, by name.
+
+    Frozen are ours after `bn.freeze`, and any layer in evaluation mode while the model as a whole is in training.
+    """
+    return {
+        name or "(the model itself)": layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm)
+        and layer.running_mean is not None
+        and not getattr(layer, "frozen", False)
+        and not (model.training and not layer.training)
+    }
+
+
+def bank(layer: _BatchNorm) -> Any:
+    """Where `layer` keeps the population in use: itself, or the bank of its `bn.domain`."""
+    domain = getattr(layer, "_domain", None)
+    return layer if domain is None else layer.get_submodule("banks")[domain]  # type: ignore[index]
+
+
+@dataclass(frozen=True)
+class Populations:
+    """A copy of the running statistics of several layers, to look at and to put back."""
+
+    values: dict[str, tuple[Tensor, Tensor, Tensor | None]]  # running_mean, running_var, num_batches_tracked
+
+    @classmethod
+    def of(cls, layers: dict[str, _BatchNorm]) -> "Populations":
+        """Copy them."""
+        return cls({name: tuple(_copy(t) for t in _buffers(layer)) for name, layer in layers.items()})  # type: ignore[misc]
+
+    def restore(self, layers: dict[str, _BatchNorm]) -> None:
+        """Write them back, bit for bit."""
+        with torch.no_grad():
+            for name, layer in layers.items():
+                for buffer, value in zip(_buffers(layer), self.values[name], strict=True):
+                    if buffer is not None and value is not None:
+                        buffer.copy_(value)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """The whole model in evaluation mode; every module's own mode comes back at the end, whatever happens."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def unless_finished(layers: dict[str, _BatchNorm]) -> Iterator[Populations]:
+    """Gives a copy of the populations; they come back if the block is interrupted or fails."""
+    before = Populations.of(layers)
+    try:
+        yield before
+    except BaseException:
+        before.restore(layers)
+        raise
+
+
+def write(layer: _BatchNorm, mean: Tensor, var: Tensor) -> None:
+    """Set the population that `layer` normalises by."""
+    with torch.no_grad():
+        bank(layer).running_mean.copy_(mean)
+        bank(layer).running_var.copy_(var)
+
+
+def _buffers(layer: _BatchNorm) -> tuple[Tensor, Tensor, Tensor | None]:
+    at = bank(layer)
+    return at.running_mean, at.running_var, at.num_batches_tracked
+
+
+def _copy(t: Tensor | None) -> Tensor | None:
+    return None if t is None else t.detach().clone()

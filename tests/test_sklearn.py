@@ -1,0 +1,35 @@
+"""The scikit-learn estimator passes scikit-learn's own checks."""
+
+import pytest
+
+pytest.importorskip("sklearn", reason="the estimator is for scikit-learn")
+
+import numpy as np
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+from batchnorm.sklearn import StandardizeTransformer
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@parametrize_with_checks([StandardizeTransformer()])
+def test_estimator_checks(estimator: StandardizeTransformer, check) -> None:
+    check(estimator)
+
+
+def test_in_a_pipeline() -> None:
+    x = np.random.default_rng(0).normal(1e5, [[1.0, 100.0]], (200, 2))
+    y = x[:, 0] > 1e5
+    assert make_pipeline(StandardizeTransformer(), LogisticRegression()).fit(x, y).score(x, y) > 0.95
+
+
+def test_attributes_as_the_standard_scaler() -> None:
+    from sklearn.preprocessing import StandardScaler
+
+    x = np.random.default_rng(0).normal(3.0, 2.0, (50, 2))
+    x[3, 1] = np.nan
+    ours, theirs = StandardizeTransformer().fit(x), StandardScaler().fit(x)
+    for name in ("mean_", "var_", "scale_", "n_samples_seen_"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-13)
+    np.testing.assert_allclose(ours.inverse_transform(ours.transform(x)), x)

@@ -1,0 +1,126 @@
+"""Adaptation blends as the paper says, follows a drifting domain, is guarded, and can be undone."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import batchnorm as bn
+
+
+def classifier() -> nn.Module:
+    return nn.Sequential(
+        nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 8), bn.BatchNorm1d(8), nn.Linear(8, 3)
+    ).double()
+
+
+def state(model: nn.Module) -> dict[str, torch.Tensor]:
+    return copy.deepcopy(model.state_dict())
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(v, b[k]) for k, v in a.items())
+
+
+@pytest.mark.parametrize("sizes", [[24], [1, 23], [5, 5, 14]])
+def test_blends_by_samples_level_by_level(sizes: list[int]) -> None:
+    model, x = classifier(), torch.randn(24, 4).double() * 3 + 2
+    before = state(model)
+    expected = copy.deepcopy(model).eval()
+    h = x
+    for layer in expected:
+        if isinstance(layer, nn.BatchNorm1d):
+            h = h.detach()
+            for old, new in ((layer.running_mean, h.mean(0)), (layer.running_var, h.var(0, correction=0))):
+                old.copy_(8 / 32 * old + 24 / 32 * new)
+        h = layer(h)
+    done = bn.adapt(model, x.split(sizes), prior=8)
+    assert done.samples == 24
+    for key in ("1.running_mean", "1.running_var", "4.running_mean", "4.running_var"):
+        torch.testing.assert_close(model.state_dict()[key], expected.state_dict()[key])
+    assert done.shift["1"] > 0.1
+    assert model.training
+    done.restore()
+    assert same(before, state(model))
+
+
+def test_one_sample_at_a_time_is_a_moving_average() -> None:
+    layer = bn.BatchNorm2d(1).double().eval()
+    for x in torch.randn(5, 1, 1, 4, 4).double() + 3:
+        old = layer.running_mean.clone()
+        bn.adapt(layer, [x], prior=9, online=True)
+        torch.testing.assert_close(layer.running_mean, 0.9 * old + 0.1 * x.mean())
+    together = bn.BatchNorm2d(1).double().eval()
+    bn.adapt(together, iter(torch.full((50, 1, 1, 2, 2), 3.0).double()), prior=9, online=True)
+    assert abs(together.running_mean.item() - 3 * (1 - 0.9**50)) < 1e-12
+
+
+def test_prior_0_takes_the_new_domain_alone() -> None:
+    x, layer = torch.randn(10, 3), nn.BatchNorm1d(3)
+    bn.adapt(layer, x.split(5), prior=0)
+    torch.testing.assert_close(layer.running_mean, x.mean(0))
+
+
+def test_entropy_falls_and_only_affine_parameters_move() -> None:
+    model, x = classifier(), torch.randn(64, 4).double()
+    model[0].weight.grad = torch.ones(8, 4).double()
+    flags = [p.requires_grad for p in model.parameters()]
+    before = state(model)
+    done = bn.adapt(model, [x] * 30, prior=0, entropy=True, lr=0.02, max_drift=10.0)
+    assert done.entropy[-1] < 0.95 * done.entropy[0]
+    assert done.drift > 0
+    after = state(model)
+    assert {k for k in before if not torch.equal(before[k], after[k])} <= {k for k in before if k[0] in "14"}
+    assert not torch.equal(before["4.weight"], after["4.weight"])
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert [p.grad is not None for p in model.parameters()].count(True) == 1
+    done.restore()
+    assert same(before, state(model))
+
+
+def test_the_guard_puts_parameters_back() -> None:
+    model, x = classifier(), torch.randn(64, 4).double()
+    before = state(model)
+    done = bn.adapt(model, [x] * 5, entropy=True, lr=50.0, max_drift=0.01)
+    assert done.resets == 5
+    assert torch.equal(model[4].weight, before["4.weight"])
+    assert done.drift == 0
+
+
+@pytest.mark.parametrize("options", [{}, {"online": True}, {"entropy": True}])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_interrupted_leaves_everything_as_it_was(options: dict[str, bool], error: type[BaseException]) -> None:
+    model, left = classifier(), [5]
+
+    def feed(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
+        left[0] -= 1
+        y = model(batch)
+        if left[0] == 0 or (left[0] < -1 and options.get("entropy")):
+            raise error
+        return y
+
+    before = state(model)
+    left[0] = 8 if options.get("entropy") else 3
+    if not options:
+        left[0] = 1
+    with pytest.raises(error):
+        bn.adapt(model, list(torch.randn(12, 4).double().split(3)), feed=feed, **options)
+    assert same(before, state(model))
+    assert all(p.requires_grad for p in model.parameters())
+    assert all(m.training for m in model.modules())
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_errors() -> None:
+    model = classifier()
+    for match, call in (
+        ("at least 0", lambda: bn.adapt(model, [], prior=-1)),
+        ("no batch", lambda: bn.adapt(model, [])),
+        ("no batches", lambda: bn.adapt(model, [], online=True)),
+        ("no batch norm here", lambda: bn.adapt(nn.Linear(1, 1), [])),
+        ("ranks share", lambda: bn.adapt(model, [], online=True, process_group=True)),
+        ("logits", lambda: bn.adapt(model, [torch.randn(4, 4).double()], entropy=True, feed=lambda m, x: [m(x)])),
+    ):
+        with pytest.raises(ValueError, match=match):
+            call()

@@ -1,0 +1,274 @@
+"""Calibrated statistics equal those of all data in one batch, for any split into batches and ranks."""
+
+import copy
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch import multiprocessing as mp
+from torch.optim.swa_utils import AveragedModel
+
+import batchnorm as bn
+
+
+class Branches(nn.Module):
+    """Depth, branches, a residual, dropout, and statistics that a small batch gets wrong."""
+
+    def __init__(self, norm: type[nn.Module] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 6, 3), norm(6), nn.ReLU(), nn.Dropout(0.5))
+        self.left = nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), norm(6), nn.ReLU())
+        self.right = nn.Sequential(nn.Conv2d(6, 6, 1), norm(6), nn.Tanh())
+        self.last = norm(6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        return self.last(self.left(x) * self.right(x) + x)
+
+
+def norms(model: nn.Module) -> list[Any]:
+    return [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
+def in_one_batch(model: nn.Module, x: Tensor) -> nn.Module:
+    """Statistics of a single training step on everything, without dropout."""
+    model = copy.deepcopy(model).eval()
+    for m in norms(model):
+        m.train()
+        m.momentum = 1.0
+    model(x)
+    return model
+
+
+def same(model: nn.Module, expected: nn.Module, rtol: float = 1e-9) -> None:
+    for ours, truth in zip(norms(model), norms(expected), strict=True):
+        torch.testing.assert_close(ours.running_mean, truth.running_mean, rtol=rtol, atol=rtol)
+        torch.testing.assert_close(ours.running_var, truth.running_var, rtol=rtol, atol=rtol)
+
+
+def data(n: int = 12) -> Tensor:
+    return torch.randn(n, 3, 6, 6).double() * torch.linspace(0.5, 2, n).reshape(-1, 1, 1, 1).double() + 3
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, bn.BatchNorm2d])
+@settings(max_examples=12)
+@given(sizes=st.lists(st.integers(1, 5), min_size=1, max_size=5))
+def test_any_split_equals_one_batch(norm: type[nn.Module], sizes: list[int]) -> None:
+    x = data(sum(sizes))
+    model = Branches(norm).double().train()
+    expected = in_one_batch(model, x)
+    result = bn.calibrate(model, x.split(sizes))
+    same(model, expected)
+    assert result.passes == 3  # left and right share a pass
+    assert result.batches == len(sizes)
+
+
+def test_float32_to_rounding() -> None:
+    x = data().float()
+    model = Branches()
+    expected = in_one_batch(model, x)
+    bn.calibrate(model, x.split(5))
+    same(model, expected, rtol=2e-5)
+
+
+def test_modes_parameters_and_hooks_are_as_they_were() -> None:
+    model = Branches().double()
+    model.left.eval()
+    modes = [m.training for m in model.modules()]
+    parameters = [p.clone() for p in model.parameters()]
+    left = copy.deepcopy(model.left.state_dict())
+    bn.calibrate(model, data().split(4))
+    assert [m.training for m in model.modules()] == modes
+    assert all(torch.equal(p, q) for p, q in zip(parameters, model.parameters(), strict=True))
+    assert not any(m._forward_pre_hooks or m._forward_hooks for m in model.modules())
+    assert all(torch.equal(v, model.left.state_dict()[k]) for k, v in left.items())  # in evaluation: frozen
+
+
+def test_frozen_layers_are_left_alone() -> None:
+    model = Branches(bn.BatchNorm2d).double()
+    model.stem[1].freeze()
+    before = model.stem[1].running_mean.clone()
+    result = bn.calibrate(model, data().split(4))
+    assert torch.equal(model.stem[1].running_mean, before)
+    assert "stem.1" not in result.layers
+
+
+class Interrupts(nn.Module):
+    def __init__(self, after: int, error: type[BaseException]) -> None:
+        super().__init__()
+        self.left, self.error = after, error
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.left -= 1
+        if self.left < 0:
+            raise self.error
+        return x
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("after", [0, 1, 3])
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_interrupted_leaves_everything_as_it_was(exact: bool, after: int, error: type[BaseException]) -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3), Interrupts(after, error), nn.BatchNorm2d(3)).double()
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(error):
+        bn.calibrate(model, data(12).split(1 if not exact else 4), exact=exact)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+    assert all(m.training for m in model.modules())
+    assert not any(m._forward_pre_hooks for m in model.modules())
+
+
+def test_restore_and_apply() -> None:
+    model = Branches().double()
+    before = copy.deepcopy(model.state_dict())
+    result = bn.calibrate(model, data().split(4))
+    after = copy.deepcopy(model.state_dict())
+    result.restore()
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+    result.apply()
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in after.items())
+    assert "4 batch norms, 3 batches, 3 passes" in str(result)
+    assert result.shift["stem.1"] > 0.5
+
+
+def test_one_pass_is_exact_for_the_first_level_only_and_takes_iterators() -> None:
+    x = data()
+    model = Branches().double()
+    expected = in_one_batch(model, x)
+    result = bn.calibrate(model, iter(x.split([2, 10])), exact=False)
+    assert result.passes == 1
+    same(model.stem, expected.stem)
+    assert (model.last.running_var - expected.last.running_var).abs().max() > 1e-3
+    with pytest.raises(ValueError, match="several passes"):
+        bn.calibrate(model, iter(x.split(4)))
+
+
+def test_a_layer_used_twice_pools_its_calls() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm2d(3, momentum=None)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(self.norm(x) * 2 + x)
+
+    x, model = data(), Twice().double()
+    bn.calibrate(model, x.split(5))
+    first = nn.BatchNorm2d(3).double()
+    both = torch.cat([x, first(x) * 2 + x])
+    torch.testing.assert_close(model.norm.running_mean, both.mean((0, 2, 3)))
+    torch.testing.assert_close(model.norm.running_var, both.var((0, 2, 3)))
+
+
+def test_detached_branches_in_place_writes_and_reads_by_python_are_followed() -> None:
+    class Devious(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c, self.d = (nn.BatchNorm2d(3) for _ in range(4))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x).detach() ** 2
+            buffer = torch.zeros_like(x)
+            buffer[:, 1:] = self.b(y)[:, 1:]
+            z = self.c(buffer + x)
+            return self.d(x * torch.full_like(x, z.amax().item()))
+
+    x, model = data(), Devious().double()
+    expected = in_one_batch(model, x)
+    result = bn.calibrate(model, x.split(5))
+    assert result.passes == 4
+    same(nn.ModuleList([model.a, model.b, model.c]), nn.ModuleList([expected.a, expected.b, expected.c]))
+
+
+def test_averaged_models_dropout_and_unequal_batches() -> None:
+    x = data()
+    average = AveragedModel(Branches().double())
+    average.update_parameters(Branches().double())
+    expected = in_one_batch(average, x)
+    bn.calibrate(average, [{"x": part} for part in x.split([1, 11])])
+    same(average, expected)
+    torch.optim.swa_utils.update_bn(x.split([1, 11]), average)
+    assert (average.module.stem[1].running_mean - expected.module.stem[1].running_mean).abs().max() > 0.01
+
+
+def test_feed_limit_and_functions_that_return_iterators() -> None:
+    x, model = data(), Branches().double()
+    expected = in_one_batch(model, x[:8])
+    result = bn.calibrate(model, lambda: ((i, p) for i, p in enumerate(x.split(4))), feed=lambda m, b: m(b[1]), limit=2)
+    same(model, expected)
+    assert result.batches == 2
+
+
+def test_stops_early_when_converged_and_says_so() -> None:
+    model = nn.Sequential(nn.BatchNorm2d(3), nn.BatchNorm2d(3)).double()
+    parts = [torch.randn(64, 3, 6, 6).double() for _ in range(32)]
+    result = bn.calibrate(model, parts, tolerance=0.05)
+    assert result.converged
+    assert result.batches < 32
+    assert "stopped early" in str(result)
+    assert bn.calibrate(model, parts[:2], tolerance=1e-9).converged is False
+
+
+def test_masked_positions_do_not_count() -> None:
+    layer, x = bn.BatchNorm1d(3).double(), torch.randn(6, 3, 5).double()
+    lengths = torch.tensor([1, 2, 3, 4, 5, 5])
+    parts = [{"input": a, "lengths": b} for a, b in zip(x.split(2), lengths.split(2), strict=True)]
+    bn.calibrate(layer, parts)
+    kept = torch.cat([row[:, :n] for row, n in zip(x, lengths, strict=True)], 1)
+    torch.testing.assert_close(layer.running_mean, kept.mean(1))
+    torch.testing.assert_close(layer.running_var, kept.var(1))
+
+
+def test_errors_say_what_is_wrong_and_change_nothing() -> None:
+    model = Branches().double()
+    before = copy.deepcopy(model.state_dict())
+    bad = data()
+    bad[7, 0] = torch.nan
+    for error, match, batches in (
+        (FloatingPointError, "stem.1 got NaN", bad.split(4)),
+        (ValueError, "no batch", []),
+    ):
+        for exact in (True, False):
+            with pytest.raises(error, match=match):
+                bn.calibrate(model, batches, exact=exact)
+    with pytest.raises(ValueError, match="no batch norm here"):
+        bn.calibrate(nn.Linear(2, 2), [])
+    with pytest.raises(ValueError, match="one value has no variance"):
+        bn.calibrate(nn.BatchNorm1d(3), [torch.randn(1, 3)])
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+
+
+def _rank(rank: int, folder: Path, jobs: list[tuple[nn.Module, list[list[Tensor]]]]) -> None:
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
+    )
+    try:
+        for number, (model, shards) in enumerate(jobs):
+            result = bn.calibrate(model, shards[rank], process_group=True)
+            layer = bn.Standardize(3).fit(shards[rank], process_group=True)
+            found = {"model": model.state_dict(), "batches": result.batches, "mean": layer.mean}
+            torch.save(found, folder / f"{number}-{rank}")
+    finally:
+        dist.destroy_process_group()
+
+
+def test_over_ranks_also_one_without_data(tmp_path: Path) -> None:
+    torch.use_deterministic_algorithms(False)  # the store's memory is not torch's to poison
+    x = data(14)
+    model = Branches(bn.BatchNorm2d).double()
+    jobs = [(model, [[x[:3], x[3:10]], [x[10:]]]), (copy.deepcopy(model), [[], list(x.split(7))])]
+    expected = in_one_batch(model, x)
+    mp.spawn(_rank, (tmp_path, jobs), nprocs=2)
+    for number, batches in ((0, 3), (1, 2)):
+        results = [torch.load(tmp_path / f"{number}-{rank}", weights_only=True) for rank in range(2)]
+        assert all(torch.equal(v, results[1]["model"][k]) for k, v in results[0]["model"].items())
+        model.load_state_dict(results[0]["model"])
+        same(model, expected)
+        assert results[0]["batches"] == results[1]["batches"] == batches
+        torch.testing.assert_close(results[1]["mean"], x.mean((0, 2, 3)))

@@ -1,0 +1,66 @@
+"""One population from many, including what lies between their means."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+import batchnorm as bn
+from batchnorm.tools.merge import population_keys
+
+
+def client(x: torch.Tensor) -> nn.Module:
+    """A model that has seen exactly `x`, with the biased variance so that shares of counts are exact."""
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)).double()
+    model[0].running_mean.copy_(x.mean(0))
+    model[0].running_var.copy_(x.var(0, correction=0))
+    model[0].num_batches_tracked.fill_(2)
+    return model
+
+
+def test_the_population_of_all_data() -> None:
+    x = torch.randn(30, 3).double() + torch.arange(30).double().unsqueeze(1)
+    sizes = [3, 17, 10]
+    clients = [client(part) for part in x.split(sizes)]
+    before = [copy.deepcopy(c.state_dict()) for c in clients]
+    for merged in (bn.merge(clients, sizes).state_dict(), bn.merge([c.state_dict() for c in clients], sizes)):
+        torch.testing.assert_close(merged["0.running_mean"], x.mean(0))
+        torch.testing.assert_close(merged["0.running_var"], x.var(0, correction=0))
+        assert merged["0.num_batches_tracked"] == 6
+        mean = sum(n / 30 * c[1].weight for n, c in zip(sizes, clients, strict=True))
+        torch.testing.assert_close(merged["1.weight"], mean.detach())
+    for old, c in zip(before, clients, strict=True):
+        assert all(torch.equal(v, c.state_dict()[k]) for k, v in old.items())
+
+
+def test_equal_parameters_stay_equal_bit_for_bit() -> None:
+    one = nn.Sequential(nn.Linear(50, 50), nn.BatchNorm1d(50))
+    both = bn.merge([one, copy.deepcopy(one), copy.deepcopy(one)])
+    assert torch.equal(both[0].weight, one[0].weight)
+    assert type(both) is nn.Sequential
+
+
+def test_fedbn_keys() -> None:
+    model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.LayerNorm(3))
+    shared, local = population_keys(model)
+    assert local == {f"1.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
+    assert shared | local == set(model.state_dict())
+    assert population_keys(model.state_dict()) == (shared, local)
+
+
+@pytest.mark.parametrize(
+    ("things", "weights", "match"),
+    [
+        ([], None, "nothing to merge"),
+        ([nn.BatchNorm1d(2)], [0.0], "none negative"),
+        ([nn.BatchNorm1d(2)] * 2, [1.0, -1.0], "none negative"),
+        ([nn.BatchNorm1d(2)] * 2, [1.0], "expected 2 weights"),
+        ([nn.BatchNorm1d(2), nn.Linear(2, 2)], None, "other keys"),
+        ([nn.BatchNorm1d(2), nn.BatchNorm1d(3)], None, "has the shapes"),
+        ([{"n": torch.tensor(1)}, {"n": torch.tensor(2)}], None, "cannot be averaged"),
+    ],
+)
+def test_errors(things: list[nn.Module], weights: list[float] | None, match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        bn.merge(things, weights)
