@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from batchnorm.experiment import study
+import batchnorm as bn
 
 torch.set_num_threads(1)  # small networks gain nothing from more
 
@@ -23,7 +23,7 @@ generator = torch.Generator().manual_seed(0)
 x = torch.randn(600, 16, generator=generator) * torch.logspace(-2, 2, 16)  # columns on very different scales
 y = (x[:, :8] / torch.logspace(-2, 2, 16)[:8]).sum(1).div(2).round().clamp(-1, 1).long() + 1
 
-result = study(make_network, (x, y), name="own table", rates=[0.1, 1.0], seeds=2, epochs=5, quick=True)
+result = bn.study(make_network, (x, y), name="own table", rates=[0.1, 1.0], seeds=2, epochs=5, quick=True)
 for claim in result.claims:
     print(f"{claim.number}. {claim.title}: {claim.verdict} ({claim.figure or claim.reason})")
 

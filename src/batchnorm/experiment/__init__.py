@@ -51,16 +51,16 @@ def study(
         and keeps what was finished (`interrupted`).
 
     Raises:
-        InputError (a ValueError) with one line for data or a network that cannot be studied.
+        InputError: a ValueError of one line, for data or a network that cannot be studied.
 
-    Example:
+    Examples:
         >>> import torch
         >>> from torch import nn
-        >>> from batchnorm.experiment import study
+        >>> import batchnorm as bn
         >>> x = torch.randn(200, 6, generator=torch.Generator().manual_seed(0))
         >>> def make_network():
         ...     return nn.Sequential(nn.Linear(6, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Linear(16, 2))
-        >>> result = study(make_network, (x, (x.sum(1) > 0).long()), rates=[0.1, 1.0], seeds=2, epochs=2, quick=True)
+        >>> result = bn.study(make_network, (x, (x.sum(1) > 0).long()), rates=[0.1, 1.0], seeds=2, epochs=2, quick=True)
         >>> [claim.number for claim in result.claims]
         [1, 2, 3, 4, 5, 6, 7, 8, 9]
 
