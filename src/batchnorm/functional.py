@@ -1,6 +1,6 @@
 """Batch normalization as a function: validate, decide, call."""
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from batchnorm.between import Standard
 from batchnorm.gradients import Decisions
 from batchnorm.kernels.reference import ACTIVATIONS, statistics_dtype
 from batchnorm.moments import Moments, values_per_channel
-from batchnorm.options import Options, Renorm, Single
+from batchnorm.options import Options, Renorm, Running, Single
 from batchnorm.validation import validate
 
 
@@ -78,7 +78,12 @@ def batch_norm(
     Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
     limits = None if renorm is None else renorm.limits(None)
-    options = Options(residual, activation, mask, lengths, virtual_batch_size, process_group, limits, single)
+    running: Running | Literal[False] | None = None
+    if running_mean is None or running_var is None:
+        running = False
+    elif not return_stats and nonfinite != "raise" and isinstance(momentum, float):
+        running = Running(running_mean, running_var, None, momentum, nonfinite)
+    options = Options(residual, activation, mask, lengths, virtual_batch_size, process_group, limits, single, running)
     output, batch = normalized(input, running_mean, running_var, weight, bias, training, eps, options)
     stats = running_mean, running_var
     if isinstance(batch, Moments) and running_mean is not None and running_var is not None:

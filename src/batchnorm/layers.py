@@ -156,7 +156,7 @@ class BatchNorm(_BatchNorm):
         group = resolve(self._group()) if by_batch else None
         label = "" if group is None else self._label()
         learns = self.training and by_batch and mean is not None and not self._paused and not recomputing()
-        running = None
+        running: Running | Literal[False] | None = None if learns else False
         if learns and self._window is None and self.nonfinite != "raise":
             running = Running(
                 bank.running_mean, bank.running_var, bank.num_batches_tracked, self.momentum, self.nonfinite

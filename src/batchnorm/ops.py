@@ -6,7 +6,7 @@ loads torch and the reference alone.
 Shapes: x, residual and gradients (N, C, *), dense; weight and bias (C,); mean, rstd = 1/√(var + eps) and var (1, C).
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -48,7 +48,7 @@ _library.define(
 
 
 class Remembered(NamedTuple):
-    """What stands in place of a batch's moments where the kernels have moved the population by them already."""
+    """What stands in place of a batch's moments where the kernels have moved the population by them, or nobody will."""
 
     skipped: bool
 
@@ -60,16 +60,20 @@ def train(
     bias: Tensor | None,
     eps: float,
     activation: str | None,
-    running: Running | None = None,
+    running: Running | Literal[False] | None = None,
 ) -> tuple[Tensor, Moments | Remembered]:
-    """Normalise by the batch: y and the batch's moments, or word that the kernels have moved `running` by them."""
+    """Normalise by the batch: y and the batch's moments, or word that nobody needs them any more.
+
+    That is where the kernels have moved `running` by them, or where it is False: nothing is to be remembered.
+    """
     if _wants_plain_torch(x):
         y, _, batch = by_batch(reference, x, residual, weight, bias, eps, activation)
         return y, Moments(batch.count, batch.mean[0].detach(), batch.m2[0].detach())
     if _eager(x):
         kernels = kernels_for(x)
-        if kernels is not reference and running is not None:
-            y, skipped = Fused.apply(kernels, x, residual, weight, bias, eps, activation, running)
+        raw = weight, bias, *(running[:2] if running else ())  # kernels take these by address
+        if kernels is not reference and running is not None and all(t is None or t.is_contiguous() for t in raw):
+            y, skipped = Fused.apply(kernels, x, residual, weight, bias, eps, activation, running or None)
             return y, Remembered(skipped)
         by_itself = Decisions(lambda own: (Standard.of_batch(own, eps), own), lambda sums: sums, activation, 0)
         y, *batch = General.apply(kernels, x, residual, weight, bias, None, by_itself)

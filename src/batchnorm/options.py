@@ -62,5 +62,5 @@ class Options(NamedTuple):
     process_group: Any | None = None
     renorm: tuple[float | Tensor, float | Tensor] | None = None
     single: Single = "error"
-    running: Running | None = None  # for kernels that can remember on the way
+    running: Running | Literal[False] | None = None  # what kernels may remember on the way; False: nothing will be
     label: str = "batch_norm"  # what errors between ranks call the layer

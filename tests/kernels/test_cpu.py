@@ -166,6 +166,7 @@ def test_primitives(shape: tuple[int, ...], layout: str, masked: bool, virtual: 
         for t in (x, residual, grad):
             t[hidden] = float("nan")
     weights = torch.ones(N, S) if mask is None else mask
+    mask = None if mask is None else mask.reshape(N, 1, *shape[2:])
 
     count, mean, m2 = cpu.moments(x, virtual, mask)
     exact_count, exact_mean, exact_m2 = moments(x, virtual, mask)
