@@ -35,7 +35,7 @@ docs: $(VENV)/docs.installed        ## the documentation, into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(VENV)/study.installed      ## speed against torch on this machine
-	@$(BIN)/batchnorm bench $(ARGS)
+	@$(BIN)/python benchmarks/kernels.py $(ARGS)
 
 clean:     ## remove what these commands made
 	rm -rf $(VENV) site study .pytest_cache .mypy_cache .ruff_cache .hypothesis
