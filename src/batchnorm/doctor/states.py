@@ -1,0 +1,62 @@
+"""What a batch norm remembers, from a model or from the keys of a state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+
+@dataclass(frozen=True)
+class LayerState:
+    """One layer's population and affine, each `(C,)`, None where it has none."""
+
+    name: str
+    mean: Tensor
+    var: Tensor
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    counter: int | None = None
+    eps: float | None = None
+    momentum: float | None = None
+
+
+def of_model(model: nn.Module) -> list[LayerState]:
+    """States of the batch norms that keep a population; instance norms are left out."""
+    layers = []
+    for name, module in model.named_modules():
+        if not isinstance(module, _NormBase) or "InstanceNorm" in type(module).__name__:
+            continue
+        if module.running_mean is None or module.running_var is None:
+            continue
+        state = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
+        layers.append(_layer(name or type(module).__name__, state, module.eps, module.momentum))
+    return layers
+
+
+def of_state_dict(state: Mapping[str, Tensor]) -> list[LayerState]:
+    """States of the layers recognised by their running_mean and running_var."""
+    layers = []
+    for key in state:
+        prefix = key.removesuffix("running_mean")
+        if prefix != key and prefix + "running_var" in state:
+            own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
+            layers.append(_layer(prefix.rstrip(".") or "(root)", own))
+    return layers
+
+
+def _layer(name: str, own: Mapping[str, Tensor], eps: float | None = None, momentum: float | None = None) -> LayerState:
+    mean, var = own["running_mean"], own["running_var"]
+    affine = {key: own.get(key) for key in ("weight", "bias")}
+    shapes = {tuple(t.shape) for t in (mean, var, *affine.values()) if t is not None}
+    if len(shapes) != 1 or mean.dim() != 1:
+        raise ValueError(f"{name!r}: expected one shape (C,), got {sorted(shapes)}")
+    count = own.get("num_batches_tracked")
+    if count is not None and count.numel() != 1:
+        raise ValueError(f"{name!r}: num_batches_tracked must be one number")
+    mean64, var64 = (t.detach().cpu().double() for t in (mean, var))
+    weight, bias = (None if t is None else t.detach().cpu().double() for t in affine.values())
+    counter = None if count is None else int(count)
+    return LayerState(name, mean64, var64, weight, bias, counter, eps, momentum)
