@@ -1,6 +1,7 @@
 """Batch normalization for PyTorch: exact, fast, composable, and it shows what it does to your network."""
 
 from batchnorm.backends import backend
+from batchnorm.doctor import diagnose
 from batchnorm.experiment import study
 from batchnorm.functional import batch_norm
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
@@ -31,6 +32,7 @@ __all__ = [
     "batch_norm",
     "calibrate",
     "convert",
+    "diagnose",
     "domain",
     "fold",
     "freeze",

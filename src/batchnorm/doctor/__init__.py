@@ -12,11 +12,14 @@ __all__ = ["Finding", "Report", "diagnose", "diagnose_states"]
 
 
 def diagnose(model: nn.Module) -> Report:
-    """Finds faults in what the model's batch norms remember; the model is only read.
+    """Finds faults in what the model's batch norms remember, from their state alone; the model is only read.
+
+    The rules: statistics that are not finite, negative variances, statistics never updated, counters that disagree,
+    exploded variances.
 
     >>> import torch
-    >>> from batchnorm.doctor import diagnose
-    >>> diagnose(torch.nn.BatchNorm1d(3)).findings[0].rule
+    >>> import batchnorm as bn
+    >>> bn.diagnose(torch.nn.BatchNorm1d(3)).findings[0].rule
     'never-updated'
     """
     return diagnose_states(of_model(model))
