@@ -1,4 +1,4 @@
-"""Batch normalization for PyTorch: exact, fast, composable, and it shows what it does to your network."""
+"""Batch normalization for PyTorch: exact, composable, and it shows what it does to your network."""
 
 from batchnorm.backends import backend
 from batchnorm.doctor import diagnose
