@@ -20,6 +20,10 @@ from .threads import launch
 
 calls: Counter[str] = Counter()  # how often each function ran, so that a test can prove which did
 
+# Outputs from this size on are written past the cache: they would push out what is still to be read, and a cache line
+# that is written as a whole need not be read first. Both sides of the line are in docs/performance.md.
+_PAST_CACHE = 8 << 20
+
 _DTYPES = {getattr(torch, name): name for name in KINDS}
 _KINDS = {getattr(torch, name): kind for name, kind in KINDS.items()}
 
@@ -54,6 +58,7 @@ def _prepare(x: Tensor, virtual: int = 0) -> tuple[Tensor, Plan, Args]:
     how = plan(rows, N, C, x.numel() // max(N * C, 1), virtual)
     args = how.args()
     args.x = x.data_ptr()
+    args.stream = x.nbytes >= _PAST_CACHE
     return x, how, args
 
 

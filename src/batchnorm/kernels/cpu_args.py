@@ -10,6 +10,8 @@ _INTEGERS = (
     # planes: an item is `band` channels, a block is `stack` samples by one of `split` pieces of `span` positions;
     # rows: an item is one of `split` slices of `span` channels, a tile is `stack` rows of it
     "band", "split", "span", "stack",
+    # `together` runs (channels of a band, or rows) are computed before they are moved past the cache, if `stream`
+    "together", "stream",
     "x", "grad", "y", "residual", "dresidual", "mask",
     # (groups or 1, C) float64 arrays; `shared` is 1 where one row of them serves all groups
     "shared", "mean", "scale", "shift", "a", "b", "c",

@@ -2,7 +2,8 @@
 
 import math
 
-from .cpu_intrinsics import inline, load64, load_kind, real, store64, store_kind
+from .cpu_intrinsics import inline, load64, load_kind, real, scratch64, store64, store_kind
+from .cpu_plan import SLICE
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -84,39 +85,59 @@ def about_mean(a, g, c, sum_g, sum_gx):
 @inline
 def _merge_moments(a):
     """Count, mean and m2 of each group from its chunks': sums weighted by counts, so no division per chunk."""
+    mean, m2 = scratch64(SLICE), scratch64(SLICE)
     for g in range(a.groups):
         total = 0.0
         for k in range(a.chunks):
             total += load64(a.part_count, k * a.groups + g)
         inverse = 1.0 / total if total > 0.0 else 0.0
         store64(a.count, g, total)
-        for c in range(g * a.C, (g + 1) * a.C):
-            store64(a.mean, c, 0.0)
-            store64(a.m2, c, 0.0)
+        c0 = 0
+        while c0 < a.C:
+            width = min(SLICE, a.C - c0)
+            for j in range(width):
+                mean[j] = 0.0
+                m2[j] = 0.0
+            for k in range(a.chunks):
+                share = load64(a.part_count, k * a.groups + g) * inverse
+                part = (k * a.groups + g) * a.C + c0
+                for j in range(width):
+                    mean[j] += share * load64(a.part_mean, part + j)
+            for k in range(a.chunks):
+                count = load64(a.part_count, k * a.groups + g)
+                part = (k * a.groups + g) * a.C + c0
+                for j in range(width):
+                    delta = load64(a.part_mean, part + j) - mean[j]
+                    m2[j] += load64(a.part_m2, part + j) + count * delta * delta
+            for j in range(width):
+                store64(a.mean, g * a.C + c0 + j, mean[j])
+            for j in range(width):
+                store64(a.m2, g * a.C + c0 + j, m2[j])
+            c0 += width
+
+
+@inline
+def _merge_table(a, part, result):
+    """The chunks' sums added up in order."""
+    total = scratch64(SLICE)
+    columns, c0 = a.groups * a.C, 0
+    while c0 < columns:
+        width = min(SLICE, columns - c0)
+        for j in range(width):
+            total[j] = 0.0
         for k in range(a.chunks):
-            share = load64(a.part_count, k * a.groups + g) * inverse
-            part = k * a.groups * a.C
-            for c in range(g * a.C, (g + 1) * a.C):
-                store64(a.mean, c, load64(a.mean, c) + share * load64(a.part_mean, part + c))
-        for k in range(a.chunks):
-            count = load64(a.part_count, k * a.groups + g)
-            part = k * a.groups * a.C
-            for c in range(g * a.C, (g + 1) * a.C):
-                delta = load64(a.part_mean, part + c) - load64(a.mean, c)
-                store64(a.m2, c, load64(a.m2, c) + load64(a.part_m2, part + c) + count * delta * delta)
+            for j in range(width):
+                total[j] += load64(part, k * columns + c0 + j)
+        for j in range(width):
+            store64(result, c0 + j, total[j])
+        c0 += width
 
 
 @inline
 def _merge_sums(a):
-    """The chunks' sums added up in order."""
-    for c in range(a.groups * a.C):
-        store64(a.sum_g, c, 0.0)
-        store64(a.sum_gx, c, 0.0)
-    for k in range(a.chunks):
-        part = k * a.groups * a.C
-        for c in range(a.groups * a.C):
-            store64(a.sum_g, c, load64(a.sum_g, c) + load64(a.part_g, part + c))
-            store64(a.sum_gx, c, load64(a.sum_gx, c) + load64(a.part_gx, part + c))
+    """Gradient sums of each group from those of its chunks."""
+    _merge_table(a, a.part_g, a.sum_g)
+    _merge_table(a, a.part_gx, a.sum_gx)
 
 
 def merge_moments(a):

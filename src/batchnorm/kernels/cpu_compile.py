@@ -16,6 +16,7 @@ import os
 import sys
 import tempfile
 import threading
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ def _machine() -> tuple[str, str]:
     return llvm.get_host_cpu_name(), llvm.get_host_cpu_features().flatten()
 
 
-_SHARED = ("args", "intrinsics", "activations", "channel", "plan")
+_SHARED = ("args", "compile", "intrinsics", "activations", "channel", "plan")
 
 
 @functools.cache
@@ -72,6 +73,20 @@ def _engine() -> tuple[Any, Any]:
     return llvm.create_mcjit_compiler(llvm.parse_assembly(""), machine), machine
 
 
+@contextlib.contextmanager
+def _unoptimised() -> Iterator[None]:
+    """Keeps Numba from optimising: it works on each function before inlining it, when nothing is known of what may
+    overlap, and the checks it leaves there keep LLVM from knowing it later."""
+    from numba.core import config
+
+    level = config.OPT
+    config.OPT = type(level)(0)
+    try:
+        yield
+    finally:
+        config.OPT = level
+
+
 def _build(module: str, kernel: str, spec: Spec, symbol: str) -> bytes:
     """Numba as far as optimised LLVM code, then an object file."""
     from numba import cfunc, types
@@ -79,13 +94,18 @@ def _build(module: str, kernel: str, spec: Spec, symbol: str) -> bytes:
     from .cpu_intrinsics import FLAGS, Arguments
 
     function = getattr(importlib.import_module(f".cpu_{module}", __package__), kernel)
-    compiled = cfunc(types.void(Arguments(spec)), forceinline=True, **FLAGS)(function)
-    code = compiled.inspect_llvm().replace(compiled.native_name, symbol)
+    with _unoptimised():
+        compiled = cfunc(types.void(Arguments(spec)), forceinline=True, **FLAGS)(function)
+        code = compiled.inspect_llvm().replace(compiled.native_name, symbol)
+    optimised = llvm.parse_assembly(code)
+    machine = _engine()[1]
+    passes = llvm.create_pass_builder(machine, llvm.create_pipeline_tuning_options(speed_level=3))
+    passes.getModulePassManager().run(optimised, passes)
     # What Numba puts around a function that may raise calls into Numba, which a later process does not load;
     # kernels raise nothing, and once inlined LLVM sees that.
-    if "numba_gil_ensure" in code:
+    if "numba_gil_ensure" in str(optimised):
         raise RuntimeError(f"kernel {symbol} may raise, so it cannot be kept: look for a range() with a variable step")
-    return _engine()[1].emit_object(llvm.parse_assembly(code))
+    return machine.emit_object(optimised)
 
 
 def _read(path: Path | None) -> bytes | None:

@@ -79,7 +79,9 @@ def scratch(typing, a, size):
     """Room for `size` values of the computing type on the stack."""
 
     def code(context, builder, signature, args):
-        return cgutils.alloca_once(builder, _REAL[a.real], size=ir.Constant(_I64, size.literal_value))
+        room = cgutils.alloca_once(builder, ir.ArrayType(_REAL[a.real], size.literal_value))
+        room.align = 64
+        return builder.bitcast(room, _REAL[a.real].as_pointer())
 
     return types.CPointer(a.real)(a, size), code
 
@@ -92,6 +94,16 @@ def scratch64(typing, size):
         return cgutils.alloca_once(builder, ir.DoubleType(), size=ir.Constant(_I64, size.literal_value))
 
     return types.CPointer(types.float64)(size), code
+
+
+@intrinsic
+def address(typing, buffer):
+    """Where scratch lies, for what is otherwise done to tensors."""
+
+    def code(context, builder, signature, args):
+        return builder.ptrtoint(args[0], _I64)
+
+    return types.int64(buffer), code
 
 
 @intrinsic
@@ -134,10 +146,11 @@ def _at(builder, address, index, of):
     return builder.gep(builder.inttoptr(address, of.as_pointer()), [index])
 
 
-def _read(builder, address, index, dtype):
+def _read(builder, address, index, dtype, is_input=True):
     def get(of):
         value = builder.load(_at(builder, address, index, of))
-        value.set_metadata("alias.scope", _inputs(builder))
+        if is_input:
+            value.set_metadata("alias.scope", _inputs(builder))
         return value
 
     if dtype == "float64":
@@ -188,6 +201,70 @@ def store(typing, a, address, index, value):
     return types.void(a, types.int64, types.int64, a.real), code
 
 
+@intrinsic
+def _copy(typing, target, source, size):
+    """`size` bytes from one address to another."""
+
+    def code(context, builder, signature, args):
+        target, source = (builder.inttoptr(value, _I8.as_pointer()) for value in args[:2])
+        cgutils.raw_memcpy(builder, target, source, args[2], 1)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64, types.int64), code
+
+
+@intrinsic
+def _copy_line(typing, target, source):
+    """A whole cache line to where it belongs, without reading what was there or keeping it in cache."""
+
+    def code(context, builder, signature, args):
+        line = ir.VectorType(_I64, 8)
+        value = builder.load(builder.inttoptr(args[1], line.as_pointer()), align=64)
+        stored = builder.store(value, builder.inttoptr(args[0], line.as_pointer()), align=64)
+        stored.set_metadata("nontemporal", builder.module.add_metadata([ir.Constant(_I32, 1)]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), code
+
+
+@intrinsic
+def itemsize(typing, a):
+    """Bytes of an element."""
+
+    def code(context, builder, signature, args):
+        return ir.Constant(_I64, {"float64": 8, "float32": 4}.get(a.spec.dtype, 2))
+
+    return types.int64(a), code
+
+
+@inline
+def place(a, tensor, index, buffer):
+    """Address and index to write a run's output to: `tensor`, or for what is to be streamed `buffer`."""
+    offset = (tensor // itemsize(a) + index) % (64 // itemsize(a))
+    return (buffer, offset) if a.stream != 0 else (tensor, index)
+
+
+@inline
+def stream(a, tensor, index, buffer, count):
+    """Moves `count` elements from `buffer` to `index` of `tensor` past the cache; nothing where they are there already.
+
+    Other threads see them in time: the next ticket is drawn by a locked instruction, which waits for them.
+    """
+    if a.stream == 0:
+        return
+    start = tensor + index * itemsize(a)
+    end = start + count * itemsize(a)
+    first, last = (start + 63) // 64 * 64, end // 64 * 64
+    buffer += start % 64 - start
+    if first >= last:
+        _copy(start, buffer + start, end - start)
+        return
+    _copy(start, buffer + start, first - start)
+    for line in range(first // 64, last // 64):
+        _copy_line(64 * line, buffer + 64 * line)
+    _copy(last, buffer + last, end - last)
+
+
 def _typed_access(dtype):
     """Scalar load and store of one dtype as float64, for parameters and buffers."""
     narrow = dtype != "float64"
@@ -195,7 +272,7 @@ def _typed_access(dtype):
     @intrinsic
     def get(typing, address, index):
         def code(context, builder, signature, args):
-            value = _read(builder, *args, dtype)
+            value = _read(builder, *args, dtype, is_input=False)  # what one kernel writes there it also reads
             return builder.fpext(value, ir.DoubleType()) if narrow else value
 
         return types.float64(types.int64, types.int64), code
@@ -212,7 +289,18 @@ def _typed_access(dtype):
     return get, put
 
 
-load32, store32 = _typed_access("float32")
+@intrinsic
+def _weight(typing, a, index):
+    """Element `index` of the mask, which is float32."""
+
+    def code(context, builder, signature, args):
+        value = _read(builder, _read_field(context, builder, a, args[0], "mask"), args[1], "float32")
+        return context.cast(builder, value, types.float32, a.real)
+
+    return a.real(a, types.int64), code
+
+
+_load32, _store32 = _typed_access("float32")
 load64, store64 = _typed_access("float64")
 _load_bf16, _store_bf16 = _typed_access("bfloat16")
 _load_f16, _store_f16 = _typed_access("float16")
@@ -222,7 +310,7 @@ _load_f16, _store_f16 = _typed_access("float16")
 def load_kind(address, kind, index, absent):
     """Element of a parameter in its own dtype (`KINDS`), or `absent`."""
     if kind == 1:
-        return load32(address, index)
+        return _load32(address, index)
     if kind == 2:
         return load64(address, index)
     if kind == 3:
@@ -236,7 +324,7 @@ def load_kind(address, kind, index, absent):
 def store_kind(address, kind, index, value):
     """Writes an element of a parameter in its own dtype; nothing where it is absent."""
     if kind == 1:
-        store32(address, index, value)
+        _store32(address, index, value)
     elif kind == 2:
         store64(address, index, value)
     elif kind == 3:
@@ -256,20 +344,36 @@ def _plus_residual(a, z, index):
     return lambda a, z, index: z
 
 
-def pass_residual(a, index, slope):
-    """Writes element `index` of the residual's gradient, where it is wanted."""
+def pass_residual(a, address, index, slope):
+    """Writes element `index` of the residual's gradient at `address`, where it is wanted."""
 
 
 @overload(pass_residual, jit_options=FLAGS)
-def _pass_residual(a, index, slope):
+def _pass_residual(a, address, index, slope):
     if not a.spec.residual:
-        return lambda a, index, slope: None
+        return lambda a, address, index, slope: None
 
-    def write(a, index, slope):
+    def write(a, address, index, slope):
         if a.dresidual != 0:
-            store(a, a.dresidual, index, slope)
+            store(a, address, index, slope)
 
     return write
+
+
+def stream_residual(a, index, buffer, count):
+    """As `stream`, the residual's gradient, where it is wanted."""
+
+
+@overload(stream_residual, jit_options=FLAGS)
+def _stream_residual(a, index, buffer, count):
+    if not a.spec.residual:
+        return lambda a, index, buffer, count: None
+
+    def move(a, index, buffer, count):
+        if a.dresidual != 0:
+            stream(a, a.dresidual, index, buffer, count)
+
+    return move
 
 
 def counted(a, index):
@@ -283,7 +387,7 @@ def where_counted(a, weight, value):
 @overload(counted, jit_options=FLAGS)
 def _counted(a, index):
     if a.spec.mask:
-        return lambda a, index: real(a, load32(a.mask, index))
+        return lambda a, index: _weight(a, index)
     return lambda a, index: real(a, 1.0)
 
 

@@ -7,12 +7,13 @@ from typing import NamedTuple
 from .cpu_args import Args
 
 BLOCK = 1024  # values of a channel summed in its own precision before float64 takes over; 4 KiB of float32 in L1
+_LINES = 64  # pieces of a run are multiples of so many values, which are whole cache lines in any dtype
 _RUN = 512  # a run of so many values is a block of its own
 BAND = 64  # channels worked on together at most
 _STRETCH = 16384  # values of neighbouring channels that are read in one go: 16 pages of float32
 _CACHED = 262144  # values of a band, to be read a second time: 1 MiB of float32
 _BANDS = 16  # bands to keep for threads to share
-SLICE = 512  # columns of a row worked on together: their running sums stay in L1
+SLICE = 1024  # columns of a row worked on together: their running sums stay in L1
 _TILE = 16384  # values of a slice in cache at once: 64 KiB of float32, within a usual L2
 _ITEM = 16384  # values that make a piece of work worth handing to a thread
 _ITEMS = 64  # pieces that keep the threads of a large machine busy
@@ -43,15 +44,17 @@ def plan(rows: bool, N: int, C: int, S: int, virtual: int) -> Plan:
         split = max(-(-C // SLICE), 1)
         span = -(-C // split)
         chunks = min(_ITEMS // max(groups * split, 1), values * span // _ITEM)
-        stack = min(max(_TILE // max(span, 1), 8), 256)
+        stack = min(max(_TILE // max(span, 1), 32), 256)
+        args.together = BLOCK // max(span, 1)
         pieces = split
     else:
-        split = -(-S // BLOCK)
-        span = -(-S // max(split, 1))
+        span = S if S <= BLOCK else -(-S // (-(-S // BLOCK) * _LINES)) * _LINES
+        split = -(-S // max(span, 1))
         chunks = 1 if groups * C >= 16 else min(_ITEMS // max(groups * C, 1), values // _ITEM)
         stack = BLOCK // max(S, 1) if S < _RUN else 1
         band = min(_STRETCH // max(S, 1), _CACHED // max(values, 1), C // _BANDS, BAND)
         args.band = max(band, 1)
+        args.together = max(BLOCK // max(S, 1), 1)
         pieces = -(-C // args.band)
     chunks = max(chunks, 1)
     args.chunks, args.items = chunks, groups * pieces * chunks

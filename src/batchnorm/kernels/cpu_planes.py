@@ -12,9 +12,11 @@ from .cpu_activations import activate, backprop
 from .cpu_channel import about_mean, coefficients, gradients, parameters, remember
 from .cpu_intrinsics import (
     accumulate,
+    address,
     counted,
     inline,
     pass_residual,
+    place,
     plus_residual,
     read,
     real,
@@ -22,6 +24,8 @@ from .cpu_intrinsics import (
     scratch64,
     store,
     store64,
+    stream,
+    stream_residual,
     ticket,
     where_counted,
 )
@@ -188,18 +192,25 @@ def _masked_moments(a, g, c, b0, b1, block, weights):
 
 
 @inline
-def _normalize(a, g, c0, width, b0, b1, his, scales, shifts):
+def _normalize(a, g, c0, width, b0, b1, his, scales, shifts, buffer):
     """y = act((x − mean)·scale + shift + residual) over blocks [b0, b1) of a band."""
     for b in range(b0, b1):
         n0, n1, s0, s1 = _bounds(a, g, b)
         for n in range(n0, n1):
-            for j in range(width):
-                hi, w, v = his[j], scales[j], shifts[j]
-                base = (n * a.C + c0 + j) * a.S
-                for s in range(s0, s1):
-                    z = (read(a, a.x, base + s) - hi) * w + v
-                    y = activate(a, plus_residual(a, z, base + s))
-                    store(a, a.y, base + s, where_counted(a, counted(a, n * a.S + s), y))
+            j0 = 0
+            while j0 < width:
+                j1 = min(j0 + a.together, width)
+                first = (n * a.C + c0 + j0) * a.S + s0
+                y, at = place(a, a.y, first, address(buffer))
+                for j in range(j0, j1):
+                    hi, w, v = his[j], scales[j], shifts[j]
+                    base = first + (j - j0) * a.S
+                    for s in range(s1 - s0):
+                        z = plus_residual(a, (read(a, a.x, base + s) - hi) * w + v, base + s)
+                        store(a, y, at + s, where_counted(a, counted(a, n * a.S + s0 + s), activate(a, z)))
+                    at += s1 - s0
+                stream(a, a.y, first, address(buffer), (j1 - j0) * (s1 - s0))
+                j0 = j1
 
 
 @inline
@@ -257,20 +268,30 @@ def _reduce(a, g, c0, width, b0, b1, hi, scale, shift, slopes, products, sum_g, 
 
 
 @inline
-def _apply(a, g, c0, width, b0, b1, his, scales, shifts, by_slope, by_x, constant):
-    """dx = a·g′ + b·(x − mean) + c over blocks [b0, b1) of a band."""
+def _apply(a, g, c0, width, b0, b1, his, scales, shifts, by_slope, by_x, constant, buffer, second):
+    """dx = a·g′ + b·(x − mean) + c over blocks [b0, b1) of a band; the residual's gradient is g′."""
     for b in range(b0, b1):
         n0, n1, s0, s1 = _bounds(a, g, b)
         for n in range(n0, n1):
-            for j in range(width):
-                hi, w, v = his[j], scales[j], shifts[j]
-                p, q, r = by_slope[j], by_x[j], constant[j]
-                base = (n * a.C + c0 + j) * a.S
-                for s in range(s0, s1):
-                    weight = counted(a, n * a.S + s)
-                    d, slope = _slope(a, base + s, hi, w, v)
-                    pass_residual(a, base + s, where_counted(a, weight, slope))
-                    store(a, a.y, base + s, where_counted(a, weight, p * slope + weight * (q * d + r)))
+            j0 = 0
+            while j0 < width:
+                j1 = min(j0 + a.together, width)
+                first = (n * a.C + c0 + j0) * a.S + s0
+                dx, at = place(a, a.y, first, address(buffer))
+                dresidual, _ = place(a, a.dresidual, first, address(second))
+                for j in range(j0, j1):
+                    hi, w, v = his[j], scales[j], shifts[j]
+                    p, q, r = by_slope[j], by_x[j], constant[j]
+                    base = first + (j - j0) * a.S
+                    for s in range(s1 - s0):
+                        weight = counted(a, n * a.S + s0 + s)
+                        d, slope = _slope(a, base + s, hi, w, v)
+                        pass_residual(a, dresidual, at + s, where_counted(a, weight, slope))
+                        store(a, dx, at + s, where_counted(a, weight, p * slope + weight * (q * d + r)))
+                    at += s1 - s0
+                stream(a, a.y, first, address(buffer), (j1 - j0) * (s1 - s0))
+                stream_residual(a, first, address(second), (j1 - j0) * (s1 - s0))
+                j0 = j1
 
 
 def moments(a):
@@ -304,12 +325,13 @@ def masked_moments(a):
 
 def normalize(a):
     """Normalises each chunk by given parameters."""
+    block = scratch(a, _PADDED)
     hi, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
     i = ticket(a)
     while i < a.items:
         g, c0, width, _, b0, b1 = _item(a, i)
         parameters(a, g, c0, width, hi, scale, shift)
-        _normalize(a, g, c0, width, b0, b1, hi, scale, shift)
+        _normalize(a, g, c0, width, b0, b1, hi, scale, shift, block)
         i = ticket(a)
 
 
@@ -332,6 +354,7 @@ def reduce(a):
 
 def apply(a):
     """The input's gradient of each chunk by given coefficients."""
+    block, second = scratch(a, _PADDED), scratch(a, _PADDED)
     hi, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
     by_slope, by_x, constant = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
     i = ticket(a)
@@ -339,14 +362,14 @@ def apply(a):
         g, c0, width, _, b0, b1 = _item(a, i)
         coefficients(a, g, c0, width, by_slope, by_x, constant)
         parameters(a, g, c0, width, hi, scale, shift)
-        _apply(a, g, c0, width, b0, b1, hi, scale, shift, by_slope, by_x, constant)
+        _apply(a, g, c0, width, b0, b1, hi, scale, shift, by_slope, by_x, constant, block, second)
         i = ticket(a)
 
 
 def forward(a):
     """A band's moments, then its output while it is still in cache."""
     hi, scale, shift = scratch(a, BAND), scratch(a, BAND), scratch(a, BAND)
-    block, mean, m2 = scratch(a, BLOCK), scratch64(BAND), scratch64(BAND)
+    block, mean, m2 = scratch(a, _PADDED), scratch64(BAND), scratch64(BAND)
     i = ticket(a)
     while i < a.items:
         g, c0, width, _, b0, b1 = _item(a, i)
@@ -356,7 +379,7 @@ def forward(a):
             store64(a.rstd, c0 + j, 1.0 / math.sqrt(m2[j] / count + a.eps))
             remember(a, c0 + j, count, mean[j], m2[j])
         parameters(a, g, c0, width, hi, scale, shift)
-        _normalize(a, g, c0, width, b0, b1, hi, scale, shift)
+        _normalize(a, g, c0, width, b0, b1, hi, scale, shift, block)
         i = ticket(a)
 
 
@@ -377,5 +400,5 @@ def backward(a):
             store64(a.b, c0 + j, q)
             store64(a.c, c0 + j, r)
         coefficients(a, g, c0, width, by_slope, by_x, constant)
-        _apply(a, g, c0, width, b0, b1, hi, scale, shift, by_slope, by_x, constant)
+        _apply(a, g, c0, width, b0, b1, hi, scale, shift, by_slope, by_x, constant, slopes, products)
         i = ticket(a)

@@ -12,9 +12,12 @@ from .cpu_activations import activate, backprop
 from .cpu_channel import about_mean, coefficients, parameters
 from .cpu_intrinsics import (
     accumulate,
+    address,
     counted,
     inline,
+    itemsize,
     pass_residual,
+    place,
     plus_residual,
     read,
     real,
@@ -22,14 +25,15 @@ from .cpu_intrinsics import (
     scratch64,
     store,
     store64,
+    stream,
     ticket,
     where_counted,
 )
-from .cpu_plan import SLICE
+from .cpu_plan import BLOCK, SLICE
 
 # mypy: disable-error-code="no-untyped-def"
 
-_FIRST = 32  # rows to guess a mean from: within a fifth of σ of it, so next to nothing cancels
+_FIRST = 8  # rows to guess a mean from: of independent ones within σ/3 of it, so next to nothing cancels
 
 
 @inline
@@ -221,30 +225,48 @@ def masked_moments(a):
 
 
 @inline
-def _normalize_one(a, at, weight, hi, scale, shift):
+def _stream_rows(a, tensor, r0, r1, c0, width, buffer):
+    """Moves rows [r0, r1) of a slice from `buffer` to `tensor`: in one go where they are whole."""
+    if a.split == 1:
+        stream(a, tensor, r0 * a.C, buffer, (r1 - r0) * width)
+        return
+    for r in range(r0, r1):
+        stream(a, tensor, r * a.C + c0, buffer + (r - r0) * width * itemsize(a), width)
+
+
+@inline
+def _normalize_one(a, at, y, to, weight, hi, scale, shift):
     """One element: (x − mean)·scale + shift, the part of the mean below its float in the shift."""
     z = plus_residual(a, (read(a, a.x, at) - hi) * scale + shift, at)
-    store(a, a.y, at, where_counted(a, weight, activate(a, z)))
+    store(a, y, to, where_counted(a, weight, activate(a, z)))
 
 
 def normalize(a):
     """Normalises each chunk by given parameters; two rows at a time, to touch the parameters less often."""
-    hi, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
+    hi, scale, shift, buffer = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE), scratch(a, BLOCK)
     i = ticket(a)
     while i < a.items:
-        g, c0, width, _, r0, r1 = _item(a, a.items - 1 - i)
+        g, c0, width, _, first, last = _item(a, a.items - 1 - i)
         parameters(a, g, c0, width, hi, scale, shift)
-        for q in range((r1 - r0) // 2):
-            r = r0 + 2 * q
-            b0, b1 = r * a.C + c0, (r + 1) * a.C + c0
-            w0, w1 = counted(a, r), counted(a, r + 1)
-            for j in range(width):
-                _normalize_one(a, b0 + j, w0, hi[j], scale[j], shift[j])
-                _normalize_one(a, b1 + j, w1, hi[j], scale[j], shift[j])
-        if (r1 - r0) % 2 == 1:
-            base, weight = (r1 - 1) * a.C + c0, counted(a, r1 - 1)
-            for j in range(width):
-                _normalize_one(a, base + j, weight, hi[j], scale[j], shift[j])
+        r0 = first
+        while r0 < last:
+            r1 = min(r0 + a.together, last)
+            y, to = place(a, a.y, r0 * a.C + c0, address(buffer))
+            step = a.C if a.stream == 0 else width
+            for q in range((r1 - r0) // 2):
+                r = r0 + 2 * q
+                b0, t0 = r * a.C + c0, to + 2 * q * step
+                w0, w1 = counted(a, r), counted(a, r + 1)
+                for j in range(width):
+                    _normalize_one(a, b0 + j, y, t0 + j, w0, hi[j], scale[j], shift[j])
+                    _normalize_one(a, b0 + a.C + j, y, t0 + step + j, w1, hi[j], scale[j], shift[j])
+            if (r1 - r0) % 2 == 1:
+                base, weight = (r1 - 1) * a.C + c0, counted(a, r1 - 1)
+                to += (r1 - 1 - r0) * step
+                for j in range(width):
+                    _normalize_one(a, base + j, y, to + j, weight, hi[j], scale[j], shift[j])
+            _stream_rows(a, a.y, r0, r1, c0, width, address(buffer))
+            r0 = r1
         i = ticket(a)
 
 
@@ -311,31 +333,45 @@ def reduce(a):
 
 
 @inline
-def _apply_one(a, at, weight, hi, scale, shift, by_slope, by_x, constant):
-    """One element: a·g′ + b·(x − hi) + c, the rest of the mean in c."""
+def _apply_one(a, at, dx, dresidual, to, weight, hi, scale, shift, by_slope, by_x, constant):
+    """One element: a·g′ + b·(x − hi) + c, the rest of the mean in c; the residual's gradient is g′."""
     d, slope = _slope(a, at, hi, scale, shift)
-    pass_residual(a, at, where_counted(a, weight, slope))
-    store(a, a.y, at, where_counted(a, weight, by_slope * slope + weight * (by_x * d + constant)))
+    pass_residual(a, dresidual, to, where_counted(a, weight, slope))
+    store(a, dx, to, where_counted(a, weight, by_slope * slope + weight * (by_x * d + constant)))
 
 
 def apply(a):
     """The input's gradient of each chunk by given coefficients, two rows at a time."""
     hi, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
-    p, q, r = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
+    by_slope, by_x, rest = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
+    buffer, second = scratch(a, BLOCK), scratch(a, BLOCK)
     i = ticket(a)
     while i < a.items:
-        g, c0, width, _, r0, r1 = _item(a, a.items - 1 - i)
+        g, c0, width, _, first, last = _item(a, a.items - 1 - i)
         parameters(a, g, c0, width, hi, scale, shift)
-        coefficients(a, g, c0, width, p, q, r)
-        for pair in range((r1 - r0) // 2):
-            row = r0 + 2 * pair
-            b0, b1 = row * a.C + c0, (row + 1) * a.C + c0
-            w0, w1 = counted(a, row), counted(a, row + 1)
-            for j in range(width):
-                _apply_one(a, b0 + j, w0, hi[j], scale[j], shift[j], p[j], q[j], r[j])
-                _apply_one(a, b1 + j, w1, hi[j], scale[j], shift[j], p[j], q[j], r[j])
-        if (r1 - r0) % 2 == 1:
-            base, weight = (r1 - 1) * a.C + c0, counted(a, r1 - 1)
-            for j in range(width):
-                _apply_one(a, base + j, weight, hi[j], scale[j], shift[j], p[j], q[j], r[j])
+        coefficients(a, g, c0, width, by_slope, by_x, rest)
+        r0 = first
+        while r0 < last:
+            r1 = min(r0 + a.together, last)
+            dx, to = place(a, a.y, r0 * a.C + c0, address(buffer))
+            dr, _ = place(a, a.dresidual, r0 * a.C + c0, address(second))
+            step = a.C if a.stream == 0 else width
+            for pair in range((r1 - r0) // 2):
+                r = r0 + 2 * pair
+                b, t = r * a.C + c0, to + 2 * pair * step
+                w0, w1 = counted(a, r), counted(a, r + 1)
+                for j in range(width):
+                    hi_, w, v, p, q, c = hi[j], scale[j], shift[j], by_slope[j], by_x[j], rest[j]
+                    _apply_one(a, b + j, dx, dr, t + j, w0, hi_, w, v, p, q, c)
+                    _apply_one(a, b + a.C + j, dx, dr, t + step + j, w1, hi_, w, v, p, q, c)
+            if (r1 - r0) % 2 == 1:
+                base, weight = (r1 - 1) * a.C + c0, counted(a, r1 - 1)
+                to += (r1 - 1 - r0) * step
+                for j in range(width):
+                    hi_, w, v, p, q, c = hi[j], scale[j], shift[j], by_slope[j], by_x[j], rest[j]
+                    _apply_one(a, base + j, dx, dr, to + j, weight, hi_, w, v, p, q, c)
+            _stream_rows(a, a.y, r0, r1, c0, width, address(buffer))
+            if a.dresidual != 0:
+                _stream_rows(a, a.dresidual, r0, r1, c0, width, address(second))
+            r0 = r1
         i = ticket(a)
