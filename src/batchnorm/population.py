@@ -30,8 +30,8 @@ def moved(
     if nonfinite == "raise" and not_fit.any():
         channels = not_fit.nonzero().flatten().tolist()
         raise FloatingPointError(
-            f"the batch statistics of channels {channels} are not finite in {running_var.dtype}, and nonfinite='raise'; "
-            "nothing was remembered. Look for NaN or Inf in the input, or pass nonfinite='skip'"
+            f"the batch statistics of channels {channels} are not finite in {running_var.dtype}, and "
+            "nonfinite='raise'; nothing was remembered. Look for NaN or Inf in the input, or pass nonfinite='skip'"
         )
     known = enough if nonfinite == "propagate" else enough & ~not_fit
     mean, var = torch.where(known, mean, olds[0]), torch.where(known, var, olds[1])

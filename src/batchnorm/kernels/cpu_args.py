@@ -20,7 +20,7 @@ _INTEGERS = (
     "running_mean", "running_var", "running_kind", "flag",
 )
 # fmt: on
-# `limit` is the largest value to remember, or 0 for anything; `flag` is the address of `skipped`: not 0 once a channel was
+# `limit` is the largest value to remember, or 0 for any; `flag` is the address of `skipped`: not 0 once a channel was
 _REALS = ("eps", "momentum", "limit", "skipped")
 
 
