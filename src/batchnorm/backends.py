@@ -49,7 +49,7 @@ def kernels_for(x: Tensor, mask: Tensor | None = None) -> ModuleType:
     forced = _forced.get()
     name = forced or x.device.type
     unasked = mask is None and x.dtype in DEFAULTS.get(name, ())
-    if name not in KERNELS or not (forced or unasked):
+    if name not in KERNELS or not (forced or unasked) or x.numel() == 0:  # nothing to serve: any will do
         return reference
     kernels = import_module(KERNELS[name])
     if kernels.supports(x, mask):

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.moments import Moments
+from batchnorm.moments import Moments, at_least_something
 
 
 class Standard(NamedTuple):
@@ -30,7 +30,7 @@ class Standard(NamedTuple):
     def of_batch(cls, batch: Moments, eps: float) -> "Standard":
         """The batch's own mean and biased variance."""
         rstd = (batch.variance + eps).rsqrt()
-        return cls(batch.mean, rstd, torch.ones_like(rstd) / batch.count)
+        return cls(batch.mean, rstd, torch.ones_like(rstd) / at_least_something(batch.count))
 
     @classmethod
     def of_population(cls, mean: Tensor, var: Tensor, eps: float) -> "Standard":

@@ -14,7 +14,7 @@ from batchnorm.kernels.reference import ACTIVATIONS
 from batchnorm.moments import Moments
 from batchnorm.ops import Remembered, transformed
 from batchnorm.options import Options, Renorm, Running, Single
-from batchnorm.population import Bank, NonFinite, Window, moved, recomputing, remember
+from batchnorm.population import Bank, NonFinite, Window, moved, recomputing, remember, unfit
 from batchnorm.sharing import resolve
 
 
@@ -176,7 +176,7 @@ class BatchNorm(_BatchNorm):
         output, batch = normalized(input, mean, var, affine.weight, affine.bias, by_batch, self.eps, options)
         if isinstance(batch, Remembered):
             if batch.skipped:
-                self._count_skip(~output.detach().movedim(1, 0).flatten(1).isfinite().all(1))
+                self._count_skip(unfit(Moments.of(input.detach()), bank.running_var.dtype))
         elif learns:
             self._remember(bank, batch)
         return output
@@ -202,10 +202,10 @@ class BatchNorm(_BatchNorm):
         if batch is not None:
             # in the statistics' dtype: 1 over an integer tensor is float32
             momentum = 1.0 / (batches.to(batch.mean.dtype) + 1) if self.momentum is None else self.momentum
-            *new, unfit = moved(bank.running_mean, bank.running_var, batch, momentum, self.nonfinite)
+            *new, skipped = moved(bank.running_mean, bank.running_var, batch, momentum, self.nonfinite)
             remember(bank.running_mean, bank.running_var, (new[0], new[1]))
             if self.nonfinite == "skip" and not torch.compiler.is_compiling():
-                self._count_skip(unfit)
+                self._count_skip(skipped)
         if batches is not None:
             batches.add_(1)
 
@@ -215,14 +215,15 @@ class BatchNorm(_BatchNorm):
         if window is not None and (batch := window.drain()) is not None:
             self._remember(self if self._domain is None else self.banks[self._domain], batch)
 
-    def _count_skip(self, unfit: Tensor) -> None:
+    def _count_skip(self, channels: Tensor) -> None:
         """Count without waiting for the device; asking a CPU costs nothing, and there the first time is said."""
-        if unfit.device.type != "cpu":
-            self._skips = self._skips + unfit.any()
-        elif type(unfit) is Tensor and not transformed() and unfit.any():  # there are values to read
+        if channels.device.type != "cpu":
+            self._skips = self._skips + channels.any()
+        elif type(channels) is Tensor and not transformed() and channels.any():  # there are values to read
             if not self._skips:
+                which = channels.nonzero().flatten().tolist()
                 warnings.warn(
-                    f"{self!r}: the batch statistics of channels {unfit.nonzero().flatten().tolist()} are not finite; "
+                    f"{self!r}: the batch statistics of channels {which} are not finite; "
                     "their running statistics stay as they were. Said once; layer.skipped_batches counts",
                     RuntimeWarning,
                     stacklevel=2,

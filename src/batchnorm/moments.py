@@ -36,7 +36,7 @@ class Moments:
     @property
     def variance(self) -> Tensor:
         """The biased variance m2 / count, which normalises."""
-        return self.m2 / _at_least_something(self.count)
+        return self.m2 / at_least_something(self.count)
 
     @property
     def unbiased_variance(self) -> Tensor:
@@ -52,7 +52,7 @@ class Moments:
         """The moments of all groups' values together, (1, C) from (G, C): `merge` over the first dimension."""
         count = torch.zeros_like(self.mean) + self.count
         total = count.sum(0, keepdim=True)
-        mean = (count * self.mean).sum(0, keepdim=True) / _at_least_something(total)
+        mean = (count * self.mean).sum(0, keepdim=True) / at_least_something(total)
         between = count * (self.mean - mean).square()
         return Moments(total, mean, (self.m2 + between).sum(0, keepdim=True))
 
@@ -71,7 +71,7 @@ class Moments:
         count = self.count + other.count
         delta = other.mean - self.mean
         # Counts meet `delta` before each other: the ratio of two integer tensors is float32.
-        step = delta * other.count / _at_least_something(count)
+        step = delta * other.count / at_least_something(count)
         return Moments(count, self.mean + step, self.m2 + other.m2 + delta * step * self.count)
 
 
@@ -80,6 +80,6 @@ def values_per_channel(x: Tensor) -> int:
     return x.shape[0] * x.shape[2:].numel()
 
 
-def _at_least_something(count: int | Tensor) -> int | Tensor:
+def at_least_something(count: int | Tensor) -> int | Tensor:
     """`count`, or 1 where it is 0: no values have mean 0 and variance 0, not NaN."""
     return count.where(count > 0, 1) if isinstance(count, Tensor) else max(count, 1)

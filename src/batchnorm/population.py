@@ -19,23 +19,30 @@ def moved(
 
     Each statistic s becomes (1 − momentum)·s + momentum·s_batch; the variance remembered is the unbiased one. Channels
     with fewer than two values (a mask may leave so few) have none, and keep what they had. A channel whose batch
-    statistics are not finite keeps its old values under "skip", takes them under "propagate", and raises
+    statistics are `unfit` keeps its old values under "skip", takes them under "propagate", and raises
     `FloatingPointError` under "raise".
     """
     news = batch.mean.detach(), batch.unbiased_variance.detach()
     olds = running_mean.detach().to(news[0].dtype), running_var.detach().to(news[1].dtype)
     mean, var = (old + (new - old) * momentum for old, new in zip(olds, news, strict=True))
     enough = torch.zeros_like(mean) + batch.count > 1
-    unfit = enough & ~(batch.mean.isfinite() & batch.m2.isfinite()).detach()
-    if nonfinite == "raise" and unfit.any():
-        channels = unfit.nonzero().flatten().tolist()
+    not_fit = unfit(batch, running_var.dtype)
+    if nonfinite == "raise" and not_fit.any():
+        channels = not_fit.nonzero().flatten().tolist()
         raise FloatingPointError(
-            f"the batch statistics of channels {channels} are not finite, and nonfinite='raise'; "
-            "nothing was remembered. Look for NaN or Inf in the input, or pass nonfinite='skip'"
+            f"the batch statistics of channels {channels} are not finite in {running_var.dtype}, and "
+            "nonfinite='raise'; nothing was remembered. Look for NaN or Inf in the input, or pass nonfinite='skip'"
         )
-    known = enough if nonfinite == "propagate" else enough & ~unfit
+    known = enough if nonfinite == "propagate" else enough & ~not_fit
     mean, var = torch.where(known, mean, olds[0]), torch.where(known, var, olds[1])
-    return mean.to(running_mean.dtype), var.to(running_var.dtype), unfit
+    return mean.to(running_mean.dtype), var.to(running_var.dtype), not_fit
+
+
+def unfit(batch: Moments, dtype: torch.dtype) -> Tensor:
+    """Which channels (C,) have statistics that are NaN, Inf, or too large for buffers of `dtype`."""
+    largest = torch.finfo(dtype).max
+    mean, var = batch.mean.detach(), batch.unbiased_variance.detach()
+    return (torch.zeros_like(mean) + batch.count > 1) & ~((mean.abs() <= largest) & (var <= largest))
 
 
 def remember(running_mean: Tensor, running_var: Tensor, new: tuple[Tensor, Tensor]) -> None:

@@ -66,7 +66,9 @@ class _Gather(torch.autograd.Function):
         ctx.group, ctx.label = group, label
         ranks = dist.get_world_size(group)
         everyone = values.new_empty(ranks * values.numel())
-        _exchange(dist.all_gather_into_tensor, group, label, everyone, values.flatten())
+        # torch 2.13 has a new name for it, and warns of the old one
+        gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+        _exchange(gather, group, label, everyone, values.flatten())
         return everyone.view(ranks, *values.shape)
 
     @staticmethod
@@ -80,9 +82,9 @@ def _exchange(collective: Callable[..., Any], group: Group, label: str, *tensors
         return
     try:
         collective(*tensors, group=group)
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # a group that was destroyed is a ValueError to torch
         raise SharingError(
-            f"{label}: rank {dist.get_rank(group)} of {dist.get_world_size(group)} could not exchange statistics. "
-            "Another rank has stopped, is stuck beyond the group's timeout, or did not run this layer; the running "
-            f"statistics are as they were before this step. torch says: {str(error).splitlines()[0]}"
+            f"{label}: rank {group.rank()} of {group.size()} could not exchange statistics. "
+            "Another rank has stopped, is stuck beyond the group's timeout, or did not run this layer. A forward pass "
+            f"that fails leaves this layer's running statistics as they were. torch says: {str(error).splitlines()[0]}"
         ) from error

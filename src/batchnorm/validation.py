@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.kernels.reference import ACTIVATIONS
+from batchnorm.ops import transformed
 from batchnorm.options import Options
 
 
@@ -44,6 +45,7 @@ def validate(
                 f"mixed dtype: expected {name} to have {input.dtype}, as the input, "
                 f"{'' if input.dtype is torch.float64 else 'or torch.float32, '}got {t.dtype}"
             )
+        _check_device(name, t, input)
     if input.dim() < 2 and input.numel() > 0:
         raise IndexError(f"batch_norm needs an input of shape (N, C, *), got {tuple(input.shape)}: it has no channels")
     if training and input.dim() > 1 and options.single == "error" and options.process_group is None:
@@ -53,6 +55,8 @@ def validate(
         raise RuntimeError(
             f"expected residual of shape {tuple(input.shape)}, as the input, got {tuple(residual.shape)}"
         )
+    if residual is not None:
+        _check_device("residual", residual, input)
     if options.activation is not None and options.activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {options.activation!r}; there are {', '.join(map(repr, ACTIVATIONS))}")
     if training and running_mean is None and (options.renorm is not None or options.single == "population"):
@@ -62,6 +66,13 @@ def validate(
         raise ValueError(f"virtual_batch_size must be at least 1 sample, got {options.virtual_batch_size}")
     if options.mask is not None or options.lengths is not None:
         _check_mask(input, options.mask, options.lengths)
+
+
+def _check_device(name: str, t: Tensor, input: Tensor) -> None:
+    if t.device != input.device:  # kernels would read what is not there
+        raise RuntimeError(
+            f"expected {name} on {input.device}, as the input, got {t.device}; move the layer or its inputs with .to()"
+        )
 
 
 def _check_single(input: Tensor, options: Options) -> None:
@@ -89,8 +100,11 @@ def _check_mask(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> N
                 f"expected lengths of shape ({len(input)},) and an integer dtype, got {tuple(lengths.shape)}, "
                 f"{lengths.dtype}"
             )
+        _check_device("lengths", lengths, input)
+        _check_values("lengths", lengths, input.shape[2])
         return
     assert mask is not None
+    _check_device("mask", mask, input)
     shape = (mask.shape[0], 1, *mask.shape[1:]) if mask.dim() == input.dim() - 1 else tuple(mask.shape)
     if len(shape) != input.dim() or any(m not in (1, n) for m, n in zip(shape, input.shape, strict=True)):
         whole = tuple(input.shape)
@@ -100,3 +114,15 @@ def _check_mask(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> N
         )
     if mask.is_complex() or mask.requires_grad:
         raise ValueError("a mask holds booleans or weights ≥ 0, without a gradient; got " + str(mask.dtype))
+    if mask.dtype is not torch.bool:
+        _check_values("a mask's weights", mask, torch.finfo(torch.float32).max)
+
+
+def _check_values(name: str, t: Tensor, most: float) -> None:
+    """From 0 to `most`; asked on the CPU, where the answer is at hand."""
+    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or transformed()
+    if type(t) is not Tensor or t.device.type != "cpu" or traced or t.numel() == 0:
+        return
+    low, high = (value.item() for value in t.aminmax())
+    if not 0 <= low <= high <= most:  # NaN too
+        raise ValueError(f"expected {name} from 0 to {most:.6g}, got {low:.6g} to {high:.6g}")

@@ -247,7 +247,8 @@ def _set_running(args: Args, running: Any) -> None:
         changed.append(batches)
     if momentum is None:
         raise ValueError("a cumulative average (momentum=None) needs num_batches_tracked")
-    args.momentum, args.skip, args.flag = momentum, nonfinite == "skip", ctypes.addressof(args) + Args.skipped.offset
+    args.momentum, args.flag = momentum, ctypes.addressof(args) + Args.skipped.offset
+    args.limit = torch.finfo(mean.dtype).max if nonfinite == "skip" else 0.0
     args.running_mean, args.running_var, args.running_kind = mean.data_ptr(), var.data_ptr(), _KINDS[mean.dtype]
     torch.autograd.graph.increment_version(changed)
 
@@ -263,7 +264,7 @@ def forward(
 ) -> tuple[Tensor, Tensor, Tensor, bool]:
     """Normalises by the batch's own statistics; returns them as mean and rstd (1, C), and moves `running`.
 
-    The last result says whether a channel was skipped there, its statistics not being finite.
+    The last result says whether a channel was skipped there, its statistics not being finite in the buffers' dtype.
     """
     calls["forward"] += 1
     x, how, args = _prepare(x)

@@ -19,10 +19,11 @@ _INTEGERS = (
     "count", "m2", "rstd", "sum_g", "sum_gx", "part_count", "part_mean", "part_m2", "part_g", "part_gx",
     # parameters and buffers in their own dtype: address, and kind (see KINDS)
     "weight", "weight_kind", "bias", "bias_kind", "dweight", "dweight_kind", "dbias", "dbias_kind",
-    "running_mean", "running_var", "running_kind", "skip", "flag",
+    "running_mean", "running_var", "running_kind", "flag",
 )
 # fmt: on
-_REALS = ("eps", "momentum", "skipped")  # `flag` is the address of `skipped`: not 0 once a channel was
+# `limit` is the largest value to remember, or 0 for any; `flag` is the address of `skipped`: not 0 once a channel was
+_REALS = ("eps", "momentum", "limit", "skipped")
 
 
 class Args(ctypes.Structure):

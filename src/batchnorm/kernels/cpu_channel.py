@@ -14,7 +14,7 @@ def remember(a, c, count, mean, m2):
     if a.running_kind == 0:
         return
     variance = m2 / (count - 1.0)
-    if a.skip != 0 and not (math.isfinite(mean) and math.isfinite(variance)):
+    if a.limit != 0 and not (abs(mean) <= a.limit and variance <= a.limit):  # NaN too
         store64(a.flag, 0, 1.0)  # whichever thread comes first: they all say the same
         return
     old_mean = load_kind(a.running_mean, a.running_kind, c, 0.0)

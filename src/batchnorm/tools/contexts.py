@@ -58,9 +58,9 @@ def accumulate(model: nn.Module, steps: int) -> Iterator[None]:
         raise ValueError(f"steps must be at least 1, got {steps}")
     if any(layer._window for layer in layers):
         raise ValueError("a window of micro-batches is open already: bn.accumulate cannot be nested")
-    for layer in layers:
-        layer._window = Window(steps)
     try:
+        for layer in layers:
+            layer._window = Window(steps)
         yield
         for layer in layers:
             layer.close_window()

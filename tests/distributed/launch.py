@@ -1,0 +1,39 @@
+"""Start ranks as processes, and meet in a file: no port can be taken."""
+
+import subprocess
+import sys
+import time
+from datetime import timedelta
+from pathlib import Path
+
+from torch import distributed as dist
+
+HERE = Path(__file__).parent
+WARNINGS = ["-W", "error", "-W", "ignore:`broadcast_buffers` is deprecated:FutureWarning"]
+
+
+def start(program: str, world_size: int, folder: Path) -> list[subprocess.Popen[str]]:
+    """`python program RANK WORLD_SIZE FOLDER` for every rank."""
+    commands = [
+        [sys.executable, *WARNINGS, str(HERE / program), str(r), str(world_size), str(folder)]
+        for r in range(world_size)
+    ]
+    return [subprocess.Popen(c, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for c in commands]
+
+
+def finish(ranks: list[subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str]]:
+    """What each returned, and said on stderr; none is left running."""
+    try:
+        return [(process.returncode, said) for process in ranks for said in [process.communicate(timeout=seconds)[1]]]
+    finally:
+        for process in ranks:
+            process.kill()
+
+
+def meet(folder: Path, name: str, rank: int, world_size: int, seconds: float = 60) -> None:
+    """Start a gloo group once everyone is there: its timeout is for what comes then."""
+    (folder / f"{name}, {rank}.here").touch()
+    while not all((folder / f"{name}, {r}.here").exists() for r in range(world_size)):
+        time.sleep(0.01)
+    at, timeout = f"file://{folder}/{name}", timedelta(seconds=seconds)
+    dist.init_process_group("gloo", init_method=at, rank=rank, world_size=world_size, timeout=timeout)
