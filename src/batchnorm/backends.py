@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 
@@ -44,6 +45,11 @@ def backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
+@cache
+def _load(name: str) -> ModuleType:
+    return import_module(KERNELS[name])
+
+
 def kernels_for(x: Tensor, mask: Tensor | None = None) -> ModuleType:
     """The kernels that serve `x`."""
     forced = _forced.get()
@@ -51,7 +57,7 @@ def kernels_for(x: Tensor, mask: Tensor | None = None) -> ModuleType:
     unasked = mask is None and x.dtype in DEFAULTS.get(name, ())
     if name not in KERNELS or not (forced or unasked) or x.numel() == 0:  # nothing to serve: any will do
         return reference
-    kernels = import_module(KERNELS[name])
+    kernels = _load(name)
     if kernels.supports(x, mask):
         return kernels
     if forced:

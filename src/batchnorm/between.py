@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from batchnorm.kernels.reference import statistics_dtype
 from batchnorm.moments import Moments, at_least_something
 
 
@@ -33,8 +34,11 @@ class Standard(NamedTuple):
         return cls(batch.mean, rstd, torch.ones_like(rstd) / at_least_something(batch.count))
 
     @classmethod
-    def of_population(cls, mean: Tensor, var: Tensor, eps: float) -> "Standard":
-        """Constants, (1, C)."""
+    def of_population(cls, running_mean: Tensor, running_var: Tensor, eps: float) -> "Standard":
+        """Running statistics (C,) as constants (1, C): copies, so that autograd never holds a buffer that a later
+        batch writes."""
+        dtype = statistics_dtype(running_mean)
+        mean, var = (s.detach().to(dtype, copy=True).unsqueeze(0) for s in (running_mean, running_var))
         return cls(mean, (var + eps).rsqrt(), torch.zeros_like(mean))
 
     def with_affine(self, weight: Tensor | None, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:

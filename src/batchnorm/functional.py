@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from batchnorm import ops, population, sharing
 from batchnorm.between import Standard
 from batchnorm.gradients import Decisions
-from batchnorm.kernels.reference import ACTIVATIONS, statistics_dtype
+from batchnorm.kernels.reference import ACTIVATIONS
 from batchnorm.moments import Moments, values_per_channel
 from batchnorm.options import Options, Renorm, Running, Single
 from batchnorm.validation import validate
@@ -131,7 +131,7 @@ def normalized(
         )
     x, (residual,) = _dense(input, options.residual)
     by_population = options.renorm is not None or options.single == "population"
-    constant = _population(running_mean, running_var, eps) if by_population else None
+    constant = Standard.of_population(*_population(running_mean, running_var), eps) if by_population else None
     choice = _Choice(group, options.label, eps, constant, options.renorm, options.single == "population")
     decisions = Decisions(choice.standard, choice.reduce, options.activation, virtual)
     y, batch = ops.general(x, residual, *affine, mask, decisions)
@@ -173,16 +173,13 @@ def _renormalized(standard: Standard, constant: Standard, r_max: float | Tensor,
     return standard._replace(r=r, d=d)
 
 
-def _population(running_mean: Tensor | None, running_var: Tensor | None, eps: float) -> Standard:
-    """The running statistics as constants: copies, so that autograd never holds a buffer that a later batch writes."""
+def _population(running_mean: Tensor | None, running_var: Tensor | None) -> tuple[Tensor, Tensor]:
     if running_mean is None or running_var is None:
         raise RuntimeError(
             "running_mean and running_var must be given when training is False: there is nothing to normalise by. "
             "Pass them, or training=True to use the batch's own statistics"
         )
-    dtype = statistics_dtype(running_mean)
-    mean, var = (s.detach().to(dtype, copy=True).unsqueeze(0) for s in (running_mean, running_var))
-    return Standard.of_population(mean, var, eps)
+    return running_mean, running_var
 
 
 def _by_population(
@@ -208,7 +205,7 @@ def _by_population(
         return _of_nothing(input, weight, bias)
     else:
         x, (residual,) = _dense(input, residual)
-        y = ops.frozen(x, residual, weight, bias, _population(running_mean, running_var, eps), activation)
+        y = ops.frozen(x, residual, weight, bias, *_population(running_mean, running_var), eps, activation)
     return y if mask is None else torch.where(mask > 0, y, 0)
 
 

@@ -16,6 +16,7 @@ from batchnorm import between
 from batchnorm.between import Details, Standard
 from batchnorm.kernels import reference
 from batchnorm.moments import Moments
+from batchnorm.options import Running
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # of x, residual, weight and bias
 
@@ -78,42 +79,69 @@ def by_decisions(
     return between.forward(kernels, x, weight, bias, standard, details), standard, batch
 
 
+def fused(
+    kernels: ModuleType,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    running: Running | None,
+    population: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor, bool]:
+    """Normalise in the kernels' one pass: y, mean and rstd (2, 1, C), whether a channel of `running` was skipped."""
+    if population is None:
+        y, statistics, skipped = kernels.forward(x, residual, weight, bias, eps, activation, running)
+        return y, statistics, skipped
+    return *kernels.frozen(x, residual, weight, bias, eps, activation, population), False
+
+
 class Fused(torch.autograd.Function):
-    """`by_batch` in the kernels' one pass each way: y, and whether a channel of `running` was skipped."""
+    """`by_batch` in the kernels' one pass each way, or `by_constants` where there is a `population`: y, and whether a
+    channel of `running` was skipped."""
 
     @staticmethod
-    def forward(ctx: Any, kernels: ModuleType, *inputs: Any) -> tuple[Tensor, bool]:
-        x, residual, weight, bias, ctx.eps, activation, running = inputs
-        y, mean, rstd, skipped = kernels.forward(x, residual, weight, bias, ctx.eps, activation, running)
-        ctx.kernels, ctx.activation = kernels, activation
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, bool]:
+        kernels, x, residual, weight, bias, ctx.eps, ctx.activation, _, population = inputs
+        y, statistics, skipped = fused(*inputs)
+        ctx.kernels, ctx.frozen = kernels, population is not None
         # where the bias is not needed again but for its dtype, changing it before the backward pass is no error
-        ctx.bias = None if activation else bias
-        again = (residual, bias) if activation else (None, None)
-        ctx.save_for_backward(x, again[0], weight, again[1], mean, rstd)
+        ctx.bias = None if ctx.activation else bias
+        again = (residual, bias) if ctx.activation else (None, None)
+        ctx.save_for_backward(x, again[0], weight, again[1], statistics)
         return y, skipped
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
-        x, residual, weight, bias, mean, rstd = ctx.saved_tensors
-        needs = ctx.needs_input_grad[1:5]
+        x, residual, weight, bias, statistics = ctx.saved_tensors
+        _, needs_x, needs_residual, needs_weight, needs_bias, *_ = ctx.needs_input_grad
         bias = bias if ctx.bias is None else ctx.bias
         if torch.is_grad_enabled():
 
             def y(x: Any, residual: Any, weight: Any, bias: Any) -> Tensor:
+                if ctx.frozen:
+                    return by_constants(
+                        reference, x, residual, weight, bias, statistics[0], statistics[1], ctx.activation
+                    )
                 return by_batch(reference, x, residual, weight, bias, ctx.eps, ctx.activation)[0]
 
+            needs = needs_x, needs_residual, needs_weight, needs_bias
             grads = differentiable(y, grad, (x, residual, weight, bias), needs)
         else:
-            affine = needs[2] or needs[3]
-            grads = ctx.kernels.backward(grad, x, residual, weight, bias, mean, rstd, ctx.activation, needs[1], affine)
+            affine = needs_weight or needs_bias
+            grads = ctx.kernels.backward(
+                grad, x, residual, weight, bias, statistics, ctx.activation, ctx.frozen, needs_residual, affine
+            )
         dx, dresidual, dweight, dbias = grads
         dresidual = grad if ctx.activation is None else dresidual
         return (
             None,
-            dx if needs[0] else None,
-            dresidual if needs[1] else None,
-            dweight if needs[2] else None,
-            dbias if needs[3] else None,
+            dx if needs_x else None,
+            dresidual if needs_residual else None,
+            dweight if needs_weight else None,
+            dbias if needs_bias else None,
+            None,
             None,
             None,
             None,

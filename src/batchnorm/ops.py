@@ -6,6 +6,7 @@ loads torch and the reference alone.
 Shapes: x, residual and gradients (N, C, *), dense; weight and bias (C,); mean, rstd = 1/√(var + eps) and var (1, C).
 """
 
+from types import ModuleType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from batchnorm.gradients import (
     by_constants,
     by_decisions,
     differentiable,
+    fused,
     keep,
 )
 from batchnorm.kernels import reference
@@ -71,9 +73,8 @@ def train(
         return y, Moments(batch.count, batch.mean[0].detach(), batch.m2[0].detach())
     if _eager(x):
         kernels = kernels_for(x)
-        raw = weight, bias, *(running[:2] if running else ())  # kernels take these by address
-        if kernels is not reference and running is not None and all(t is None or t.is_contiguous() for t in raw):
-            y, skipped = Fused.apply(kernels, x, residual, weight, bias, eps, activation, running or None)
+        if running is not None and _fuses(kernels, weight, bias, *(running[:2] if running else ())):
+            y, skipped = _fused(kernels, x, residual, weight, bias, eps, activation, running or None, None)
             return y, Remembered(skipped)
         by_itself = Decisions(lambda own: (Standard.of_batch(own, eps), own), lambda sums: sums, activation, 0)
         y, *batch = General.apply(kernels, x, residual, weight, bias, None, by_itself)
@@ -88,14 +89,43 @@ def frozen(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    constant: Standard,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
     activation: str | None,
 ) -> Tensor:
-    """Normalise by statistics that are constants to the gradient."""
+    """Normalise by a population's mean and variance (C,), constants to the gradient."""
+    if not _wants_plain_torch(x) and _eager(x) and _fuses(kernels := kernels_for(x), weight, bias, mean, var):
+        return _fused(kernels, x, residual, weight, bias, eps, activation, None, (mean, var))[0]
+    constant = Standard.of_population(mean, var, eps)
     arguments = x, residual, weight, bias, constant.mean, constant.rstd, activation
     if _wants_plain_torch(x):
         return by_constants(reference, *arguments)
     return Frozen.apply(kernels_for(x), *arguments) if _eager(x) else torch.ops.batchnorm.frozen(*arguments)
+
+
+def _fuses(kernels: ModuleType, *raw: Tensor | None) -> bool:
+    """Whether the kernels have fused paths, and may take these parameters and buffers by address."""
+    if kernels is reference:
+        return False
+    for t in raw:
+        if t is not None and not t.is_contiguous():
+            return False
+    return len(raw) < 4 or raw[2].dtype is raw[3].dtype  # type: ignore[union-attr]  # buffers are never None
+
+
+# Autograd's own, below the wrapper for torch.func, which comes another way (`transformed`)
+_apply_fused = super(torch.autograd.Function, Fused).apply
+
+
+def _fused(*inputs: Any) -> tuple[Tensor, bool]:
+    """`Fused`, where a gradient may be asked for: autograd's bookkeeping costs as much as a small tensor's kernel."""
+    if torch.is_grad_enabled():
+        for t in inputs[1:5]:
+            if t is not None and t.requires_grad:
+                return _apply_fused(*inputs)
+    y, _, skipped = fused(*inputs)
+    return y, skipped
 
 
 def general(

@@ -1,5 +1,7 @@
 """What `batch_norm` accepts. Errors say what was expected, what came, and what to do."""
 
+from typing import NoReturn
+
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ def validate(
     if eps < 0 or (training and eps == 0):
         raise ValueError(f"eps must be {'positive in training' if training else 'non-negative'}, got {eps}")
     channels = input.shape[1] if input.dim() > 1 else 0
+    dtype, device = input.dtype, input.device
     for name, t in (
         ("running_mean", running_mean),
         ("running_var", running_var),
@@ -40,12 +43,13 @@ def validate(
                 f"{name} should contain {channels} elements not {t.numel()}: input of shape {tuple(input.shape)} has "
                 f"{channels} channels (dimension 1)"
             )
-        if t.dtype is not input.dtype and (t.dtype is not torch.float32 or input.dtype is torch.float64):
+        if t.dtype is not dtype and (t.dtype is not torch.float32 or dtype is torch.float64):
             raise RuntimeError(
-                f"mixed dtype: expected {name} to have {input.dtype}, as the input, "
-                f"{'' if input.dtype is torch.float64 else 'or torch.float32, '}got {t.dtype}"
+                f"mixed dtype: expected {name} to have {dtype}, as the input, "
+                f"{'' if dtype is torch.float64 else 'or torch.float32, '}got {t.dtype}"
             )
-        _check_device(name, t, input)
+        if t.device != device:
+            _wrong_device(name, t, input)
     if input.dim() < 2 and input.numel() > 0:
         raise IndexError(f"batch_norm needs an input of shape (N, C, *), got {tuple(input.shape)}: it has no channels")
     if training and input.dim() > 1 and options.single == "error" and options.process_group is None:
@@ -55,8 +59,8 @@ def validate(
         raise RuntimeError(
             f"expected residual of shape {tuple(input.shape)}, as the input, got {tuple(residual.shape)}"
         )
-    if residual is not None:
-        _check_device("residual", residual, input)
+    if residual is not None and residual.device != device:
+        _wrong_device("residual", residual, input)
     if options.activation is not None and options.activation not in ACTIVATIONS:
         raise ValueError(f"unknown activation {options.activation!r}; there are {', '.join(map(repr, ACTIVATIONS))}")
     if training and running_mean is None and (options.renorm is not None or options.single == "population"):
@@ -68,11 +72,11 @@ def validate(
         _check_mask(input, options.mask, options.lengths)
 
 
-def _check_device(name: str, t: Tensor, input: Tensor) -> None:
-    if t.device != input.device:  # kernels would read what is not there
-        raise RuntimeError(
-            f"expected {name} on {input.device}, as the input, got {t.device}; move the layer or its inputs with .to()"
-        )
+def _wrong_device(name: str, t: Tensor, input: Tensor) -> NoReturn:
+    """Kernels would read what is not there."""
+    raise RuntimeError(
+        f"expected {name} on {input.device}, as the input, got {t.device}; move the layer or its inputs with .to()"
+    )
 
 
 def _check_single(input: Tensor, options: Options) -> None:
@@ -100,11 +104,13 @@ def _check_mask(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> N
                 f"expected lengths of shape ({len(input)},) and an integer dtype, got {tuple(lengths.shape)}, "
                 f"{lengths.dtype}"
             )
-        _check_device("lengths", lengths, input)
+        if lengths.device != input.device:
+            _wrong_device("lengths", lengths, input)
         _check_values("lengths", lengths, input.shape[2])
         return
     assert mask is not None
-    _check_device("mask", mask, input)
+    if mask.device != input.device:
+        _wrong_device("mask", mask, input)
     shape = (mask.shape[0], 1, *mask.shape[1:]) if mask.dim() == input.dim() - 1 else tuple(mask.shape)
     if len(shape) != input.dim() or any(m not in (1, n) for m, n in zip(shape, input.shape, strict=True)):
         whole = tuple(input.shape)

@@ -35,8 +35,8 @@ def case(
     residual = place(data(shape, dtype, 0.0)) if add else None
     weight, bias = torch.rand(shape[1]) + 0.5, torch.randn(shape[1])
     params = (weight.double(), bias.double()) if dtype == torch.float64 else (weight, bias)
-    y, mean, rstd, _ = cpu.forward(x, residual, *params, 1e-5, activation)
-    dx, dresidual, dweight, dbias = cpu.backward(grad, x, residual, *params, mean, rstd, activation, add, True)
+    y, statistics, _ = cpu.forward(x, residual, *params, 1e-5, activation)
+    dx, dresidual, dweight, dbias = cpu.backward(grad, x, residual, *params, statistics, activation, False, add, True)
     exact = by_torch(
         x.double(), grad.double(), weight.double(), bias.double(), None if residual is None else residual.double(),
         activation,
@@ -106,8 +106,9 @@ def test_large_mean(offset: float, shape: tuple[int, ...], layout: str) -> None:
 @pytest.mark.parametrize("value", [1e7, -3.3, 0.0])
 def test_constant_channel(value: float, layout: str) -> None:
     x = LAYOUTS[layout](torch.full((4, 3, 50, 50), value))
-    y, mean, rstd, _ = cpu.forward(x, None, None, None, 1e-5, None)
+    y, statistics, _ = cpu.forward(x, None, None, None, 1e-5, None)
     assert torch.equal(y, torch.zeros_like(y))
+    mean, rstd = statistics
     assert torch.equal(mean, torch.full_like(mean, x[0, 0, 0, 0].item()))
     assert torch.allclose(rstd, torch.full_like(rstd, 1e-5**-0.5))
 
@@ -272,8 +273,8 @@ def test_parameters_in_low_precision() -> None:
     x, grad = data((6, 20, 13, 11), torch.bfloat16), data((6, 20, 13, 11), torch.bfloat16)
     for dtype in (torch.bfloat16, torch.float16, torch.float64):
         weight, bias = (torch.rand(20) + 0.5).to(dtype), torch.randn(20).to(dtype)
-        y, mean, rstd, _ = cpu.forward(x, None, weight, bias, 1e-5, None)
-        _, _, dweight, dbias = cpu.backward(grad, x, None, weight, bias, mean, rstd, None, False, True)
+        y, statistics, _ = cpu.forward(x, None, weight, bias, 1e-5, None)
+        _, _, dweight, dbias = cpu.backward(grad, x, None, weight, bias, statistics, None, False, False, True)
         exact = by_torch(x.double(), grad.double(), weight.double(), bias.double(), None, None)
         close(y, exact["y"], exact["y"].to(torch.bfloat16))
         assert dweight.dtype == dbias.dtype == dtype
@@ -286,13 +287,13 @@ def test_expanded_gradient_and_foreign_strides() -> None:
     x = data((6, 20, 13, 11), F32)
     weight, bias = torch.rand(20) + 0.5, torch.randn(20)
     residual = data((6, 20, 13, 11), F32)
-    y, mean, rstd, _ = cpu.forward(
+    y, statistics, _ = cpu.forward(
         x, residual.contiguous(memory_format=torch.channels_last), weight, bias, 1e-5, "relu"
     )
     assert torch.equal(y, cpu.forward(x, residual, weight, bias, 1e-5, "relu")[0])
     dense = torch.full_like(x, 0.7)
     results = [
-        cpu.backward(grad, x, residual, weight, bias, mean, rstd, "relu", False, False)[0]
+        cpu.backward(grad, x, residual, weight, bias, statistics, "relu", False, False, False)[0]
         for grad in (dense, torch.tensor(0.7).expand_as(x), dense.contiguous(memory_format=torch.channels_last))
     ]
     assert torch.equal(results[0], results[1])

@@ -5,8 +5,10 @@ Memory layouts are taken as they are: contiguous, channels last, rows. Any other
 """
 
 import ctypes
+import functools
+import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +24,7 @@ calls: Counter[str] = Counter()  # how often each function ran, so that a test c
 
 # Outputs from this size on are written past the cache: they would push out what is still to be read, and a cache line
 # that is written as a whole need not be read first. Both sides of the line are in docs/performance.md.
-_PAST_CACHE = 8 << 20
+_PAST_CACHE = 4 << 20
 
 _DTYPES = {getattr(torch, name): name for name in KINDS}
 _KINDS = {getattr(torch, name): kind for name, kind in KINDS.items()}
@@ -34,29 +36,43 @@ def supports(x: Tensor, mask: Tensor | None = None) -> bool:
     return fits and x.numel() > 0 and (mask is None or mask.shape[1] == 1)
 
 
-def _is_rows(x: Tensor) -> bool | None:
-    """Whether channels are the fastest dimension; None where memory is neither layout."""
-    if x.is_contiguous():
-        return x.dim() == 2 or x.shape[1] * x.shape[0] == x.numel()
-    return True if x.movedim(1, -1).is_contiguous() else None
+def _is_dense(sizes: Sequence[int], strides: Sequence[int]) -> bool:
+    """Whether memory holds these dimensions in this order, without gaps."""
+    if 0 in sizes:
+        return True
+    step = 1
+    for size, stride in zip(reversed(sizes), reversed(strides), strict=True):
+        if size != 1 and stride != step:
+            return False
+        step *= size
+    return True
 
 
-def _dense(x: Tensor) -> tuple[Tensor, bool]:
-    """`x` in a layout that kernels read, and whether it is rows."""
-    rows = _is_rows(x)
-    if rows is None:
-        last = x.dim() in (4, 5) and x.stride(1) == 1 and x.shape[1] > 1
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        x = x.contiguous(memory_format=formats[x.dim()] if last else torch.contiguous_format)
-        rows = bool(_is_rows(x))
-    return x, rows and x.shape[1] > 1
+@functools.lru_cache(maxsize=4096)
+def _plan(shape: tuple[int, ...], strides: tuple[int, ...], virtual: int) -> Plan | None:
+    """How a tensor is cut; None where its memory is neither contiguous nor rows of channels."""
+    N, C, *space = shape
+    values = math.prod(space)
+    rows = _is_dense((N, *space, C), (strides[0], *strides[2:], strides[1]))
+    if not rows and not _is_dense(shape, strides):
+        return None
+    return plan(rows and C > 1, N, C, values, virtual)
+
+
+def _dense(x: Tensor) -> Tensor:
+    """A copy in a layout that kernels read."""
+    last = x.dim() in (4, 5) and x.stride(1) == 1 and x.shape[1] > 1
+    formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return x.contiguous(memory_format=formats[x.dim()] if last else torch.contiguous_format)
 
 
 def _prepare(x: Tensor, virtual: int = 0) -> tuple[Tensor, Plan, Args]:
-    x, rows = _dense(x)
-    N, C = x.shape[:2]
-    how = plan(rows, N, C, x.numel() // max(N * C, 1), virtual)
-    args = how.args()
+    how = _plan(x.shape, x.stride(), virtual)
+    if how is None:
+        x = _dense(x)
+        how = _plan(x.shape, x.stride(), virtual)
+        assert how is not None
+    args = Args.from_buffer_copy(how.template)
     args.x = x.data_ptr()
     args.stream = x.nbytes >= _PAST_CACHE
     return x, how, args
@@ -253,6 +269,12 @@ def _set_running(args: Args, running: Any) -> None:
     torch.autograd.graph.increment_version(changed)
 
 
+def _set_statistics(args: Args, statistics: Tensor) -> None:
+    args.mean = statistics.data_ptr()
+    args.rstd = args.mean + statistics.shape[2] * 8
+    args.shared = 1
+
+
 def forward(
     x: Tensor,
     residual: Tensor | None,
@@ -261,8 +283,8 @@ def forward(
     eps: float,
     activation: str | None,
     running: Any = None,
-) -> tuple[Tensor, Tensor, Tensor, bool]:
-    """Normalises by the batch's own statistics; returns them as mean and rstd (1, C), and moves `running`.
+) -> tuple[Tensor, Tensor, bool]:
+    """Normalises by the batch's own statistics; returns them as (2, 1, C), mean and rstd, and moves `running`.
 
     The last result says whether a channel was skipped there, its statistics not being finite in the buffers' dtype.
     """
@@ -270,8 +292,9 @@ def forward(
     x, how, args = _prepare(x)
     C = x.shape[1]
     y = empty_like(x)
-    mean, rstd = torch.empty((2, 1, C), dtype=torch.float64).unbind()
-    args.y, args.mean, args.rstd, args.eps, args.shared = y.data_ptr(), mean.data_ptr(), rstd.data_ptr(), eps, 1
+    statistics = torch.empty((2, 1, C), dtype=torch.float64)
+    args.y, args.eps = y.data_ptr(), eps
+    _set_statistics(args, statistics)
     _set_affine(args, weight, bias)
     if residual is not None:
         residual = _alike(residual, x)
@@ -281,7 +304,7 @@ def forward(
     spec = Spec(_DTYPES[x.dtype], activation, residual is not None)
     if how.fused:
         _run(how.module, "forward", spec, args, how.parallel)
-        return y, mean, rstd, args.skipped != 0
+        return y, statistics, args.skipped != 0
     tables = _moment_tables(how, C, args)  # noqa: F841 (kept alive)
     rest = torch.empty(C + 1, dtype=torch.float64)
     args.m2 = rest.data_ptr()
@@ -289,7 +312,35 @@ def forward(
     _run(how.module, "moments", Spec(spec.dtype), args, how.parallel)
     _finish("finish_forward", args)
     _run(how.module, "normalize", spec, args, how.parallel)
-    return y, mean, rstd, args.skipped != 0
+    return y, statistics, args.skipped != 0
+
+
+def frozen(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+    population: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Normalises by a population's mean and variance, and returns them as `forward` does."""
+    calls["frozen"] += 1
+    x, how, args = _prepare(x)
+    mean, var = population
+    y = empty_like(x)
+    statistics = torch.empty((2, 1, x.shape[1]), dtype=torch.float64)
+    args.y, args.eps = y.data_ptr(), eps
+    args.running_mean, args.running_var, args.running_kind = mean.data_ptr(), var.data_ptr(), _KINDS[mean.dtype]
+    _set_statistics(args, statistics)
+    _set_affine(args, weight, bias)
+    if residual is not None:
+        residual = _alike(residual, x)
+        args.residual = residual.data_ptr()
+    _finish("read_population", args)
+    spec = Spec(_DTYPES[x.dtype], activation, residual is not None)
+    _run(how.module, "normalize", spec, args, how.parallel)
+    return y, statistics
 
 
 def backward(
@@ -298,21 +349,22 @@ def backward(
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: Tensor,
     activation: str | None,
+    frozen: bool,
     need_residual: bool,
     need_affine: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Gradients of input, residual, weight and bias, through the batch's statistics; None where not asked for."""
+    """Gradients of input, residual, weight and bias; None where not asked for.
+
+    The input's goes through the batch's statistics, unless they are those of a `frozen` population.
+    """
     calls["backward"] += 1
     x, how, args = _prepare(x)
-    C = x.shape[1]
     grad = _alike(grad, x)
     dx = empty_like(x)
-    args.grad, args.y, args.mean, args.rstd, args.shared = (
-        grad.data_ptr(), dx.data_ptr(), mean.data_ptr(), rstd.data_ptr(), 1,
-    )  # fmt: skip
+    args.grad, args.y, args.constant = grad.data_ptr(), dx.data_ptr(), frozen
+    _set_statistics(args, statistics)
     _set_affine(args, weight, bias)
     dresidual = dweight = dbias = None
     if residual is not None:
@@ -328,13 +380,14 @@ def backward(
         dbias = torch.empty_like(bias)
         args.dbias, args.dbias_kind = dbias.data_ptr(), args.bias_kind
     spec = Spec(_DTYPES[x.dtype], activation, residual is not None)
-    rest = torch.empty((5, C), dtype=torch.float64)
-    args.sum_g = rest.data_ptr()
-    args.sum_gx, args.a, args.b, args.c = (args.sum_g + i * C * 8 for i in range(1, 5))
     if how.fused:
         _run(how.module, "backward", spec, args, how.parallel)
         return dx, dresidual, dweight, dbias
+    C = x.shape[1]
     tables = _sum_tables(how, C, args)  # noqa: F841 (kept alive)
+    rest = torch.empty((5, C), dtype=torch.float64)
+    args.sum_g = rest.data_ptr()
+    args.sum_gx, args.a, args.b, args.c = (args.sum_g + i * C * 8 for i in range(1, 5))
     _run(how.module, "reduce", spec, args, how.parallel)
     _finish("finish_backward", args)
     _run(how.module, "apply", spec, args, how.parallel)
@@ -353,11 +406,10 @@ def warmup(
             for residual in (False, True):
                 spec = Spec(name, activation, residual)
                 for module, kernels in (
-                    ("planes", ("forward", "backward")),
+                    ("planes", ("forward", "backward", "normalize")),
                     ("rows", ("normalize", "reduce", "apply")),
                 ):
                     for kernel in kernels:
                         get(module, kernel, spec)
-            get("planes", "normalize", Spec(name, activation))
-    for kernel in ("finish_forward", "finish_backward"):
+    for kernel in ("finish_forward", "finish_backward", "read_population"):
         get("channel", kernel, _PLAIN)

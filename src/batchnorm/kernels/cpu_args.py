@@ -14,7 +14,8 @@ _INTEGERS = (
     "together", "stream",
     "x", "grad", "y", "residual", "dresidual", "mask",
     # (groups or 1, C) float64 arrays; `shared` is 1 where one row of them serves all groups
-    "shared", "mean", "scale", "shift", "a", "b", "c",
+    # `constant` is 1 where they are those of a population, through which no gradient goes
+    "shared", "constant", "mean", "scale", "shift", "a", "b", "c",
     # results, and (chunks, groups, C) tables of partial results on the way there
     "count", "m2", "rstd", "sum_g", "sum_gx", "part_count", "part_mean", "part_m2", "part_g", "part_gx",
     # parameters and buffers in their own dtype: address, and kind (see KINDS)

@@ -39,6 +39,8 @@ def gradients(a, c, count, sum_g, sum_gx):
     store_kind(a.dweight, a.dweight_kind, c, sum_gx * rstd)
     store_kind(a.dbias, a.dbias_kind, c, sum_g)
     scale = load_kind(a.weight, a.weight_kind, c, 1.0) * rstd
+    if a.constant != 0:
+        return scale, 0.0, 0.0
     return scale, -scale * rstd * rstd * (sum_gx / count), -scale * (sum_g / count)
 
 
@@ -73,6 +75,17 @@ def coefficients(a, g, c0, width, by_slope, by_x, constant):
         by_slope[j] = real(a, load64(a.a, at))
         by_x[j] = real(a, load64(a.b, at))
         constant[j] = real(a, load64(a.c, at) - load64(a.b, at) * rest)
+
+
+@inline
+def own_coefficients(a, c0, width, sum_g, sum_gx, by_slope, by_x, constant):
+    """As `coefficients`, from the sums over all values of these channels; writes dγ and dβ."""
+    for j in range(width):
+        _, _, rest = _mean_at(a, 0, c0 + j)
+        p, q, r = gradients(a, c0 + j, float(a.N * a.S), sum_g[j], sum_gx[j])
+        by_slope[j] = real(a, p)
+        by_x[j] = real(a, q)
+        constant[j] = real(a, r - q * rest)
 
 
 @inline
@@ -167,3 +180,10 @@ def finish_backward(a):
         store64(a.a, c, by_slope)
         store64(a.b, c, by_x)
         store64(a.c, c, constant)
+
+
+def read_population(a):
+    """Before a frozen normalisation: mean and rstd from the running statistics."""
+    for c in range(a.C):
+        store64(a.mean, c, load_kind(a.running_mean, a.running_kind, c, 0.0))
+        store64(a.rstd, c, 1.0 / math.sqrt(load_kind(a.running_var, a.running_kind, c, 1.0) + a.eps))

@@ -77,8 +77,9 @@ def _engine() -> tuple[Any, Any]:
 def _unoptimised() -> Iterator[None]:
     """Keeps Numba from optimising: it works on each function before inlining it, when nothing is known of what may
     overlap, and the checks it leaves there keep LLVM from knowing it later."""
-    from numba.core import config
+    import numba
 
+    config: Any = numba.core.config
     level = config.OPT
     config.OPT = type(level)(0)
     try:

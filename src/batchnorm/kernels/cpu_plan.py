@@ -1,7 +1,6 @@
 """How a tensor is cut into work: a function of its shape alone, so that results do not depend on threads."""
 
 import ctypes
-import functools
 from typing import NamedTuple
 
 from .cpu_args import Args
@@ -26,14 +25,9 @@ class Plan(NamedTuple):
     parallel: bool
     groups: int
     chunks: int
-    template: bytes
-
-    def args(self) -> Args:
-        """A fresh struct with sizes filled in."""
-        return Args.from_buffer_copy(self.template)
+    template: bytes  # an `Args` with the sizes filled in
 
 
-@functools.lru_cache(maxsize=4096)
 def plan(rows: bool, N: int, C: int, S: int, virtual: int) -> Plan:
     """The cut of a tensor of rows (N·S, C) or planes (N, C, S), with groups of `virtual` samples (0: one group)."""
     per_group = virtual or max(N, 1)

@@ -9,7 +9,7 @@ pieces of work where there are few channels, depend on the shape alone, so resul
 import math
 
 from .cpu_activations import activate, backprop
-from .cpu_channel import about_mean, coefficients, gradients, parameters, remember
+from .cpu_channel import about_mean, coefficients, own_coefficients, parameters, remember
 from .cpu_intrinsics import (
     accumulate,
     address,
@@ -394,11 +394,6 @@ def backward(a):
         g, c0, width, _, b0, b1 = _item(a, i)
         parameters(a, g, c0, width, hi, scale, shift)
         _reduce(a, g, c0, width, b0, b1, hi, scale, shift, slopes, products, sum_g, sum_gx)
-        for j in range(width):
-            p, q, r = gradients(a, c0 + j, float(a.N * a.S), sum_g[j], sum_gx[j])
-            store64(a.a, c0 + j, p)
-            store64(a.b, c0 + j, q)
-            store64(a.c, c0 + j, r)
-        coefficients(a, g, c0, width, by_slope, by_x, constant)
+        own_coefficients(a, c0, width, sum_g, sum_gx, by_slope, by_x, constant)
         _apply(a, g, c0, width, b0, b1, hi, scale, shift, by_slope, by_x, constant, slopes, products)
         i = ticket(a)
