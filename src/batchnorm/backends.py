@@ -13,10 +13,8 @@ from torch import Tensor
 from batchnorm.kernels import reference
 
 # Kernels beside the reference, each for the device of its name; loaded when the first tensor comes.
+# What they do not support runs the reference, unless `backend` asks for them.
 KERNELS = {"cpu": "batchnorm.kernels.cpu"}
-# Which kernels run unasked, for which dtypes, without a mask. The rest runs the reference unless `backend` asks: other
-# dtypes have had less testing, and sums under a mask are not as exact yet far from 0.
-DEFAULTS = {"cpu": (torch.float32,)}
 
 _forced: ContextVar[str | None] = ContextVar("batchnorm_backend", default=None)
 
@@ -54,8 +52,7 @@ def kernels_for(x: Tensor, mask: Tensor | None = None) -> ModuleType:
     """The kernels that serve `x`."""
     forced = _forced.get()
     name = forced or x.device.type
-    unasked = mask is None and x.dtype in DEFAULTS.get(name, ())
-    if name not in KERNELS or not (forced or unasked) or x.numel() == 0:  # nothing to serve: any will do
+    if name not in KERNELS or x.numel() == 0:  # nothing to serve: any will do
         return reference
     kernels = _load(name)
     if kernels.supports(x, mask):

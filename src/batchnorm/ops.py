@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from batchnorm import between
-from batchnorm.backends import DEFAULTS, kernels_for
+from batchnorm.backends import KERNELS, kernels_for
 from batchnorm.between import Details, Standard
 from batchnorm.gradients import (
     Decisions,
@@ -158,7 +158,7 @@ def _eager(x: Tensor) -> bool:
 
 def _wants_plain_torch(x: Tensor) -> bool:
     """Whether to run the reference in the open: for a transform, or for a compiler that fuses it best."""
-    return transformed() or (torch.compiler.is_compiling() and x.device.type not in DEFAULTS)
+    return transformed() or (torch.compiler.is_compiling() and x.device.type not in KERNELS)
 
 
 def _train(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:

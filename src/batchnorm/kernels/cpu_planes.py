@@ -129,7 +129,7 @@ def _block_moments(a, c, n0, n1, s0, s1, seen, mean, block):
         off, squares = _deviations(a, block, n, centre)
     if not math.isfinite(squares):
         return _moments64(block, _gather(a, c, n0, n1, s0, s1, block))
-    shift = float(off) / n
+    shift = off / n  # n is an integer: float64
     return centre + shift, max(squares - shift * off, 0.0)
 
 
@@ -181,8 +181,8 @@ def _masked_moments(a, g, c, b0, b1, block, weights):
             d = block[i] - centre
             off = accumulate(off, weights[i] * d)
             squares = accumulate(squares, weights[i] * (d * d))
-        weight = float(any_weight)
-        shift = float(off) / weight
+        weight = 1.0 * any_weight  # float64, where float() would leave a float32 as it is
+        shift = off / weight
         delta = centre + shift - mean
         share = weight / (count + weight)
         mean += delta * share
@@ -248,7 +248,7 @@ def _block_sums(a, c, n0, n1, s0, s1, hi, w, v, slopes, products):
         for i in range(count):
             sum_g = accumulate(sum_g, slopes[i])
             sum_gx = accumulate(sum_gx, products[i])
-    return float(sum_g), float(sum_gx)
+    return sum_g, sum_gx
 
 
 @inline
