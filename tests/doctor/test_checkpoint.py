@@ -8,8 +8,10 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import batchnorm as bn
 from batchnorm.doctor import diagnose, diagnose_states
 from batchnorm.doctor.files import BadFileError, read
+from batchnorm.doctor.rules_checkpoint import RULES
 
 
 def trained(steps=5):
@@ -27,28 +29,49 @@ def put(name, value):
     return lambda layer: getattr(layer, name).view(-1)[:1].fill_(value)
 
 
+def settings(**values):
+    return lambda layer: [setattr(layer, name, value) for name, value in values.items()]
+
+
 FAULTS = {
     "not-finite": put("running_mean", float("nan")),
     "negative-variance": put("running_var", -0.5),
-    "never-updated": lambda layer: layer.reset_running_stats(),
+    "affine-without-statistics": lambda layer: layer.reset_running_stats(),
+    "never-updated": lambda layer: layer.reset_parameters(),
     "counters-disagree": put("num_batches_tracked", 99),
     "exploded-variance": put("running_var", 1e12),
+    "collapsed-variance": put("running_var", 1e-8),
+    "dead-gamma": put("weight", 1e-7),
+    "outlying-gain": put("weight", 5e3),
+    "foreign-momentum": settings(momentum=0.99, eps=1e-5),
+    "foreign-eps": settings(eps=1e-3),
 }
 
 
+def test_every_rule_is_planted():
+    assert set(FAULTS) == {rule.name for rule in RULES}
+
+
+@pytest.mark.parametrize("convert", [nn.Module.train, bn.convert], ids=["torch's", "ours"])
 @pytest.mark.parametrize("rule", FAULTS)
-def test_planted_fault_is_found_alone(rule):
-    model = trained()
+def test_planted_fault_is_found_alone(rule, convert):
+    model = convert(trained()).requires_grad_(False)
     FAULTS[rule](model[1])
     report = diagnose(model)
     assert [f.rule for f in report.findings] == [rule]
     assert "1" in report.findings[0].layers
+    assert all(report.findings[0].evidence[name] for name in report.findings[0].layers)
     assert json.loads(report.to_json())["worst"] == report.worst
 
 
 @pytest.mark.parametrize("steps", [1, 5, 100])
 def test_healthy_is_clean(steps):
     assert diagnose(trained(steps)).findings == ()
+
+
+def test_a_converted_keras_layer_is_clean():
+    layer = bn.from_keras([1.0, 2.0], [4.0, 9.0], gamma=[1.0, 2.0], beta=[0.5, 0.0])
+    assert diagnose(layer).findings == ()
 
 
 @pytest.mark.parametrize("kind", ["pt", "safetensors"])

@@ -14,9 +14,6 @@ __all__ = ["Finding", "Report", "diagnose", "diagnose_states"]
 def diagnose(model: nn.Module) -> Report:
     """Finds faults in what the model's batch norms remember, from their state alone; the model is only read.
 
-    The rules: statistics that are not finite, negative variances, statistics never updated, counters that disagree,
-    exploded variances.
-
     >>> import torch
     >>> import batchnorm as bn
     >>> bn.diagnose(torch.nn.BatchNorm1d(3)).findings[0].rule
@@ -27,4 +24,4 @@ def diagnose(model: nn.Module) -> Report:
 
 def diagnose_states(layers: list[LayerState]) -> Report:
     """Applies every checkpoint rule to states read from a model or a file."""
-    return report([f for rule in RULES for f in rule(layers)], len(layers))
+    return report([f for rule in RULES for f in rule(layers)], {s.name: s.numbers() for s in layers})
