@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
 
 DEFAULT_EPS = 1e-5
 MOST_CHANNELS = 2**24  # a file may claim any shape: more than this is refused before it is copied
@@ -42,16 +42,19 @@ class LayerState:
         return {"channels": len(self.mean), "updates": self.counter, "σ": sigma, **gamma}
 
 
+def norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Every batch norm by name (instance norms are none)."""
+    found = model.named_modules()
+    return {name or type(module).__name__: module for name, module in found if isinstance(module, _BatchNorm)}
+
+
 def of_model(model: nn.Module) -> list[LayerState]:
-    """States of the batch norms that keep a population; instance norms are left out."""
+    """States of the batch norms that keep a population."""
     layers = []
-    for name, module in model.named_modules():
-        if not isinstance(module, _NormBase) or "InstanceNorm" in type(module).__name__:
-            continue
-        if module.running_mean is None or module.running_var is None:
-            continue
-        state = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
-        layers.append(layer_state(name or type(module).__name__, state, module.eps, module.momentum))
+    for name, layer in norms(model).items():
+        if layer.running_mean is not None and layer.running_var is not None:
+            state = {k: v for k, v in layer.state_dict().items() if isinstance(v, Tensor)}
+            layers.append(layer_state(name, state, layer.eps, layer.momentum))
     return layers
 
 
