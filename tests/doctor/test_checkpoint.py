@@ -1,16 +1,13 @@
-"""Each fault is planted and found; a healthy network is clean; bad files give one line."""
+"""Each fault that the stored numbers show is planted and found alone; a healthy network is clean."""
 
 import json
-import pickle
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.doctor import diagnose, diagnose_states
-from batchnorm.doctor.files import BadFileError, read
+from batchnorm.doctor import diagnose
 from batchnorm.doctor.rules_checkpoint import RULES
 
 
@@ -72,34 +69,3 @@ def test_healthy_is_clean(steps):
 def test_a_converted_keras_layer_is_clean():
     layer = bn.from_keras([1.0, 2.0], [4.0, 9.0], gamma=[1.0, 2.0], beta=[0.5, 0.0])
     assert diagnose(layer).findings == ()
-
-
-@pytest.mark.parametrize("kind", ["pt", "safetensors"])
-def test_files(tmp_path, kind):
-    path = tmp_path / f"model.{kind}"
-    (torch.save if kind == "pt" else save_file)(trained().state_dict(), path)
-    states = read(path)
-    assert [s.name for s in states] == ["1", "3"]
-    assert diagnose_states(states).worst is None
-    data = path.read_bytes()
-    for cut in (0, 1, 7, 100, len(data) // 2):
-        path.write_bytes(data[:cut])
-        with pytest.raises(BadFileError) as caught:
-            read(path)
-        assert "\n" not in str(caught.value)
-
-
-class Hostile:
-    def __init__(self, target):
-        self.target = target
-
-    def __reduce__(self):
-        return open, (str(self.target), "w")
-
-
-def test_hostile_pickle_is_not_executed(tmp_path):
-    path, target = tmp_path / "evil.pt", tmp_path / "executed"
-    path.write_bytes(pickle.dumps(Hostile(target)))
-    with pytest.raises(BadFileError):
-        read(path)
-    assert not target.exists()
