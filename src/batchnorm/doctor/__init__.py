@@ -9,14 +9,26 @@ from torch import nn
 from batchnorm.sharing import resolve
 from batchnorm.tools.sweep import Feed, feed_by_default
 
-from . import ranks, rules_checkpoint, rules_data
+from . import ranks, rules_checkpoint, rules_data, rules_training
 from .findings import Finding, Report, Rule, report
 from .measuring import measure
 from .states import LayerState, of_model
+from .watch import TroubleError, TroubleWarning, Watch, watch
 
-__all__ = ["RULES", "Finding", "Report", "Rule", "diagnose", "diagnose_states"]
+__all__ = [
+    "RULES",
+    "Finding",
+    "Report",
+    "Rule",
+    "TroubleError",
+    "TroubleWarning",
+    "Watch",
+    "diagnose",
+    "diagnose_states",
+    "watch",
+]
 
-RULES: tuple[Rule, ...] = (*rules_checkpoint.RULES, *rules_data.RULES, *ranks.RULES)
+RULES: tuple[Rule, ...] = (*rules_checkpoint.RULES, *rules_data.RULES, *ranks.RULES, *rules_training.RULES)
 
 
 def diagnose(
