@@ -181,6 +181,27 @@ def test_a_channel_below_zero_is_alive_where_no_relu_follows_it():
     assert "dying-activations" not in found(bn.diagnose(model, batches()))
 
 
+class InPlaceSum(nn.Module):
+    """Adds to the batch norm's output in place, before a ReLU: what dies is not the layer's doing."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        x = self.model[:5](x)
+        x[:, :3] += 30
+        return self.model[5:](x)
+
+
+def test_what_goes_through_a_sum_first_is_not_counted():
+    model = trained(True)
+    with torch.no_grad():
+        model[4].bias[:3] = -20
+    report = found(bn.diagnose(InPlaceSum(model), batches()))
+    assert "dying-activations" not in report or "model.4" not in report["dying-activations"].layers
+
+
 def test_dying_activations_in_the_same_pass():
     model = trained(True)
     model[4].set_options(activation="relu")
@@ -220,7 +241,10 @@ def test_always_eval():
 
 
 def test_frozen_on_purpose_is_clean():
-    assert bn.diagnose(bn.freeze(trained(True)), batches()).findings == ()
+    model = bn.freeze(trained(True))
+    assert bn.diagnose(model, batches()).findings == ()
+    model[4].eval()
+    assert bn.diagnose(model, batches()).findings == ()
 
 
 @both

@@ -264,7 +264,7 @@ def test_module_and_checkpoint(tmp_path, monkeypatch, capsys):
         (["nowhere.pt"], "there is no such file"),
         (["."], "there is no such file"),
         (["empty.pt"], "no batch norm"),
-        (["doctored:make", "--checkpoint", "empty.pt"], "Missing key(s) in state_dict"),
+        (["doctored:make", "--checkpoint", "empty.pt"], "for Sequential: Missing key(s) in state_dict"),
         (["doctored:wrong"], "gave int, expected a torch.nn.Module"),
         (["doctored:nothing"], "no attribute 'nothing'"),
         (["nowhere:make"], "No module named 'nowhere'"),

@@ -79,6 +79,14 @@ def test_the_gradient_is_that_of_the_output():
     assert [r["gradient_rms"] for r in w.records if "gradient_rms" in r] == [5.0]
 
 
+def test_a_layer_used_twice_is_read_twice():
+    layer = nn.BatchNorm1d(3)
+    model = nn.Sequential(layer, nn.Linear(3, 3), layer)
+    with bn.watch(model, every=1) as w:
+        model(torch.randn(16, 3)).sum().backward()
+    assert [len(r) for r in w.records] == [5, 5, 3, 3], "activations forward, gradients backward"
+
+
 def hooks(model):
     return [len(m._forward_hooks) + len(m._forward_pre_hooks) for m in model.modules()]
 

@@ -87,7 +87,7 @@ class Watch:
         self._rectified = {n for n, m in self.layers.items() if getattr(m, "activation", None) in ("relu", "relu6")}
         self._still: dict[str, tuple[Tensor, Tensor]] = {}  # per layer: channels that are constant, and below zero
         self._gradients: dict[str, list[float]] = {name: [] for name in self.layers}
-        self._pending: dict[str, Any] = {}
+        self._pending: list[Any] = []  # hooks on outputs whose gradient has not come yet
         self._parameters = {id(p) for p in self.model.parameters()}
         self._steps, self._moves = 0, dict.fromkeys(self.layers, 0)
         self._counts: dict[str, int] = {}
@@ -99,10 +99,10 @@ class Watch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for handle in (*self._handles, *self._pending.values()):
+        for handle in (*self._handles, *self._pending):
             handle.remove()
         self._latest = None
-        self._pending = {}
+        self._pending = []
 
     def report(self) -> Report:
         """The findings so far, with each layer's latest summaries."""
@@ -118,15 +118,15 @@ class Watch:
             self.step += 1
             self._looking = self.step % self.every == 0
             if self._looking:
-                for handle in self._pending.values():
+                for handle in self._pending:
                     handle.remove()
-                self._pending = {}
+                self._pending = []
 
     def _after(self, name: str, layer: _BatchNorm, _: Any, output: Tensor) -> None:
         if not self._looking:
             return
-        if output.requires_grad and name not in self._pending:
-            self._pending[name] = output.register_hook(partial(self._gradient, name, self.step))
+        if output.requires_grad:
+            self._pending.append(output.register_hook(partial(self._gradient, name, self.step)))
         if not recomputing():
             self._latest = name, output
             self._activation(name, output.detach())
