@@ -1,7 +1,7 @@
 """Batch normalization for PyTorch: exact, composable, and it shows what it does to your network."""
 
 from batchnorm.backends import backend
-from batchnorm.doctor import diagnose
+from batchnorm.doctor import diagnose, watch
 from batchnorm.experiment import study
 from batchnorm.functional import batch_norm
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
@@ -45,4 +45,5 @@ __all__ = [
     "revert",
     "study",
     "unfreeze",
+    "watch",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,6 +20,13 @@ except ImportError:
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
 INTERRUPTED = 130
+
+
+class FailOn(StrEnum):
+    """What makes the doctor fail."""
+
+    error = "error"
+    warning = "warning"
 
 
 @app.callback()
@@ -75,6 +83,41 @@ def study(
     _deliver(result, output, json, errors)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def doctor(
+    subject: Annotated[
+        str, typer.Argument(metavar="FILE", help="A state dict (.safetensors, .pt), an .onnx file, or module:factory.")
+    ],
+    checkpoint: Annotated[Path | None, typer.Option(help="A state dict for the model of module:factory.")] = None,
+    fail_on: Annotated[
+        FailOn | None, typer.Option(help="Exit with status 1 if something at least as bad is found.")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="Write a page, as in doctor.html.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the JSON, and nothing else, to stdout.")] = False,
+) -> None:
+    """What is wrong with the batch norms in a checkpoint? Files are read as numbers and never executed."""
+    from batchnorm.doctor import diagnose, diagnose_states, files
+    from batchnorm.experiment.data import InputError
+
+    try:
+        if ":" in subject and not Path(subject).exists():
+            report = diagnose(files.build(subject, checkpoint))
+        else:
+            report = diagnose_states(files.read(subject))
+    except files.BadFileError as error:
+        raise InputError(str(error)) from error
+    if not report.layers:
+        raise InputError(f"{subject}: no batch norm in it with a population (exporters fold them away)")
+    if json:
+        print(report.to_json())
+    else:
+        report.show(_console())
+    if output is not None:
+        _console(stderr=True).print(str(report.save(output)), markup=False, soft_wrap=True)
+    if fail_on is not None and report.reaches(fail_on.value):
+        raise typer.Exit(1)
 
 
 def _deliver(result: Study, output: Path, json: bool, errors: Console) -> None:

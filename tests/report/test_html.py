@@ -1,7 +1,6 @@
 """The page, in a browser: it draws, asks for nothing, shows names as text, and fits a phone."""
 
 import copy
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,17 +8,8 @@ from typing import Any
 import pytest
 
 from batchnorm.report.html import page
+from browsers import chromium
 from studies import EVIL, quick
-
-ARGS = (
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-)
 
 
 def named(name: str) -> dict[str, Any]:
@@ -73,14 +63,8 @@ def test_numbers_without_a_value_are_drawn_as_gaps() -> None:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    sync_api = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    with sync_api.sync_playwright() as playwright:
-        path = shutil.which("chromium")
-        if path is None and not Path(playwright.chromium.executable_path).exists():
-            pytest.skip("there is no Chromium on this machine")
-        browser = playwright.chromium.launch(executable_path=path, args=list(ARGS))
-        yield browser
-        browser.close()
+    with chromium() as found:
+        yield found
 
 
 @pytest.fixture(scope="module")

@@ -2,29 +2,84 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import nn
 
-from .findings import Finding, Report, report
-from .rules_checkpoint import RULES
+from batchnorm.sharing import resolve
+from batchnorm.tools.sweep import Feed, feed_by_default
+
+from . import ranks, rules_checkpoint, rules_data, rules_training
+from .findings import Finding, Report, Rule, report
+from .measuring import measure
 from .states import LayerState, of_model
+from .watch import TroubleError, TroubleWarning, Watch, watch
 
-__all__ = ["Finding", "Report", "diagnose", "diagnose_states"]
+__all__ = [
+    "RULES",
+    "Finding",
+    "Report",
+    "Rule",
+    "TroubleError",
+    "TroubleWarning",
+    "Watch",
+    "diagnose",
+    "diagnose_states",
+    "watch",
+]
+
+RULES: tuple[Rule, ...] = (*rules_checkpoint.RULES, *rules_data.RULES, *ranks.RULES, *rules_training.RULES)
 
 
-def diagnose(model: nn.Module) -> Report:
-    """Finds faults in what the model's batch norms remember, from their state alone; the model is only read.
+def diagnose(
+    model: nn.Module,
+    batches: Any = None,
+    *,
+    feed: Feed = feed_by_default,
+    limit: int | None = 32,
+    process_group: Any = None,
+    progress: bool | None = None,
+) -> Report:
+    """Finds what is wrong with the model's batch norms, torch's or ours: from their state, and from data if given.
 
-    The rules: statistics that are not finite, negative variances, statistics never updated, counters that disagree,
-    exploded variances.
+    With `batches`, as training would take them, each goes through the model as in evaluation and as in training
+    (batch norms only, dropout stays off). On two of them the layers are then switched from training to evaluation one
+    by one, which tells how much of the gap each makes, and one training step runs forward and backward. At the end
+    modes, buffers, gradients, hooks and random generators are as they were, also when interrupted.
+
+    Args:
+        batches: a list, a DataLoader, an iterator, or a function that returns one.
+        feed: called as feed(model, batch). By default model(batch); of a tuple or list the first element; a dict as
+            keywords.
+        limit: at most so many batches; None for all.
+        process_group: True (all ranks) or a group: compare what the ranks remember.
+        progress: a progress bar; by default where stderr is a terminal and rich is installed.
+
+    Returns:
+        A `Report`: findings with rule, severity, layers, evidence, likely cause and cure; `show()`, `to_json()`,
+        `save("doctor.html")`.
+
+    Raises:
+        ValueError: there were no batches.
 
     >>> import torch
     >>> import batchnorm as bn
     >>> bn.diagnose(torch.nn.BatchNorm1d(3)).findings[0].rule
     'never-updated'
     """
-    return diagnose_states(of_model(model))
+    states = of_model(model)
+    base = diagnose_states(states)
+    findings, layers, measured = list(base.findings), base.layers, {}
+    if group := resolve(process_group):
+        findings += ranks.ranks_disagree(ranks.gather(states, group))
+    if batches is not None:
+        found = measure(model, batches, feed, limit, progress)
+        findings += [f for rule in rules_data.RULES for f in rule(found)]
+        layers = {name: layers.get(name, {}) | rules_data.numbers(found, name) for name in found.layers}
+        measured = {"output": {"gap": found.gap.relative}, "notes": tuple(found.notes)}
+    return report(findings, layers, **measured)
 
 
 def diagnose_states(layers: list[LayerState]) -> Report:
     """Applies every checkpoint rule to states read from a model or a file."""
-    return report([f for rule in RULES for f in rule(layers)], len(layers))
+    return report([f for rule in rules_checkpoint.RULES for f in rule(layers)], {s.name: s.numbers() for s in layers})

@@ -2,31 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import importlib
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from .states import LayerState, of_state_dict
+from .states import LayerState, layer_state, of_state_dict, printable
 
 LIMIT = 8 * 2**30  # bytes; larger files are refused before they are opened
+LONGEST = 300  # characters of a message: parsers quote what they choke on
+NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put it
 
 
 class BadFileError(ValueError):
-    """A checkpoint that cannot be read, in one line."""
+    """Something that cannot be diagnosed, in one line."""
 
 
 def read(path: str | Path) -> list[LayerState]:
-    """Batch-norm states in a safetensors or torch file; raises BadFileError, in one line."""
+    """Batch-norm states in a safetensors, ONNX or torch file; raises BadFileError, in one line."""
     path = Path(path)
+    kinds: dict[str, Callable[[Path], list[LayerState]]] = {".safetensors": _safetensors, ".onnx": _onnx}
+    return _in_one_line(path.name, lambda: kinds.get(path.suffix, _torch)(_checked(path)))
+
+
+def build(target: str, checkpoint: str | Path | None = None) -> nn.Module:
+    """The model that `module:factory` makes, with the tensors of a checkpoint; raises BadFileError, in one line."""
+    if "" not in sys.path:
+        sys.path.insert(0, "")  # as `python -m` does: the user's network lies in the working directory
+    module, _, factory = target.partition(":")
+    model = _in_one_line(target, lambda: getattr(importlib.import_module(module), factory)())
+    if not isinstance(model, nn.Module):
+        raise BadFileError(f"{target} gave {type(model).__name__}, expected a torch.nn.Module")
+    if checkpoint is not None:
+        _in_one_line(Path(checkpoint).name, lambda: model.load_state_dict(_tensors(_checked(Path(checkpoint)))))
+    return model
+
+
+def _in_one_line(name: str, read: Callable[[], Any]) -> Any:
     try:
-        if path.stat().st_size > LIMIT:
-            raise ValueError(f"larger than {LIMIT} bytes")
-        return of_state_dict(_tensors(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the parsers: whatever matters is in the outcome
+            return read()
     except Exception as error:  # parsers of hostile bytes raise anything; the caller sees one line
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise BadFileError(f"cannot read {path.name!r}: {reason}") from error
+        reason = printable(" ".join(str(error).split()))[:LONGEST] or type(error).__name__
+        raise BadFileError(f"cannot read {printable(name)!r}: {reason}") from error
+
+
+def _checked(path: Path) -> Path:
+    """The path of a file that is there and, unpacked, not too large to look at."""
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    size = path.stat().st_size
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = max(size, sum(record.file_size for record in archive.infolist()))
+    if size > LIMIT:
+        raise ValueError(f"larger than {LIMIT / 2**30:g} GiB")
+    return path
+
+
+def _torch(path: Path) -> list[LayerState]:
+    return of_state_dict(_tensors(path))
+
+
+def _safetensors(path: Path) -> list[LayerState]:
+    """Only the tensors of batch norms are read."""
+    from safetensors import safe_open
+
+    with safe_open(path, "pt") as file:
+        keys = list(file.keys())
+        prefixes = tuple(k.removesuffix("running_mean") for k in keys if k.endswith("running_mean"))
+        own = [k for k in keys if k.rpartition(".")[0] in {p.rstrip(".") for p in prefixes}]
+        return of_state_dict({k: file.get_tensor(k) for k in own})
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
@@ -35,8 +88,40 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
         return load_file(path)
     state = torch.load(path, map_location="cpu", weights_only=True)
-    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
-        state = state["state_dict"]
+    if isinstance(state, Mapping):
+        state = next((state[key] for key in NESTED if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping):
         raise ValueError(f"expected a state dict, got {type(state).__name__}")
     return {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+
+
+def _onnx(path: Path) -> list[LayerState]:
+    """The BatchNormalization nodes whose tensors are stored in the file itself."""
+    try:
+        import onnx
+    except ImportError:
+        raise ValueError("ONNX files need onnx: pip install onnx") from None
+    graph = onnx.load(path, load_external_data=False).graph
+    stored = {tensor.name: tensor for tensor in graph.initializer}
+    layers = []
+    for node in graph.node:
+        if node.op_type == "BatchNormalization":
+            own = {key: _array(stored, name) for key, name in zip(ONNX_INPUTS, node.input[1:5], strict=True)}
+            settings = {a.name: float(f"{a.f:.6g}") for a in node.attribute}  # stored as float32
+            name = printable(node.input[3].removesuffix("running_mean").rstrip(".")) or "(root)"
+            momentum = 1 - settings.get("momentum", 0.9)  # ONNX gives the share of the old value
+            layers.append(layer_state(name, own, settings.get("epsilon", 1e-5), momentum))
+    return layers
+
+
+ONNX_INPUTS = ("weight", "bias", "running_mean", "running_var")
+
+
+def _array(stored: Mapping[str, Any], name: str) -> Tensor:
+    import onnx
+
+    if name not in stored:
+        raise ValueError(f"{name!r} is computed, not stored")
+    if stored[name].data_location == onnx.TensorProto.EXTERNAL:
+        raise ValueError(f"{name!r} lies in another file: save the model in one")
+    return torch.from_numpy(onnx.numpy_helper.to_array(stored[name]).copy())

@@ -2,100 +2,164 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
-from .findings import Finding
+from .findings import Evidence, rule
 from .states import LayerState
 
-# Standard deviation 1e5: beyond float16's range (65,504), so no mixed-precision run trains there.
+Layers = list[LayerState]
+
 EXPLODED = 1e10
+COLLAPSED = 0.01  # of eps
+DEAD = 1e-3  # of the layer's median |γ|
+OUTLYING = 1e3  # times the layer's median γ/σ
+
+CALIBRATE = "bn.calibrate(model, batches)"
 
 
-def not_finite(layers: list[LayerState]) -> list[Finding]:
+@rule(
+    "not-finite", "error", "statistics or affine hold NaN or Inf",
+    "a non-finite batch reached the moving average, which never forgets it",
+    'bn.convert(model, nonfinite="skip"), then bn.calibrate(model, batches)',
+)  # fmt: skip
+def not_finite(layers: Layers) -> Evidence:
     """A single NaN in the population makes every evaluation NaN: no threshold needed."""
-    bad = {n: k for n, k in ((s.name, _count_nonfinite(s)) for s in layers) if k}
-    if not bad:
-        return []
-    return [
-        Finding(
-            "error", "not-finite", tuple(bad), "statistics or affine hold NaN or Inf",
-            "a non-finite batch reached the moving average, which never forgets it",
-            'bn.convert(model, nonfinite="skip") and bn.calibrate(model, batches)', dict(bad),
-        )
-    ]  # fmt: skip
+    counted = {s.name: sum(int((~t.isfinite()).sum()) for t in s.tensors()) for s in layers}
+    return {name: {"values": count} for name, count in counted.items() if count}
 
 
-def negative_variance(layers: list[LayerState]) -> list[Finding]:
+@rule(
+    "negative-variance", "error", "a running variance is below zero",
+    "weights were averaged or extrapolated together with buffers, or E[x²]−E[x]² cancelled",
+    CALIBRATE,
+)  # fmt: skip
+def negative_variance(layers: Layers) -> Evidence:
     """A variance is a mean of squares: any value below zero is wrong."""
-    bad = {s.name: float(s.var.min()) for s in layers if bool((s.var < 0).any())}
-    if not bad:
-        return []
-    return [
-        Finding(
-            "error", "negative-variance", tuple(bad), "a running variance is below zero",
-            "weights were averaged or extrapolated together with buffers, or E[x²]−E[x]² cancelled",
-            "bn.calibrate(model, batches)", dict(bad),
-        )
-    ]  # fmt: skip
+    return {s.name: _channels(s.var < 0) | {"smallest": float(s.var.min())} for s in layers if (s.var < 0).any()}
 
 
-def never_updated(layers: list[LayerState]) -> list[Finding]:
+@rule(
+    "affine-without-statistics", "error", "γ and β are trained, the statistics still hold their initial values",
+    "only the parameters were loaded or averaged, or the layer trained with its population switched off",
+    CALIBRATE,
+)  # fmt: skip
+def affine_without_statistics(layers: Layers) -> Evidence:
+    """Statistics of exactly 0 and 1 in all channels are no data's; an affine of exactly 1 and 0 is not trained."""
+    return {s.name: {"updates": s.counter, "γ": _range(s.weight)} for s in layers if _initial(s) and _trained(s)}
+
+
+@rule(
+    "never-updated", "warning", "statistics still hold their initial values",
+    "the layer never ran in training mode",
+    CALIBRATE,
+)  # fmt: skip
+def never_updated(layers: Layers) -> Evidence:
     """Exactly mean 0 and variance 1 in all channels is the initial value, not data."""
-    idle = [s for s in layers if bool((s.mean == 0).all()) and bool((s.var == 1).all())]
-    if not idle:
-        return []
-    return [
-        Finding(
-            "warning", "never-updated", tuple(s.name for s in idle),
-            "statistics still hold their initial values",
-            "the layer never ran in training mode, or only its weights were loaded",
-            "bn.calibrate(model, batches)",
-            {s.name: -1 if s.counter is None else s.counter for s in idle},
-        )
-    ]  # fmt: skip
+    return {s.name: {"updates": s.counter} for s in layers if _initial(s) and not _trained(s)}
 
 
-def counters_disagree(layers: list[LayerState]) -> list[Finding]:
+@rule(
+    "counters-disagree", "warning", "layers of one network counted different numbers of updates",
+    "a shared layer, a second forward per step, or layers frozen for part of training",
+    "bn.paused(model) around the extra forward; bn.calibrate(model, batches)",
+)  # fmt: skip
+def counters_disagree(layers: Layers) -> Evidence:
     """Layers that train together count together; frozen ones (0) are another rule's."""
-    counts = {s.name: s.counter for s in layers if s.counter}
-    if len(set(counts.values())) < 2:
-        return []
-    return [
-        Finding(
-            "warning", "counters-disagree", tuple(counts),
-            "layers of one network counted different numbers of updates",
-            "a shared layer, a second forward per step, or layers frozen for part of training",
-            "bn.paused(model) around the extra forward; bn.calibrate(model, batches)", dict(counts),
-        )
-    ]  # fmt: skip
+    counts = {s.name: {"updates": s.counter} for s in layers if s.counter}
+    return counts if len({c["updates"] for c in counts.values()}) > 1 else {}
 
 
-def exploded_variance(layers: list[LayerState]) -> list[Finding]:
-    """A finite running variance above `EXPLODED`."""
-    bad = {s.name: float(s.var.max()) for s in layers if _any_finite_above(s.var)}
-    if not bad:
-        return []
-    return [
-        Finding(
-            "warning", "exploded-variance", tuple(bad), f"a running variance exceeds {EXPLODED:g}",
-            "activations diverged, or the input is not standardised",
-            "bn.Standardize on the input; lower the learning rate; bn.calibrate(model, batches)",
-            dict(bad),
-        )
-    ]  # fmt: skip
+@rule(
+    "exploded-variance", "warning", f"a running variance exceeds {EXPLODED:g}",
+    "activations diverged, or the input is not standardised",
+    "bn.Standardize on the input, a lower learning rate; bn.calibrate(model, batches)",
+)  # fmt: skip
+def exploded_variance(layers: Layers) -> Evidence:
+    """Standard deviation 1e5 is beyond float16's range (65,504): no mixed-precision run trains there."""
+    found = {s.name: s.var.isfinite() & (s.var > EXPLODED) for s in layers}
+    return {s.name: _channels(found[s.name]) | {"largest": float(s.var.max())} for s in layers if found[s.name].any()}
 
 
-def _any_finite_above(var: Tensor) -> bool:
-    return bool((var.isfinite() & (var > EXPLODED)).any())
+@rule(
+    "collapsed-variance", "warning", "a running variance is far below eps: the channel is all but constant",
+    "a constant input, or weights before the layer that died; in evaluation, whatever differs is amplified by γ/√eps",
+    "prune the channel, or look at the layer before; bn.calibrate(model, batches) if the data do vary",
+)  # fmt: skip
+def collapsed_variance(layers: Layers) -> Evidence:
+    """Below a hundredth of eps the output's deviation is under a tenth of γ: the layer no longer normalises."""
+    low = {s.name: (s.var >= 0) & (s.var < COLLAPSED * s.known_eps) for s in layers}
+    return {s.name: _channels(low[s.name]) | {"smallest": float(s.var.min())} for s in layers if low[s.name].any()}
 
 
-def _count_nonfinite(state: LayerState) -> int:
-    parts = (state.mean, state.var, state.weight, state.bias)
-    return sum(int((~p.isfinite()).sum()) for p in parts if p is not None)
+@rule(
+    "dead-gamma", "warning", "γ is all but zero: the channel puts out a constant",
+    "weight decay on γ, or a residual branch that started at γ = 0 and never trained",
+    "bn.parameter_groups(model, weight_decay), or prune the channel",
+)  # fmt: skip
+def dead_gamma(layers: Layers) -> Evidence:
+    """A thousandth of the layer's median γ is lost in the rounding of a bfloat16 sum with the other channels."""
+    gammas = {s.name: s.weight.abs() for s in layers if s.weight is not None}
+    dead = {name: gamma <= DEAD * gamma.median().clamp(min=DEAD) for name, gamma in gammas.items()}
+    return {name: _channels(found) for name, found in dead.items() if found.any()}
 
 
-RULES: tuple[Callable[[list[LayerState]], list[Finding]], ...] = (
-    not_finite, negative_variance, never_updated, counters_disagree, exploded_variance,
+@rule(
+    "outlying-gain", "warning", f"γ/σ of a channel is over {OUTLYING:g} times the layer's median",
+    "statistics of one network beside the affine of another, or a channel whose statistics were damaged",
+    CALIBRATE,
+)  # fmt: skip
+def outlying_gain(layers: Layers) -> Evidence:
+    """Channels of a layer that was trained as a whole stay within a few powers of ten of one another."""
+    gains = {s.name: s.weight.abs() / (s.var.clamp(min=0) + s.known_eps).sqrt() for s in layers if s.weight is not None}
+    times = {name: gain / gain.median() for name, gain in gains.items() if gain.median() > 0}
+    high = {name: t.isfinite() & (t > OUTLYING) for name, t in times.items()}
+    return {name: _channels(h) | {"times": float(times[name][h].max())} for name, h in high.items() if h.any()}
+
+
+@rule(
+    "foreign-momentum", "warning", "momentum 0.5 or more: the population is little more than the last batch",
+    "Keras, Flax and ONNX give the share of the old value (0.9, 0.99); torch gives that of the new one",
+    "bn.from_keras(…, momentum=0.99), or momentum = 1 − theirs; then bn.calibrate(model, batches)",
+)  # fmt: skip
+def foreign_momentum(layers: Layers) -> Evidence:
+    """From 0.5 on, one batch outweighs all earlier ones; defaults are 0.1 here and 0.9 or 0.99 there."""
+    return {s.name: {"momentum": s.momentum} for s in layers if s.momentum is not None and s.momentum >= 0.5}
+
+
+@rule(
+    "foreign-eps", "info", "eps is Keras's 1e-3 beside another momentum than Keras's, or beyond [1e-8, 1e-2]",
+    "half of another framework's settings was taken over",
+    "bn.from_keras(…) takes both; eps must be that of training",
+)  # fmt: skip
+def foreign_eps(layers: Layers) -> Evidence:
+    """Keras's two defaults come together: 1e-3 with 0.99, which is 0.01 in torch. Known defaults are 1e-6 to 1e-3."""
+    return {s.name: {"eps": s.eps, "momentum": s.momentum} for s in layers if s.eps is not None and _odd_eps(s)}
+
+
+def _odd_eps(s: LayerState) -> bool:
+    keras = s.eps == 1e-3 and s.momentum is not None and abs(s.momentum - 0.01) > 1e-6
+    return keras or not 1e-8 <= s.known_eps <= 1e-2
+
+
+def _initial(s: LayerState) -> bool:
+    return bool((s.mean == 0).all() and (s.var == 1).all())
+
+
+def _trained(s: LayerState) -> bool:
+    return any(bool((t != start).any()) for t, start in ((s.weight, 1), (s.bias, 0)) if t is not None)
+
+
+def _channels(found: Tensor) -> dict[str, Any]:
+    return {"channels": int(found.sum()), "of": found.numel()}
+
+
+def _range(t: Tensor | None) -> list[float] | None:
+    return None if t is None else [float(t.min()), float(t.max())]
+
+
+RULES = (
+    not_finite, negative_variance, affine_without_statistics, never_updated, counters_disagree, exploded_variance,
+    collapsed_variance, dead_gamma, outlying_gain, foreign_momentum, foreign_eps,
 )  # fmt: skip

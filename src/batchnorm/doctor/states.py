@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
+
+DEFAULT_EPS = 1e-5
+MOST_CHANNELS = 2**24  # a file may claim any shape: more than this is refused before it is copied
 
 
 @dataclass(frozen=True)
@@ -22,17 +26,35 @@ class LayerState:
     eps: float | None = None
     momentum: float | None = None
 
+    @property
+    def known_eps(self) -> float:
+        """eps, or torch's default where a file does not say."""
+        return DEFAULT_EPS if self.eps is None else self.eps
+
+    def tensors(self) -> list[Tensor]:
+        """What there is of statistics and affine."""
+        return [t for t in (self.mean, self.var, self.weight, self.bias) if t is not None]
+
+    def numbers(self) -> dict[str, Any]:
+        """For the report: how σ and γ spread over the channels, as (smallest, median, largest)."""
+        gamma = {} if self.weight is None else {"γ": _spread(self.weight.abs())}
+        sigma = _spread(self.var.clamp(min=0).sqrt())
+        return {"channels": len(self.mean), "updates": self.counter, "σ": sigma, **gamma}
+
+
+def norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """Every batch norm by name (instance norms are none)."""
+    found = model.named_modules()
+    return {name or type(module).__name__: module for name, module in found if isinstance(module, _BatchNorm)}
+
 
 def of_model(model: nn.Module) -> list[LayerState]:
-    """States of the batch norms that keep a population; instance norms are left out."""
+    """States of the batch norms that keep a population."""
     layers = []
-    for name, module in model.named_modules():
-        if not isinstance(module, _NormBase) or "InstanceNorm" in type(module).__name__:
-            continue
-        if module.running_mean is None or module.running_var is None:
-            continue
-        state = {k: v for k, v in module.state_dict().items() if isinstance(v, Tensor)}
-        layers.append(_layer(name or type(module).__name__, state, module.eps, module.momentum))
+    for name, layer in norms(model).items():
+        if layer.running_mean is not None and layer.running_var is not None:
+            state = {k: v for k, v in layer.state_dict().items() if isinstance(v, Tensor)}
+            layers.append(layer_state(name, state, layer.eps, layer.momentum))
     return layers
 
 
@@ -43,16 +65,26 @@ def of_state_dict(state: Mapping[str, Tensor]) -> list[LayerState]:
         prefix = key.removesuffix("running_mean")
         if prefix != key and prefix + "running_var" in state:
             own = {k[len(prefix) :]: v for k, v in state.items() if k.startswith(prefix)}
-            layers.append(_layer(prefix.rstrip(".") or "(root)", own))
+            layers.append(layer_state(printable(prefix.rstrip(".")) or "(root)", own))
     return layers
 
 
-def _layer(name: str, own: Mapping[str, Tensor], eps: float | None = None, momentum: float | None = None) -> LayerState:
+def printable(name: str) -> str:
+    """A name from a file without what a terminal would obey: control characters are written as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+
+
+def layer_state(
+    name: str, own: Mapping[str, Tensor], eps: float | None = None, momentum: float | None = None
+) -> LayerState:
+    """A layer's state from its tensors by torch's names; ValueError if they cannot belong together."""
     mean, var = own["running_mean"], own["running_var"]
     affine = {key: own.get(key) for key in ("weight", "bias")}
     shapes = {tuple(t.shape) for t in (mean, var, *affine.values()) if t is not None}
     if len(shapes) != 1 or mean.dim() != 1:
         raise ValueError(f"{name!r}: expected one shape (C,), got {sorted(shapes)}")
+    if not 1 <= mean.numel() <= MOST_CHANNELS or mean.is_complex() or var.is_complex():
+        raise ValueError(f"{name!r}: expected 1 to {MOST_CHANNELS} real channels, got {mean.numel()} of {mean.dtype}")
     count = own.get("num_batches_tracked")
     if count is not None and count.numel() != 1:
         raise ValueError(f"{name!r}: num_batches_tracked must be one number")
@@ -60,3 +92,7 @@ def _layer(name: str, own: Mapping[str, Tensor], eps: float | None = None, momen
     weight, bias = (None if t is None else t.detach().cpu().double() for t in affine.values())
     counter = None if count is None else int(count)
     return LayerState(name, mean64, var64, weight, bias, counter, eps, momentum)
+
+
+def _spread(values: Tensor) -> list[float]:
+    return [float(f()) for f in (values.min, values.median, values.max)] if values.numel() else []

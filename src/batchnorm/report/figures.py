@@ -81,7 +81,7 @@ def _with_spread(detail: dict[str, Any], x: list[float], title: str) -> Any:
     return figure
 
 
-def _bars(median: list[float], low: list[float], high: list[float]) -> dict[str, Any]:
+def _bars(median: list[Any], low: list[Any], high: list[Any]) -> dict[str, Any]:
     return {
         "type": "data",
         "symmetric": False,

@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from .figures import figures
+from .figures import Figure, figures
 
 Result = dict[str, Any]
 
@@ -20,14 +20,24 @@ def page(result: Result) -> str:
     plotly.js is inlined once; a content security policy forbids every request. Text from files and networks is escaped.
     Raises ImportError, naming the extra to install, if plotly is missing.
     """
+    drawn = {claim["number"]: figures(claim) for claim in result["claims"]}
+    specs = {f"figure-{n}-{i}": spec for n, specs in drawn.items() for i, spec in enumerate(specs)}
+    body = f"""{_header(result)}
+<nav class="cards" aria-label="Claims">
+{"".join(_card(claim) for claim in result["claims"])}
+</nav>
+{"".join(_section(claim, len(drawn[claim["number"]])) for claim in result["claims"])}
+{_appendix(result)}"""
+    return document(f"Batch norm study: {result['network']} on {result['data']['name']}", body, specs)
+
+
+def document(title: str, body: str, specs: dict[str, Figure]) -> str:
+    """A page that needs nothing besides itself: `body` is HTML, the title is text, each figure goes where its id is."""
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as error:
         raise ImportError("the report needs plotly: pip install 'batchnorm[study]'") from error
-    drawn = {claim["number"]: figures(claim) for claim in result["claims"]}
-    specs = {f"figure-{n}-{i}": spec for n, specs in drawn.items() for i, spec in enumerate(specs)}
     data = json.dumps(specs).replace("<", "\\u003c")
-    title = f"Batch norm study: {escape(result['network'])} on {escape(result['data']['name'])}"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -36,18 +46,13 @@ def page(result: Result) -> str:
 <meta name="color-scheme" content="light dark">
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <link rel="icon" href="data:,">
-<title>{title}</title>
+<title>{escape(title)}</title>
 <style>{_part("page.css")}</style>
 <script>{get_plotlyjs()}</script>
 </head>
 <body>
 <main>
-{_header(result)}
-<nav class="cards" aria-label="Claims">
-{"".join(_card(claim) for claim in result["claims"])}
-</nav>
-{"".join(_section(claim, len(drawn[claim["number"]])) for claim in result["claims"])}
-{_appendix(result)}
+{body}
 </main>
 <script>const FIGURES = {data};
 {_part("page.js")}</script>

@@ -1,0 +1,188 @@
+"""A diagnosis as a page and as a table in the terminal. Takes the report's dict; names in it may be anybody's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from .figures import LAYER_COLORS, Figure, _bars, _figure
+from .html import document
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Result = dict[str, Any]
+
+STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
+SLUGS = {"error": "fails", "warning": "warns", "info": "open"}
+MOST = 4  # layers named in a row of the terminal
+CAPTIONS = {
+    "figure-gap": "How much of the gap between training and evaluation each layer makes at the output, in its σ.",
+    "figure-stale": "How far each population is from what the layer sees in training, and how far chance takes it.",
+    "figure-values": "How many independent values a batch is worth, per layer.",
+    "figure-drift": "How far each batch's mean is from that of all batches, in σ, batch by batch.",
+    "figure-state": "What the layers remember: σ and |γ|, from the smallest to the largest channel, median marked.",
+}
+
+
+def show(result: Result, console: Console) -> None:
+    """One row a finding, worst first; a line if there is none."""
+    from rich.table import Table
+    from rich.text import Text
+
+    title = _summary(result)
+    if not result["findings"]:
+        console.print(Text(title, style="green"))
+    else:
+        table = Table(title=Text(title), title_justify="left", show_lines=True)
+        table.add_column("")
+        for column in ("found", "where", "cause and cure"):
+            table.add_column(column, overflow="fold")
+        for f in result["findings"]:
+            found = Text.assemble(f["what"], (f"\n{f['rule']}", "dim"))
+            cure = Text.assemble(f["cause"], ("\n→ " + f["cure"], "bold"))
+            table.add_row(Text(f["severity"], style=STYLES[f["severity"]]), found, Text(_where(f)), cure)
+        console.print(table)
+    for note in result["notes"]:
+        console.print(Text(f"note: {note}", style="dim"))
+
+
+def page(result: Result) -> str:
+    """Self-contained HTML: a card and a section a finding, then figures and numbers per layer."""
+    specs = figures(result)
+    plots = "".join(
+        f'<div><div class="plot" id="{name}"></div><p class="caption">{CAPTIONS[name]}</p></div>' for name in specs
+    )
+    notes = "".join(f'<p class="notice">{escape(note)}</p>' for note in result["notes"])
+    findings = list(enumerate(result["findings"], 1))
+    body = f"""<header>
+<p class="eyebrow">batchnorm doctor</p>
+<h1>What is wrong with these batch norms?</h1>
+<p class="lead"><strong>{escape(_summary(result))}.</strong>{_gap(result)}</p>
+{notes}
+</header>
+<nav class="cards" aria-label="Findings">{"".join(_card(n, f) for n, f in findings)}</nav>
+{"".join(_section(n, f) for n, f in findings)}
+<section><h2>Layer by layer</h2><div class="plots">{plots}</div>
+<details><summary>All numbers</summary>{_table(result["layers"])}</details></section>"""
+    return document("Batch norm doctor", body, specs)
+
+
+def figures(result: Result) -> dict[str, Figure]:
+    """Plotly figures by id: of the state always, the others where data were given."""
+    layers = result["layers"]
+    drawn: dict[str, Any] = {}
+    if any("gap" in numbers for numbers in layers.values()):
+        drawn["figure-gap"] = _by_layer(layers, {"part of the gap": "part of the gap"})
+        drawn["figure-stale"] = _by_layer(layers, {"σ from the data": "measured", "by chance": "by chance"})
+        drawn["figure-values"] = _by_layer(layers, {"independent values": "values"})
+        drawn["figure-values"].update_yaxes(type="log")
+        drawn["figure-drift"] = _drift(layers)
+    if any("σ" in numbers for numbers in layers.values()):
+        drawn["figure-state"] = _state(layers)
+    return {name: figure.to_plotly_json() for name, figure in drawn.items()}
+
+
+def _by_layer(layers: dict[str, Any], columns: dict[str, str]) -> Any:
+    figure = _figure("layer", next(iter(columns)), barmode="group")
+    for color, (column, name) in zip(LAYER_COLORS, columns.items(), strict=False):
+        values = [_number(numbers.get(column)) for numbers in layers.values()]
+        figure.add_bar(x=_as_text(layers), y=values, name=name, marker_color=color, showlegend=len(columns) > 1)
+    figure.update_xaxes(type="category")
+    return figure
+
+
+def _drift(layers: dict[str, Any]) -> Any:
+    figure = _figure("batch", "distance of the mean, σ")
+    for i, (name, numbers) in enumerate(layers.items()):
+        line = {"color": LAYER_COLORS[i % len(LAYER_COLORS)], "width": 2}
+        y = [_number(value) for value in numbers.get("means, σ", [])]
+        figure.add_scatter(x=list(range(1, len(y) + 1)), y=y, mode="lines+markers", name=escape(name), line=line)
+    return figure
+
+
+def _state(layers: dict[str, Any]) -> Any:
+    figure = _figure("layer", "per channel")
+    for color, column in zip(LAYER_COLORS, ("σ", "γ"), strict=False):
+        known = {name: numbers[column] for name, numbers in layers.items() if numbers.get(column)}
+        low, middle, high = ([_number(v[i]) for v in known.values()] for i in range(3))
+        figure.add_scatter(
+            x=_as_text(known), y=middle, error_y=_bars(middle, low, high), mode="markers",
+            name="|γ|" if column == "γ" else column, marker={"size": 10, "color": color},
+        )  # fmt: skip
+    figure.update_xaxes(type="category")
+    figure.update_yaxes(type="log", exponentformat="power")
+    return figure
+
+
+def _card(number: int, f: dict[str, Any]) -> str:
+    return f"""<a class="card {SLUGS[f["severity"]]}" href="#finding-{number}">
+<span class="top"><span class="title">{escape(f["rule"])}</span>{_badge(f)}</span>
+<span class="figure">{escape(f["what"])}</span>
+<span class="effect">{escape(_names(f["layers"]))}</span>
+</a>
+"""
+
+
+def _section(number: int, f: dict[str, Any]) -> str:
+    rows = "".join(f"<tr><td>{escape(n)}</td><td>{escape(_words(v))}</td></tr>" for n, v in f["evidence"].items())
+    return f"""<section id="finding-{number}">
+<h2>{escape(f["what"][0].upper() + f["what"][1:])} {_badge(f)}</h2>
+<p>Likely cause: {escape(f["cause"])}.</p>
+<p>Cure: <strong>{escape(f["cure"])}</strong></p>
+<div class="scroll"><table><thead><tr><th>layer</th><th>evidence</th></tr></thead><tbody>{rows}</tbody></table></div>
+</section>
+"""
+
+
+def _table(layers: dict[str, Any]) -> str:
+    columns = list(dict.fromkeys(c for numbers in layers.values() for c in numbers if c != "means, σ"))
+    head = "".join(f"<th>{escape(c)}</th>" for c in columns)
+    rows = "".join(
+        f"<tr><td>{escape(name)}</td>{''.join(f'<td>{escape(_words(n.get(c)))}</td>' for c in columns)}</tr>"
+        for name, n in layers.items()
+    )
+    return f'<div class="scroll"><table><thead><tr><th>layer</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _badge(f: dict[str, Any]) -> str:
+    return f'<span class="badge {SLUGS[f["severity"]]}">{f["severity"]}</span>'
+
+
+def _summary(result: Result) -> str:
+    layers, found = len(result["layers"]), [f["severity"] for f in result["findings"]]
+    counts = ", ".join(f"{found.count(s)} {s}{'s' * (found.count(s) > 1)}" for s in STYLES if s in found)
+    return f"{layers} batch norm{'s' * (layers != 1)} read: {counts or 'nothing found'}"
+
+
+def _gap(result: Result) -> str:
+    gap = _number(result["output"].get("gap"))
+    return "" if gap is None else f" The output in training is {gap:.2g} σ from that in evaluation."
+
+
+def _where(f: dict[str, Any]) -> str:
+    lines = [f"{name}: {_words(value)}" for name, value in f["evidence"].items()]
+    return "\n".join(lines[:MOST] + ([f"and {len(lines) - MOST} more"] if len(lines) > MOST else []))
+
+
+def _names(layers: list[str]) -> str:
+    return ", ".join(layers[:MOST]) + (f" and {len(layers) - MOST} more" if len(layers) > MOST else "")
+
+
+def _words(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_words(v)}" for name, v in value.items())
+    if isinstance(value, list):
+        return " – ".join(_words(v) for v in value)
+    return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: Any) -> float | None:
+    """A number to draw; text stands for one that is not finite."""
+    return value if isinstance(value, int | float) else None
+
+
+def _as_text(names: Iterable[str]) -> list[str]:
+    """plotly takes some tags in names for markup: they are shown as they are."""
+    return [escape(name) for name in names]

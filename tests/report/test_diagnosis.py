@@ -1,0 +1,97 @@
+"""A diagnosis as JSON, table and page: complete, escaped, and drawn in a browser without a request."""
+
+import io
+import json
+import re
+from functools import cache
+
+import pytest
+import torch
+from rich.console import Console
+
+import batchnorm as bn
+from batchnorm.doctor.findings import Finding, report
+from browsers import chromium
+from patients import batches, trained
+from studies import EVIL
+
+
+@cache
+def ill():
+    """A network with faults of three layers, under a name that would like to be markup."""
+    model = trained(False)
+    with torch.no_grad():
+        model[3].weight.mul_(3)
+        model[4].running_var[0] = torch.nan
+        model[8].weight[0] = 0
+    named = torch.nn.ModuleDict({f"[red]{EVIL}[/red]": model})
+    return bn.diagnose(named, batches(), feed=lambda m, batch: next(iter(m.values()))(batch))
+
+
+def printed(result, width=120):
+    out = io.StringIO()
+    result.show(Console(file=out, width=width))
+    return out.getvalue()
+
+
+def test_json_is_strict_and_complete():
+    result = json.loads(ill().to_json(), parse_constant=lambda c: pytest.fail(c))
+    assert result["worst"] == "error"
+    assert {"not-finite", "dead-gamma"} <= {f["rule"] for f in result["findings"]}
+    assert all(f["evidence"] and f["cause"] and f["cure"] for f in result["findings"])
+    assert len(result["layers"]) == 3
+
+
+def test_the_terminal_says_it_all_as_text():
+    text = printed(ill(), 400)
+    for f in ill().findings:
+        assert all(part in text for part in (f.rule, f.what, f.cause, f.cure))
+    assert f"[red]{EVIL}[/red].4: values 1" in text
+    assert max(map(len, printed(ill(), 80).splitlines())) <= 80
+
+
+def test_nothing_found_is_one_line():
+    assert printed(bn.diagnose(trained(True))) == "3 batch norms read: nothing found\n"
+
+
+def test_notes_and_many_layers():
+    many = {f"layer{i}": {"updates": i} for i in range(9)}
+    finding = Finding("info", "unreached", tuple(many), "no batch", "a branch", "nothing", many)
+    text = printed(report([finding], {}, notes=("no step was tried",)))
+    assert "layer3: updates 3" in text
+    assert "layer4" not in text
+    assert "and 5 more" in text
+    assert "note: no step was tried" in text
+
+
+def test_the_page_needs_nothing_else_and_escapes_names(tmp_path):
+    text = ill().save(tmp_path / "doctor.html").read_text(encoding="utf-8")
+    assert "default-src 'none'" in text
+    assert 'src="http' not in text
+    assert EVIL not in text
+    assert "&lt;script&gt;evil()" in text
+    assert text.count('class="plot"') == 5
+    assert all(f'id="finding-{i}"' in text for i in range(1, len(ill().findings) + 1))
+
+
+def test_without_data_the_page_shows_the_state(tmp_path):
+    text = bn.diagnose(trained(True)).save(tmp_path / "doctor.html").read_text(encoding="utf-8")
+    assert re.findall('class="plot" id="([a-z-]+)"', text) == ["figure-state"]
+
+
+@pytest.mark.parametrize("width", [1280, 360])
+def test_in_a_browser(tmp_path, width):
+    page = ill().save(tmp_path / "doctor.html")
+    with chromium() as browser:
+        tab = browser.new_page(viewport={"width": width, "height": 800})
+        requests, complaints = [], []
+        tab.on("request", lambda request: requests.append(request.url))
+        tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        tab.on("pageerror", lambda error: complaints.append(str(error)))
+        tab.goto(page.as_uri())
+        tab.wait_for_selector("#figure-state .main-svg")
+        assert tab.locator(".plot:has(.main-svg)").count() == 5
+        assert EVIL in tab.locator("#figure-stale").text_content()
+        assert complaints == []
+        assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
+        assert tab.evaluate("document.documentElement.scrollWidth") <= width
