@@ -7,7 +7,6 @@ from functools import cache
 from importlib import import_module
 from types import ModuleType
 
-import torch
 from torch import Tensor
 
 from batchnorm.kernels import reference

@@ -125,9 +125,10 @@ def _set_parameters(args: Args, **tensors: Tensor) -> list[Tensor]:
 
 
 def _set_mask(args: Args, x: Tensor, mask: Tensor | None) -> Tensor | None:
-    """Sets weights, which broadcast over (N, 1, *), as (N, S) float32; keep what is returned alive."""
+    """Sets weights, which broadcast over (N, 1, *), as (N, S) of the computing type; keep what is returned alive."""
     if mask is not None:
-        mask = mask.expand(x.shape[0], 1, *x.shape[2:]).to(torch.float32).contiguous()
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        mask = mask.expand(x.shape[0], 1, *x.shape[2:]).to(dtype).contiguous()
         args.mask = mask.data_ptr()
     return mask
 

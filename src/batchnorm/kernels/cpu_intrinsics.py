@@ -291,11 +291,10 @@ def _typed_access(dtype):
 
 @intrinsic
 def _weight(typing, a, index):
-    """Element `index` of the mask, which is float32."""
+    """Element `index` of the mask, which is of the computing type."""
 
     def code(context, builder, signature, args):
-        value = _read(builder, _read_field(context, builder, a, args[0], "mask"), args[1], "float32")
-        return context.cast(builder, value, types.float32, a.real)
+        return _read(builder, _read_field(context, builder, a, args[0], "mask"), args[1], a.real.name)
 
     return a.real(a, types.int64), code
 
