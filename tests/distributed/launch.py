@@ -31,6 +31,7 @@ def finish(ranks: list[subprocess.Popen[str]], seconds: float = 120) -> list[tup
     finally:
         for process in ranks:
             process.kill()
+            process.wait()
 
 
 def meet(folder: Path, name: str, rank: int, world_size: int, seconds: float = 60) -> None:
