@@ -127,6 +127,8 @@ class BatchNorm(_BatchNorm):
                 raise ValueError(f"{name} {wrong}; got {value!r}")
         for name, value in options.items():
             setattr(self, name, value)
+        if not isinstance(self._skips, Tensor):
+            self._skips = torch.tensor(0, device="cpu")  # a tensor from the start: compiled code adds to it
         return self
 
     @property
@@ -204,7 +206,7 @@ class BatchNorm(_BatchNorm):
             momentum = 1.0 / (batches.to(batch.mean.dtype) + 1) if self.momentum is None else self.momentum
             *new, skipped = moved(bank.running_mean, bank.running_var, batch, momentum, self.nonfinite)
             remember(bank.running_mean, bank.running_var, (new[0], new[1]))
-            if self.nonfinite == "skip" and not torch.compiler.is_compiling():
+            if self.nonfinite == "skip":
                 self._count_skip(skipped)
         if batches is not None:
             batches.add_(1)
@@ -217,8 +219,9 @@ class BatchNorm(_BatchNorm):
 
     def _count_skip(self, channels: Tensor) -> None:
         """Count without waiting for the device; asking a CPU costs nothing, and there the first time is said."""
-        if channels.device.type != "cpu":
-            self._skips = self._skips + channels.any()
+        if torch.compiler.is_compiling() or channels.device.type != "cpu":
+            if not torch.compiler.is_exporting() and not transformed():
+                self._skips = self._skips + channels.any()
         elif type(channels) is Tensor and not transformed() and channels.any():  # there are values to read
             if not self._skips:
                 which = channels.nonzero().flatten().tolist()
@@ -228,7 +231,7 @@ class BatchNorm(_BatchNorm):
                     RuntimeWarning,
                     stacklevel=2,
                 )
-            self._skips = int(self._skips) + 1
+            self._skips = self._skips + 1
 
     def freeze(self, affine: bool = False) -> None:
         """Normalise by the population and remember nothing, in training too; with `affine`, γ and β do not train."""

@@ -122,3 +122,19 @@ def test_errors_come_through():
     layer = torch.compile(bn.BatchNorm2d(4), backend="eager")
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         layer(torch.ones(1, 4, 1, 1))
+
+
+@pytest.mark.parametrize("options", [{}, {"virtual_batch_size": 2}], ids=["plain", "virtual"])
+def test_skipped_batches_are_counted_in_the_graph(options):
+    model = bn.convert(nn.Sequential(nn.BatchNorm1d(4)), **options)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(model, fullgraph=True, backend=counter, dynamic=False)
+    good, bad = drifting(6, 4), drifting(6, 4)
+    bad[0, 1] = torch.nan
+    for x in (good, bad, good, bad):
+        compiled(x)
+    assert model[0].skipped_batches == 2
+    assert model[0].running_mean.isfinite().all()
+    assert counter.frame_count == 1
+    model(bad)  # and on in eager mode
+    assert model[0].skipped_batches == 3

@@ -1,5 +1,6 @@
 """Start ranks as processes, and meet in a file: no port can be taken."""
 
+import os
 import subprocess
 import sys
 import time
@@ -18,7 +19,9 @@ def start(program: str, world_size: int, folder: Path) -> list[subprocess.Popen[
         [sys.executable, *WARNINGS, str(HERE / program), str(r), str(world_size), str(folder)]
         for r in range(world_size)
     ]
-    return [subprocess.Popen(c, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for c in commands]
+    paths = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    settings = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "env": os.environ | {"PYTHONPATH": paths}}
+    return [subprocess.Popen(c, text=True, **settings) for c in commands]
 
 
 def finish(ranks: list[subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str]]:
@@ -28,6 +31,7 @@ def finish(ranks: list[subprocess.Popen[str]], seconds: float = 120) -> list[tup
     finally:
         for process in ranks:
             process.kill()
+            process.wait()
 
 
 def meet(folder: Path, name: str, rank: int, world_size: int, seconds: float = 60) -> None:

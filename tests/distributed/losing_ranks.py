@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import torch
-from launch import meet
 from torch import distributed as dist
 from torch import nn
 
 import batchnorm as bn
+from launch import meet
 
 TIMEOUT = 3.0  # of the process groups, in seconds
 

@@ -44,12 +44,14 @@ def main(rank: int, folder: Path, splits: list[int]) -> None:
             errors[mask is not None, twice] = worst
     if rank == len(splits) - 1:  # leaves while the others wait for it
         torch.save(errors, folder / f"{rank}.pt")
+        dist.destroy_process_group()
         return
     try:
         mine(x[own])
     except RuntimeError as error:
         errors["lost"] = f"{type(error).__name__}: {error}", mine.num_batches_tracked.item()
     torch.save(errors, folder / f"{rank}.pt")
+    dist.destroy_process_group()  # gloo's threads do not always survive the end of the interpreter
 
 
 if __name__ == "__main__":

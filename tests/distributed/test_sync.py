@@ -1,0 +1,28 @@
+"""Three real gloo processes together are one process on the whole batch."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from launch import finish, start
+from sync_ranks import CASES
+
+pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str]]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    return folder, finish(start("sync_ranks.py", 3, folder))
+
+
+@pytest.mark.parametrize("case", [case.__name__ for case in CASES])
+def test_ranks_together_are_one_process(folder: tuple[Path, list[tuple[int, str]]], case: str) -> None:
+    where, ended = folder
+    missing = [rank for rank in range(3) if not (where / f"{case}, {rank}.passed").exists()]
+    assert not missing, "\n".join(said for _, said in ended)
+
+
+def test_every_rank_ends_well(folder: tuple[Path, list[tuple[int, str]]]) -> None:
+    assert [code for code, _ in folder[1]] == [0, 0, 0], folder[1]
