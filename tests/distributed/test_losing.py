@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from launch import finish, start
 from losing_ranks import SCENES, TIMEOUT
 

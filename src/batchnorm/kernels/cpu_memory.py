@@ -1,61 +1,62 @@
-"""Large outputs without page faults: fresh memory in huge pages, handed out again once nothing uses it.
+"""Large outputs without page faults: fresh memory in huge pages, used again once nothing else uses it.
 
 The allocator gives large blocks back to the system and takes new ones, and the first write to each page of those
-costs several times what writing the values does. What lies idle here is marked as free: the system takes it when it
-needs memory, and asks nobody.
+costs several times what writing the values does.
 """
 
-import contextlib
-import mmap
+import ctypes
 import os
 import sys
 import threading
-import weakref
+from collections.abc import Callable
 
-import numpy as np
 import torch
 
 _LEAST = 4 << 20  # two huge pages; below, the allocator mostly hands out memory that is in use already
 _HUGE = 2 << 20
+_MADV_HUGEPAGE = 14
 
 
 class Pool:
-    """Blocks of memory in whole huge pages; at most `limit` bytes lie idle."""
+    """Memory of outputs, in use or idle: at most `limit` bytes, or all is let go and it starts anew."""
 
-    def __init__(self, limit: int) -> None:
-        self.limit = limit
-        self.idle: list[mmap.mmap] = []  # the oldest first
-        self._lock = threading.RLock()  # the garbage collector may end a tensor's life while another is made
+    def __init__(self, limit: int, advise: Callable[[int, int, int], int]) -> None:
+        self._limit, self._advise = limit, advise
+        self._bytes = 0
+        self._kept: dict[int, list[torch.UntypedStorage]] = {}  # by size
+        self._lock = threading.Lock()
 
     def empty_like(self, x: torch.Tensor) -> torch.Tensor:
-        block = self._take(-(-x.nbytes // _HUGE) * _HUGE)
-        lease = np.frombuffer(block, np.uint8, x.nbytes)  # lives as long as the tensor's memory is used
-        weakref.finalize(lease, self._give_back, block).atexit = False
-        storage = torch.from_numpy(lease).untyped_storage()
-        return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, x.stride())  # not a view: autograd minds those
+        size = x.nbytes
+        with self._lock:  # until the tensor counts as a user
+            kept = self._kept.get(size, ())
+            for storage in kept:
+                if torch._C._storage_Use_Count(storage._cdata) == 1:
+                    break
+            else:
+                storage = self._make(size)
+            return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, x.stride())
 
-    def _take(self, size: int) -> mmap.mmap:
-        with self._lock:
-            for i in range(len(self.idle) - 1, -1, -1):
-                if len(self.idle[i]) == size:
-                    return self.idle.pop(i)
-        block = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        with contextlib.suppress(OSError):  # advice: a refusal changes nothing but the time
-            block.madvise(mmap.MADV_HUGEPAGE)
-        return block
-
-    def _give_back(self, block: mmap.mmap) -> None:
-        block.madvise(mmap.MADV_FREE)
-        with self._lock:
-            self.idle.append(block)
-            while sum(map(len, self.idle)) > self.limit:
-                self.idle.pop(0)
+    def _make(self, size: int) -> torch.UntypedStorage:
+        if self._bytes + size > self._limit:
+            self._kept.clear()
+            self._bytes = 0
+        storage = torch.UntypedStorage(size)
+        start = -(-storage.data_ptr() // _HUGE) * _HUGE
+        end = (storage.data_ptr() + size) // _HUGE * _HUGE
+        self._advise(start, end - start, _MADV_HUGEPAGE)  # a refusal changes nothing but the time
+        self._kept.setdefault(size, []).append(storage)
+        self._bytes += size
+        return storage
 
 
 def _make_pool() -> Pool | None:
-    if sys.platform != "linux" or os.environ.get("BATCHNORM_HUGE_PAGES") == "0":
+    known = hasattr(torch._C, "_storage_Use_Count")
+    if sys.platform != "linux" or not known or os.environ.get("BATCHNORM_HUGE_PAGES") == "0":
         return None
-    return Pool(limit=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4)
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    return Pool(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8, madvise)
 
 
 pool = _make_pool()
