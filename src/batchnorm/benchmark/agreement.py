@@ -1,6 +1,5 @@
 """Times mean nothing unless the results are right: judged against the same computation in float64, before any clock."""
 
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -92,5 +91,3 @@ def judge(where: str, ours: Parts, theirs: Parts, exact: Parts) -> None:
 
 def _error(got: Tensor, exact: Tensor) -> float:
     return (got.double() - exact.double()).abs().max().item()
-
-

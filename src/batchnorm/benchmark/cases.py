@@ -81,7 +81,9 @@ class Case:
         """The block with torch's layers; a bare layer where there is nothing but the norm."""
         ranks = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
         norm = ranks[len(self.shape)](self.shape[1], dtype=self.parameter_dtype)
-        return norm if self.block == "plain" else _Block(norm, None if (a := self.activation) is None else getattr(F, a))
+        return (
+            norm if self.block == "plain" else _Block(norm, None if (a := self.activation) is None else getattr(F, a))
+        )
 
     def ours(self) -> nn.Module:
         return BatchNorm(self.shape[1], activation=self.activation, dtype=self.parameter_dtype)

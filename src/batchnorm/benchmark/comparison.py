@@ -174,7 +174,9 @@ def totals(cases: list[Result]) -> list[Result]:
     found = []
     for kind, members in groupby(cases, key=lambda case: tuple(case[k] for k in kinds)):
         inside = list(members)
-        rivals = {name: [case["times"][name] for case in inside if name in case["times"]] for name in inside[0]["times"]}
+        rivals = {
+            name: [case["times"][name] for case in inside if name in case["times"]] for name in inside[0]["times"]
+        }
         found.append(
             {
                 **dict(zip(kinds, kind, strict=True)),

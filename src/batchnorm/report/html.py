@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
-from importlib.resources import files
 from typing import Any
 
+from .document import document
 from .figures import figures
 
 Result = dict[str, Any]
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
 
 def page(result: Result) -> str:
@@ -20,44 +17,15 @@ def page(result: Result) -> str:
     plotly.js is inlined once; a content security policy forbids every request. Text from files and networks is escaped.
     Raises ImportError, naming the extra to install, if plotly is missing.
     """
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ImportError("the report needs plotly: pip install 'batchnorm[study]'") from error
     drawn = {claim["number"]: figures(claim) for claim in result["claims"]}
     specs = {f"figure-{n}-{i}": spec for n, specs in drawn.items() for i, spec in enumerate(specs)}
-    data = json.dumps(specs).replace("<", "\\u003c")
-    title = f"Batch norm study: {escape(result['network'])} on {escape(result['data']['name'])}"
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<link rel="icon" href="data:,">
-<title>{title}</title>
-<style>{_part("page.css")}</style>
-<script>{get_plotlyjs()}</script>
-</head>
-<body>
-<main>
-{_header(result)}
+    body = f"""{_header(result)}
 <nav class="cards" aria-label="Claims">
 {"".join(_card(claim) for claim in result["claims"])}
 </nav>
 {"".join(_section(claim, len(drawn[claim["number"]])) for claim in result["claims"])}
-{_appendix(result)}
-</main>
-<script>const FIGURES = {data};
-{_part("page.js")}</script>
-</body>
-</html>
-"""
-
-
-def _part(name: str) -> str:
-    return (files(__package__) / name).read_text(encoding="utf-8")
+{_appendix(result)}"""
+    return document(f"Batch norm study: {result['network']} on {result['data']['name']}", body, specs)
 
 
 def _header(result: Result) -> str:
