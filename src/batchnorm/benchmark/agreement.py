@@ -33,7 +33,8 @@ def affine(case: Case) -> tuple[Tensor, Tensor]:
 
 def _exact_preactivation(case: Case) -> Tensor:
     x, *residual = (t.double() for t in case.inputs())
-    z = F.batch_norm(x, None, None, *(t.double() for t in affine(case)), training=True)
+    weight, bias = (t.double() for t in affine(case))
+    z = F.batch_norm(x, None, None, weight, bias, training=True)
     return z + residual[0] if residual else z
 
 

@@ -68,7 +68,7 @@ class _Run:
         check(case, ours, torchs)
         x = case.inputs()[0]
         warm = x.clone()
-        subjects = {
+        subjects: dict[str, Callable[[], object]] = {
             "torch": steps.both_ways(torchs, case),
             "ours": steps.both_ways(ours, case),
             "forward": steps.forward(ours, case),
@@ -96,12 +96,14 @@ class _Run:
         if not self.compile:
             return None
         torch.compiler.reset()
-        step = steps.both_ways(torch.compile(with_affine(case.torchs(), case), dynamic=False), case)
+        layer = with_affine(case.torchs(), case)
+        layer.compile(dynamic=False)
+        step = steps.both_ways(layer, case)
         try:
             step()
         except Exception as error:  # whatever a compiler raises
             self.compile = False
-            self.notes.append(f"torch.compile does not work here: {str(error).strip().splitlines()[0]}")
+            self.notes.append(f"torch.compile does not work here: {' '.join(str(error).split())[:200]}")
             return None
         return step
 

@@ -97,7 +97,7 @@ def resnet50(fused: bool = False, activation: str = "relu") -> nn.Sequential:
 def mobilenet_v2(fused: bool = False, activation: str = "relu6") -> nn.Sequential:
     make = Builder(fused)
     rows = [(1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1)]
-    inputs, blocks = 32, []
+    inputs, blocks = 32, list[nn.Module]()
     for expansion, outputs, repeats, first in rows:
         for i in range(repeats):
             hidden, stride = inputs * expansion, first if i == 0 else 1

@@ -44,7 +44,11 @@ def images(batch: int, pixels: int, layout: str) -> tuple[Tensor, Tensor]:
 def variants(name: str, layout: str = "contiguous", **options: str) -> dict[str, nn.Module]:
     """The network with torch's layers, with ours in their place, and with layers fused by hand; the same weights."""
     make = NETWORKS[name]
-    models = {"torch": make(**options), "converted": convert(make(**options)), "fused": make(fused=True, **options)}
+    models: dict[str, nn.Module] = {
+        "torch": make(**options),
+        "converted": convert(make(**options)),
+        "fused": make(fused=True, **options),
+    }
     for model in models.values():
         model.load_state_dict(models["torch"].state_dict())
         if layout == "channels_last":

@@ -37,7 +37,7 @@ def _header(result: Result) -> str:
     return f"""<header>
 <p class="eyebrow">batchnorm bench</p>
 <h1>Batch norm against torch's, on this machine</h1>
-<p class="lead">Forward and backward, medians, taken in turns in one process. Above 1 ours is faster; below, torch is.</p>
+<p class="lead">Forward and backward, medians, in turns in one process. Above 1 ours is faster; below, torch.</p>
 {"".join(f'<p class="notice">{escape(note)}</p>' for note in notes)}
 <dl class="facts">{chips}</dl>
 </header>"""
