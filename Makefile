@@ -34,11 +34,11 @@ examples: $(VENV)/dev.installed     ## the gallery, each in a process of its own
 docs: $(VENV)/docs.installed        ## the documentation, into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/study.installed      ## speed against torch on this machine
-	@$(BIN)/python benchmarks/kernels.py $(ARGS)
+bench: $(VENV)/study.installed      ## speed against torch on this machine: tables here, a page in bench/
+	@$(BIN)/python -m batchnorm bench $(ARGS)
 
 clean:     ## remove what these commands made
-	rm -rf $(VENV) site study .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) bench site study .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("batchnorm needs Python 3.11 or newer; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -120,6 +121,96 @@ def doctor(
         raise typer.Exit(1)
 
 
+@app.command()
+def bench(
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    layout: Annotated[str, typer.Option(help="contiguous, channels_last or both.")] = "both",
+    block: Annotated[
+        list[str] | None, typer.Option(help="plain, relu, add-relu, silu or gelu; may be given several times.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="Threads for torch and for us; by default torch's.")
+    ] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="For each case.")] = 2.0,
+    networks: Annotated[bool, typer.Option(help="Whole training steps, and the memory that they keep.")] = True,
+    compile: Annotated[bool, typer.Option(help="Against torch.compile as well.")] = True,
+    output: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("bench"),
+    json: Annotated[bool, typer.Option("--json", help="Print the JSON, and nothing else, to stdout.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small inputs, to see that it works; no times to quote.")
+    ] = False,
+) -> None:
+    """What does a batch norm cost here, against torch's? Judges the results first, then takes the times in turns."""
+    import torch
+
+    from batchnorm.benchmark.agreement import DisagreementError
+    from batchnorm.benchmark.cases import BLOCKS, DTYPES, LAYOUTS
+    from batchnorm.benchmark.comparison import Settings, compare
+
+    blocks = tuple(block or ["plain"])
+    _one_of("--dtype", dtype, DTYPES)
+    _one_of("--layout", layout, (*LAYOUTS, "both"))
+    for name in blocks:
+        _one_of("--block", name, BLOCKS)
+    torch.set_num_threads(threads or torch.get_num_threads())
+    layouts = LAYOUTS if layout == "both" else (layout,)
+    errors = _console(stderr=True)
+    try:
+        with _progress(errors) as progress:
+            result = compare(Settings(dtype, layouts, blocks, seconds, quick, networks, compile), progress)
+    except DisagreementError as error:
+        print(f"batchnorm: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    _deliver_comparison(result, output, json)
+    if result["interrupted"]:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _deliver_comparison(result: dict[str, Any], output: Path, json: bool) -> None:
+    from json import dumps
+
+    from batchnorm.experiment.result import write
+    from batchnorm.report.bench_page import page
+    from batchnorm.report.bench_table import show
+
+    text = dumps(result, allow_nan=False)
+    saved = write(output, text, page(result))
+    if json:
+        print(text)
+    else:
+        show(result, _console())
+        print(saved)
+
+
+@app.command("warmup")
+def warm_up(
+    dtype: Annotated[list[str] | None, typer.Option(help="float32 and bfloat16; may be given several times.")] = None,
+    activation: Annotated[
+        list[str] | None, typer.Option(help="none and relu; none, relu, silu, …; may be given several times.")
+    ] = None,
+) -> None:
+    """Compiles the CPU kernels of common networks into the cache on disk, so that no first step waits for them."""
+    from batchnorm.benchmark.cases import DTYPES
+    from batchnorm.kernels.reference import ACTIVATIONS
+    from batchnorm.tools.warmup import warmup
+
+    dtypes, activations = dtype or ["float32", "bfloat16"], activation or ["none", "relu"]
+    for name in dtypes:
+        _one_of("--dtype", name, DTYPES)
+    for name in activations:
+        _one_of("--activation", name, ("none", *ACTIVATIONS))
+    with _progress(_console(stderr=True)) as progress:
+        warmed = warmup([DTYPES[name] for name in dtypes], [None if a == "none" else a for a in activations], progress)
+    print(warmed)
+
+
+def _one_of(option: str, value: str, allowed: Iterable[str]) -> None:
+    from batchnorm.experiment.data import InputError
+
+    if value not in allowed:
+        raise InputError(f"{option} {value}: expected one of {', '.join(allowed)}")
+
+
 def _deliver(result: Study, output: Path, json: bool, errors: Console) -> None:
     from batchnorm.report.terminal import show
 
@@ -153,14 +244,14 @@ def _console(stderr: bool = False) -> Console:
 
 
 class _progress:  # noqa: N801  # reads as a function
-    """A bar with the time left on the given console; called as the study's progress callback."""
+    """A bar with the time left on the given console; called as a progress callback."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
         columns: tuple[Any, ...] = (BarColumn(), TextColumn("{task.percentage:>3.0f} %"), TimeRemainingColumn())
         self.bar = Progress(*columns, TimeElapsedColumn(), TextColumn("{task.fields[what]}"), console=console)
-        self.task = self.bar.add_task("study", total=None, what="")
+        self.task = self.bar.add_task("", total=None, what="")
 
     def __enter__(self) -> _progress:
         self.bar.start()

@@ -94,6 +94,7 @@ class BatchNorm(_BatchNorm):
     _domain: str | None = None  # `bn.domain`
     _skips: int | Tensor = 0
     _name: str | None = None  # in the model, as `convert` found it
+    _fused: bool = False  # `convert` took what followed the layer into it
 
     def __init__(
         self,

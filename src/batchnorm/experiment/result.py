@@ -60,14 +60,18 @@ class Study:
         """Writes report.html and report.json into the folder `path` and returns the page's path."""
         from batchnorm.report.html import page
 
-        folder = Path(path)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "report.json").write_text(self.to_json(), encoding="utf-8")
-            (folder / "report.html").write_text(page(self.to_dict()), encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"cannot write to {folder}: {error.strerror}") from error
-        return folder / "report.html"
+        return write(Path(path), self.to_json(), page(self.to_dict()))
+
+
+def write(folder: Path, json: str, page: str) -> Path:
+    """Writes report.json and report.html into the folder and returns the page's path."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "report.json").write_text(json, encoding="utf-8")
+        (folder / "report.html").write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}") from error
+    return folder / "report.html"
 
 
 def _finite(value: Any) -> Any:

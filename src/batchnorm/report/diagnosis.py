@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
-from .figures import LAYER_COLORS, Figure, _bars, _figure
-from .html import document
+from .document import document
+from .figures import LAYER_COLORS, Figure, bars, blank
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,7 +85,7 @@ def figures(result: Result) -> dict[str, Figure]:
 
 
 def _by_layer(layers: dict[str, Any], columns: dict[str, str]) -> Any:
-    figure = _figure("layer", next(iter(columns)), barmode="group")
+    figure = blank("layer", next(iter(columns)), barmode="group")
     for color, (column, name) in zip(LAYER_COLORS, columns.items(), strict=False):
         values = [_number(numbers.get(column)) for numbers in layers.values()]
         figure.add_bar(x=_as_text(layers), y=values, name=name, marker_color=color, showlegend=len(columns) > 1)
@@ -94,7 +94,7 @@ def _by_layer(layers: dict[str, Any], columns: dict[str, str]) -> Any:
 
 
 def _drift(layers: dict[str, Any]) -> Any:
-    figure = _figure("batch", "distance of the mean, σ")
+    figure = blank("batch", "distance of the mean, σ")
     for i, (name, numbers) in enumerate(layers.items()):
         line = {"color": LAYER_COLORS[i % len(LAYER_COLORS)], "width": 2}
         y = [_number(value) for value in numbers.get("means, σ", [])]
@@ -103,12 +103,12 @@ def _drift(layers: dict[str, Any]) -> Any:
 
 
 def _state(layers: dict[str, Any]) -> Any:
-    figure = _figure("layer", "per channel")
+    figure = blank("layer", "per channel")
     for color, column in zip(LAYER_COLORS, ("σ", "γ"), strict=False):
         known = {name: numbers[column] for name, numbers in layers.items() if numbers.get(column)}
         low, middle, high = ([_number(v[i]) for v in known.values()] for i in range(3))
         figure.add_scatter(
-            x=_as_text(known), y=middle, error_y=_bars(middle, low, high), mode="markers",
+            x=_as_text(known), y=middle, error_y=bars(middle, low, high), mode="markers",
             name="|γ|" if column == "γ" else column, marker={"size": 10, "color": color},
         )  # fmt: skip
     figure.update_xaxes(type="category")

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
+from .document import plotly
+
 Claim = dict[str, Any]
 Figure = dict[str, Any]
 
@@ -23,10 +25,9 @@ def figures(claim: Claim) -> list[Figure]:
     return [figure.to_plotly_json() for figure in DRAW[claim["number"]](claim["detail"])]
 
 
-def _figure(x: str, y: str, height: int = 340, **layout: Any) -> Any:
-    import plotly.graph_objects as go
-
-    figure = go.Figure()
+def blank(x: str, y: str, height: int = 340, **layout: Any) -> Any:
+    """A figure with axes of these titles and nothing in it, in colours for either theme."""
+    figure = plotly("graph_objects").Figure()
     figure.update_layout(
         template="none",
         height=height,
@@ -59,13 +60,13 @@ def _lines(figure: Any, arms: dict[str, Any], names: dict[str, str]) -> None:
 
 
 def _race(detail: dict[str, Any]) -> list[Any]:
-    figure = _figure("step", f"validation {detail['score']}")
+    figure = blank("step", f"validation {detail['score']}")
     _lines(figure, detail["arms"], NAMES | {"plain": "normalised table"} if "raw" in detail["arms"] else NAMES)
     return [figure]
 
 
 def _with_spread(detail: dict[str, Any], x: list[float], title: str) -> Any:
-    figure = _figure(title, f"validation {detail['score']}")
+    figure = blank(title, f"validation {detail['score']}")
     for arm, scores in detail["scores"].items():
         median = scores["median"]
         figure.add_scatter(
@@ -75,13 +76,13 @@ def _with_spread(detail: dict[str, Any], x: list[float], title: str) -> Any:
             name=NAMES[arm],
             line={"color": COLORS[arm], "width": 2},
             marker={"size": 8},
-            error_y=_bars(median, scores["low"], scores["high"]),
+            error_y=bars(median, scores["low"], scores["high"]),
         )
     figure.update_xaxes(type="log", tickvals=x, ticktext=[f"{value:g}" for value in x])
     return figure
 
 
-def _bars(median: list[Any], low: list[Any], high: list[Any]) -> dict[str, Any]:
+def bars(median: list[Any], low: list[Any], high: list[Any]) -> dict[str, Any]:
     return {
         "type": "data",
         "symmetric": False,
@@ -119,7 +120,7 @@ def _distribution(detail: dict[str, Any]) -> list[Any]:
                 row=row,
                 col=1,
             )
-    bars = _figure("layer (module)", "drift, widths", barmode="group")
+    bars = blank("layer (module)", "drift, widths", barmode="group")
     for arm, layers in detail["drift"].items():
         _bar(bars, NAMES[arm], COLORS[arm], layers)
     return [trace, bars]
@@ -129,16 +130,16 @@ def _bar(figure: Any, name: str, color: str, groups: dict[str, list[float]]) -> 
     median = [statistics.median(values) for values in groups.values()]
     low, high = [min(v) for v in groups.values()], [max(v) for v in groups.values()]
     figure.add_bar(
-        x=list(groups), y=median, name=name, marker_color=color, error_y=_bars(median, low, high) | {"color": "#8a8f98"}
+        x=list(groups), y=median, name=name, marker_color=color, error_y=bars(median, low, high) | {"color": "#8a8f98"}
     )
     figure.update_xaxes(type="category")
 
 
 def _stacked(rows: int, x: str, y: str, titles: list[str], columns: int = 1, height: int = 420) -> Any:
-    from plotly.subplots import make_subplots
-
-    figure = make_subplots(rows, columns, subplot_titles=titles, shared_xaxes=columns == 1, vertical_spacing=0.14)
-    figure.update_layout(_figure("", "", height).layout)
+    figure = plotly("subplots").make_subplots(
+        rows, columns, subplot_titles=titles, shared_xaxes=columns == 1, vertical_spacing=0.14
+    )
+    figure.update_layout(blank("", "", height).layout)
     figure.update_annotations(font_size=13)
     for column in range(1, columns + 1):
         figure.update_xaxes(title_text=x, row=rows, col=column)
@@ -147,7 +148,7 @@ def _stacked(rows: int, x: str, y: str, titles: list[str], columns: int = 1, hei
 
 
 def _mean_and_deviation(detail: dict[str, Any]) -> list[Any]:
-    figure = _figure("layer (module)", "distance")
+    figure = blank("layer (module)", "distance")
     for name, key, color in (("|mean|", "mean", LAYER_COLORS[0]), ("|deviation − 1|", "std", LAYER_COLORS[1])):
         layers = detail["layers"]
         figure.add_scatter(
@@ -201,7 +202,7 @@ def _spaced(names: list[str], most: int) -> list[str]:
 
 
 def _overfitting(detail: dict[str, Any]) -> list[Any]:
-    figure = _figure("", detail["score"], barmode="group")
+    figure = blank("", detail["score"], barmode="group")
     for arm in detail["train"]:
         _bar(
             figure, NAMES[arm], COLORS[arm], {"training": detail["train"][arm], "validation": detail["validation"][arm]}

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from html import escape
-from importlib.resources import files
 from typing import Any
 
-from .figures import Figure, figures
+from .document import document
+from .figures import figures
 
 Result = dict[str, Any]
-
-POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
 
 def page(result: Result) -> str:
@@ -29,40 +26,6 @@ def page(result: Result) -> str:
 {"".join(_section(claim, len(drawn[claim["number"]])) for claim in result["claims"])}
 {_appendix(result)}"""
     return document(f"Batch norm study: {result['network']} on {result['data']['name']}", body, specs)
-
-
-def document(title: str, body: str, specs: dict[str, Figure]) -> str:
-    """A page that needs nothing besides itself: `body` is HTML, the title is text, each figure goes where its id is."""
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as error:
-        raise ImportError("the report needs plotly: pip install 'batchnorm[study]'") from error
-    data = json.dumps(specs).replace("<", "\\u003c")
-    return f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<meta http-equiv="Content-Security-Policy" content="{POLICY}">
-<link rel="icon" href="data:,">
-<title>{escape(title)}</title>
-<style>{_part("page.css")}</style>
-<script>{get_plotlyjs()}</script>
-</head>
-<body>
-<main>
-{body}
-</main>
-<script>const FIGURES = {data};
-{_part("page.js")}</script>
-</body>
-</html>
-"""
-
-
-def _part(name: str) -> str:
-    return (files(__package__) / name).read_text(encoding="utf-8")
 
 
 def _header(result: Result) -> str:

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.layers import OPTIONS, BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
+from batchnorm.tools import fuse as fusion
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -51,7 +52,7 @@ def register(theirs: type[nn.Module], ours: type[BatchNorm]) -> None:
     _ours[theirs] = ours
 
 
-def convert(model: Model, *, sync: bool = False, **options: Any) -> Model:
+def convert(model: Model, *, fuse: bool = False, sync: bool = False, **options: Any) -> Model:
     """Turn every batch norm of `model` that is torch's own into ours, in place; returns the model.
 
     Layers of exactly the registered classes (torch's four, and those of `register`) are converted. Subclasses may
@@ -78,6 +79,8 @@ def convert(model: Model, *, sync: bool = False, **options: Any) -> Model:
             strangers.append(f"{name or '(the model itself)'} ({_why_left(module)})")
         if isinstance(module, BatchNorm):
             module.set_options(**options)._name = name
+    if fuse:
+        fusion.fuse(model)
     if strangers:
         warnings.warn(f"left as they are: {', '.join(strangers)}", stacklevel=2)
     return model
@@ -96,7 +99,7 @@ def revert(model: Model) -> Model:
     """
     theirs = {ours: class_ for class_, ours in _ours.items()}
     layers = [(name or "(the model itself)", m) for name, m in model.named_modules() if isinstance(m, BatchNorm)]
-    stuck = [f"{name} (activation={m.activation!r})" for name, m in layers if m.activation]
+    stuck = [f"{name} (activation={m.activation!r})" for name, m in layers if m.activation and not m._fused]
     stuck += [f"{name} (frozen)" for name, m in layers if m.frozen]
     stuck += [f"{name} (populations {', '.join(m.banks)})" for name, m in layers if hasattr(m, "banks")]
     stuck += [f"{name} ({type(m).__name__} has no counterpart)" for name, m in layers if type(m) not in theirs]
@@ -105,9 +108,10 @@ def revert(model: Model) -> Model:
             f"torch's batch norm cannot do what these layers do: {', '.join(stuck)}. "
             "Take the option off (layer.set_options), or register a counterpart; nothing was changed"
         )
+    fusion.unfuse(model)
     for _, module in layers:
         group = module.process_group
-        for name in (*OPTIONS, "frozen", "_paused", "_window", "_domain", "_skips", "_name"):
+        for name in (*OPTIONS, "frozen", "_paused", "_window", "_domain", "_skips", "_name", "_fused"):
             module.__dict__.pop(name, None)
         if isinstance(module, nn.SyncBatchNorm):  # there it is torch's
             module.process_group = None if group is True else group

@@ -1,0 +1,53 @@
+"""A page that needs nothing besides itself: style, script, plotly.js and the figures' data are in it."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+
+
+def plotly(part: str) -> Any:
+    """A module of plotly. Raises ImportError, naming the extra to install, if it is missing."""
+    try:
+        return importlib.import_module(f"plotly.{part}")
+    except ImportError as error:
+        raise ImportError("the report needs plotly: pip install 'batchnorm[study]'") from error
+
+
+def document(title: str, body: str, figures: dict[str, dict[str, Any]]) -> str:
+    """HTML around a body, which holds an empty element for each plotly figure, by its id.
+
+    plotly.js is inlined once; a content security policy forbids every request. The title is escaped here, the body is
+    not.
+    """
+    data = json.dumps(figures).replace("<", "\\u003c")
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<meta name="color-scheme" content="light dark">
+<meta http-equiv="Content-Security-Policy" content="{POLICY}">
+<link rel="icon" href="data:,">
+<title>{escape(title)}</title>
+<style>{_part("page.css")}</style>
+<script>{plotly("offline").get_plotlyjs()}</script>
+</head>
+<body>
+<main>
+{body}
+</main>
+<script>const FIGURES = {data};
+{_part("page.js")}</script>
+</body>
+</html>
+"""
+
+
+def _part(name: str) -> str:
+    return (files(__package__) / name).read_text(encoding="utf-8")
