@@ -344,3 +344,35 @@ def test_more_than_two_to_the_31_elements() -> None:
     count, mean, _ = cpu.moments(x)
     assert count.item() == 2**30
     torch.testing.assert_close(mean, torch.tensor([[0.0, 0.0, 1000 / 2**30]], dtype=torch.float64))
+
+
+@pytest.mark.parametrize("dtype", [F32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("layout", ["contiguous", "rows"])
+@pytest.mark.parametrize("shape", [*SHAPES, (3, 1030, 5), (130, 1024), (9, 2050)])
+def test_past_the_cache_the_same_bits(
+    shape: tuple[int, ...], layout: str, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Large outputs go through a buffer in whole cache lines; here small ones do, wherever in a line they begin."""
+    x, grad, residual = (LAYOUTS[layout](data(shape, dtype)) for _ in range(3))
+    for shift in (0, 1, 13):
+        guard = torch.full((x.numel() + 200,), 7.0, dtype=dtype)
+
+        def shifted(like: Tensor, guard: Tensor = guard, shift: int = shift) -> Tensor:
+            return guard.as_strided(like.shape, like.stride(), 64 + shift)
+
+        monkeypatch.setattr(cpu, "empty_like", shifted)
+        results = []
+        for least in (1 << 60, 0):
+            monkeypatch.setattr(cpu, "_PAST_CACHE", least)
+            y, statistics, _ = cpu.forward(x, residual, None, None, 1e-5, "relu")
+            results.append([y.clone()])
+            for need_residual in (False, True):
+                monkeypatch.setattr(cpu, "empty_like", shifted if not need_residual else torch.empty_like)
+                dx, dr, *_ = cpu.backward(
+                    grad, x, residual, None, None, statistics, "relu", False, need_residual, False
+                )
+                results[-1] += [dx.clone()] if dr is None else [dx, dr]
+            monkeypatch.setattr(cpu, "empty_like", shifted)
+        assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+        assert (guard[: 64 + shift] == 7).all()
+        assert (guard[64 + shift + x.numel() :] == 7).all()

@@ -16,6 +16,7 @@ SLICE = 1024  # columns of a row worked on together: their running sums stay in 
 _TILE = 16384  # values of a slice in cache at once: 64 KiB of float32, within a usual L2
 _ITEM = 16384  # values that make a piece of work worth handing to a thread
 _ITEMS = 64  # pieces that keep the threads of a large machine busy
+_ROWS = 128  # rows in a piece of work, which begins by reading each column's parameters
 _SERIAL = 32768  # below so many values, one thread is done before a second has started
 
 
@@ -37,9 +38,9 @@ def plan(rows: bool, N: int, C: int, S: int, virtual: int) -> Plan:
     if rows:
         split = max(-(-C // SLICE), 1)
         span = -(-C // split)
-        chunks = min(_ITEMS // max(groups * split, 1), values * span // _ITEM)
+        chunks = min(_ITEMS // max(groups * split, 1), values * span // _ITEM, values // _ROWS)
         stack = min(max(_TILE // max(span, 1), 32), 256)
-        args.together = BLOCK // max(span, 1)
+        args.together = max(BLOCK // max(span, 1), 2) if split == 1 else 1  # rows that lie side by side
         pieces = split
     else:
         span = S if S <= BLOCK else -(-S // (-(-S // BLOCK) * _LINES)) * _LINES

@@ -15,7 +15,6 @@ from .cpu_intrinsics import (
     address,
     counted,
     inline,
-    itemsize,
     pass_residual,
     place,
     plus_residual,
@@ -26,13 +25,15 @@ from .cpu_intrinsics import (
     store,
     store64,
     stream,
+    stream_residual,
     ticket,
     where_counted,
 )
-from .cpu_plan import BLOCK, SLICE
+from .cpu_plan import SLICE
 
 # mypy: disable-error-code="no-untyped-def"
 
+_BUFFER = 2 * SLICE + 64  # two rows, begun anywhere in a cache line
 _FIRST = 8  # rows to guess a mean from: of independent ones within σ/3 of it, so next to nothing cancels
 
 
@@ -225,16 +226,6 @@ def masked_moments(a):
 
 
 @inline
-def _stream_rows(a, tensor, r0, r1, c0, width, buffer):
-    """Moves rows [r0, r1) of a slice from `buffer` to `tensor`: in one go where they are whole."""
-    if a.split == 1:
-        stream(a, tensor, r0 * a.C, buffer, (r1 - r0) * width)
-        return
-    for r in range(r0, r1):
-        stream(a, tensor, r * a.C + c0, buffer + (r - r0) * width * itemsize(a), width)
-
-
-@inline
 def _normalize_one(a, at, y, to, weight, hi, scale, shift):
     """One element: (x − mean)·scale + shift, the part of the mean below its float in the shift."""
     z = plus_residual(a, (read(a, a.x, at) - hi) * scale + shift, at)
@@ -243,7 +234,7 @@ def _normalize_one(a, at, y, to, weight, hi, scale, shift):
 
 def normalize(a):
     """Normalises each chunk by given parameters; two rows at a time, to touch the parameters less often."""
-    hi, scale, shift, buffer = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE), scratch(a, BLOCK)
+    hi, scale, shift, buffer = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE), scratch(a, _BUFFER)
     i = ticket(a)
     while i < a.items:
         g, c0, width, _, first, last = _item(a, a.items - 1 - i)
@@ -252,20 +243,19 @@ def normalize(a):
         while r0 < last:
             r1 = min(r0 + a.together, last)
             y, to = place(a, a.y, r0 * a.C + c0, address(buffer))
-            step = a.C if a.stream == 0 else width
             for q in range((r1 - r0) // 2):
                 r = r0 + 2 * q
-                b0, t0 = r * a.C + c0, to + 2 * q * step
+                b0, t0 = r * a.C + c0, to + 2 * q * width
                 w0, w1 = counted(a, r), counted(a, r + 1)
                 for j in range(width):
                     _normalize_one(a, b0 + j, y, t0 + j, w0, hi[j], scale[j], shift[j])
-                    _normalize_one(a, b0 + a.C + j, y, t0 + step + j, w1, hi[j], scale[j], shift[j])
+                    _normalize_one(a, b0 + a.C + j, y, t0 + width + j, w1, hi[j], scale[j], shift[j])
             if (r1 - r0) % 2 == 1:
                 base, weight = (r1 - 1) * a.C + c0, counted(a, r1 - 1)
-                to += (r1 - 1 - r0) * step
+                to += (r1 - 1 - r0) * width
                 for j in range(width):
                     _normalize_one(a, base + j, y, to + j, weight, hi[j], scale[j], shift[j])
-            _stream_rows(a, a.y, r0, r1, c0, width, address(buffer))
+            stream(a, a.y, r0 * a.C + c0, address(buffer), (r1 - r0) * width)
             r0 = r1
         i = ticket(a)
 
@@ -344,7 +334,7 @@ def apply(a):
     """The input's gradient of each chunk by given coefficients, two rows at a time."""
     hi, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
     by_slope, by_x, rest = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
-    buffer, second = scratch(a, BLOCK), scratch(a, BLOCK)
+    buffer, second = scratch(a, _BUFFER), scratch(a, _BUFFER)
     i = ticket(a)
     while i < a.items:
         g, c0, width, _, first, last = _item(a, a.items - 1 - i)
@@ -355,23 +345,21 @@ def apply(a):
             r1 = min(r0 + a.together, last)
             dx, to = place(a, a.y, r0 * a.C + c0, address(buffer))
             dr, _ = place(a, a.dresidual, r0 * a.C + c0, address(second))
-            step = a.C if a.stream == 0 else width
             for pair in range((r1 - r0) // 2):
                 r = r0 + 2 * pair
-                b, t = r * a.C + c0, to + 2 * pair * step
+                b, t = r * a.C + c0, to + 2 * pair * width
                 w0, w1 = counted(a, r), counted(a, r + 1)
                 for j in range(width):
                     hi_, w, v, p, q, c = hi[j], scale[j], shift[j], by_slope[j], by_x[j], rest[j]
                     _apply_one(a, b + j, dx, dr, t + j, w0, hi_, w, v, p, q, c)
-                    _apply_one(a, b + a.C + j, dx, dr, t + step + j, w1, hi_, w, v, p, q, c)
+                    _apply_one(a, b + a.C + j, dx, dr, t + width + j, w1, hi_, w, v, p, q, c)
             if (r1 - r0) % 2 == 1:
                 base, weight = (r1 - 1) * a.C + c0, counted(a, r1 - 1)
-                to += (r1 - 1 - r0) * step
+                to += (r1 - 1 - r0) * width
                 for j in range(width):
                     hi_, w, v, p, q, c = hi[j], scale[j], shift[j], by_slope[j], by_x[j], rest[j]
                     _apply_one(a, base + j, dx, dr, to + j, weight, hi_, w, v, p, q, c)
-            _stream_rows(a, a.y, r0, r1, c0, width, address(buffer))
-            if a.dresidual != 0:
-                _stream_rows(a, a.dresidual, r0, r1, c0, width, address(second))
+            stream(a, a.y, r0 * a.C + c0, address(buffer), (r1 - r0) * width)
+            stream_residual(a, r0 * a.C + c0, address(second), (r1 - r0) * width)
             r0 = r1
         i = ticket(a)
