@@ -59,10 +59,8 @@ def fuse(model: nn.Module) -> None:
 
 
 def unfuse(model: nn.Module) -> None:
-    """Undo `fuse`."""
+    """Undo `fuse`, but for the options of the norms, which `revert` takes off."""
     for module in list(model.modules()):
-        if isinstance(module, BatchNorm) and module._fused:
-            module.activation, module._fused = None, False
         module.__class__ = without_forward(module)
         for name, child in module._modules.items():
             if isinstance(child, Fused):
@@ -146,7 +144,7 @@ def _residual(norm: fx.Node, addition: fx.Node) -> fx.Node | None:
     if addition.op == "call_module" or addition.target not in ADDITIONS or addition.kwargs or len(addition.args) != 2:
         return None
     others = [value for value in addition.args if value is not norm]
-    if len(others) != 1 or not isinstance(others[0], fx.Node):
+    if not others or not isinstance(others[0], fx.Node):
         return None
     source = norm.args[0]
     # the norm is called later now: nothing in between may change its input
