@@ -9,7 +9,7 @@ from batchnorm.benchmark import cases as room
 from batchnorm.benchmark.agreement import DisagreementError, check, gradient_for, judge, with_affine
 from batchnorm.benchmark.cases import BLOCKS, DTYPES, LAYOUTS, Case, cases
 from batchnorm.benchmark.networks import NETWORKS, PARAMETERS
-from batchnorm.benchmark.steps import check_networks, images, variants
+from batchnorm.benchmark.steps import both_ways, check_networks, images, variants
 
 
 @pytest.mark.parametrize("fused", [False, True])
@@ -42,6 +42,7 @@ def test_every_case_asked_for_once() -> None:
         True
     ] * 3
     assert {t.dtype for t in small.inputs()} == {torch.bfloat16}
+    assert {p.dtype for layer in (small.ours(), small.torchs()) for p in layer.parameters()} == {torch.float32}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -50,6 +51,17 @@ def test_right_results_pass(block: str, dtype: str) -> None:
     for shape in ((8, 16, 9, 9), (64, 24), (2, 6, 5, 4, 4)):
         case = Case(shape, DTYPES[dtype], "contiguous", block)
         check(case, with_affine(case.ours(), case), with_affine(case.torchs(), case))
+
+
+def test_a_step_starts_without_gradients_and_ends_without() -> None:
+    case = Case((8, 16, 9, 9), torch.float32, "contiguous", "add-relu")
+    layer, seen = case.ours(), []
+    layer.weight.register_post_accumulate_grad_hook(lambda p: seen.append(p.grad.clone()))
+    step = both_ways(layer, case)
+    step()
+    step()
+    assert torch.equal(*seen)
+    assert layer.weight.grad is None
 
 
 class Scaled(torch.autograd.Function):
@@ -102,10 +114,11 @@ def test_no_gradient_arrives_at_the_kink() -> None:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_networks_agree_and_a_wrong_one_is_refused(dtype: str) -> None:
-    models, x = variants("ResNet-18", "channels_last"), images(4, 64, "channels_last")[0]
+    models, x = variants("MobileNetV2", "channels_last"), images(4, 64, "channels_last")[0]
     before = {name: b.clone() for name, b in models["fused"].named_buffers()}
-    check_networks("ResNet-18 channels_last", models, x, dtype)
+    check_networks("MobileNetV2 channels_last", models, x, dtype)
+    assert all(module.training for model in models.values() for module in model.modules())
     assert any(not torch.equal(b, before[name]) for name, b in models["fused"].named_buffers()), "it was in training"
-    models["fused"][-1].weight.data *= 1.1
-    with pytest.raises(DisagreementError, match="ResNet-18 channels_last, fused: output"):
-        check_networks("ResNet-18 channels_last", models, x, dtype)
+    models["fused"][-1].weight.data *= 2
+    with pytest.raises(DisagreementError, match="MobileNetV2 channels_last, fused: output"):
+        check_networks("MobileNetV2 channels_last", models, x, dtype)

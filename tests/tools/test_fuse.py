@@ -145,6 +145,14 @@ def test_folds_afterwards() -> None:
     assert len(bn.fold(model.eval(), x).report.into) == 3
 
 
+def test_what_cannot_be_folded_keeps_its_activation() -> None:
+    """A graph has no place where the activation could go back to."""
+    for model in (nn.Sequential(nn.BatchNorm2d(4), nn.SiLU()), type("Mine", (Traced,), {"forward": Taken.module})()):
+        fused, x = bn.convert(model, fuse=True), drifting(6, 4, 5, 5)
+        fused(x)
+        torch.testing.assert_close(bn.fold(fused.eval())(x), fused(x))
+
+
 def test_twice_is_once() -> None:
     fused = bn.convert(nn.Sequential(Block(), nn.BatchNorm2d(4), nn.ReLU()), fuse=True)
     once, text = type(fused[0]), str(fused)

@@ -58,6 +58,17 @@ def fuse(model: nn.Module) -> None:
             _fuse_forward(module, free)
 
 
+def fused(model: nn.Module) -> set[nn.Module]:
+    """The norms of `model` whose activation `unfuse` brings back. (In a graph traced from a fused model it cannot.)"""
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        if without_forward(module) is not type(module):
+            found |= {child for child in module.children() if isinstance(child, BatchNorm) and child._fused}
+        pairs = pairwise(module._modules.values())
+        found |= {layer for layer, after in pairs if isinstance(layer, BatchNorm) and isinstance(after, Fused)}
+    return found
+
+
 def unfuse(model: nn.Module) -> None:
     """Undo `fuse`, but for the options of the norms, which `revert` takes off."""
     for module in list(model.modules()):
