@@ -68,12 +68,20 @@ def test_tables() -> None:
     assert "relu, float32, contiguous" in text
     assert re.search(r"8×4×9×9 .* 2\.000 .* 2\.000 .* 1\.000 .* 2\.00× .* 4\.50× .* 2\.0 .* 4\.0", text)
     assert re.search(r"64×8 .* 0\.50× ", text)
-    assert "torch is faster on" in text
-    assert "1 of 2" in text
-    assert re.search(r"ResNet-18, contiguous, 4 images of 64 px .* 120 .* 130 .* 100 .* 0\.92× .* 1\.20×", text)
-    assert re.search(r"ResNet-18, silu, 64 px .* 10\.0 .* 10\.0 .* 6\.0 .* 60%", text)
+    assert re.search(r"× +torch +× +compiled *\n inputs +torch +least +faster +compiled +least +faster", text)
+    assert re.search(r"relu contiguous large +1\.00× +0\.50× +1 of 2 +4\.50× +4\.50× +0 of 2", text)
+    assert "a training step of 4 images of 64 px" in text
+    assert re.search(r"ResNet-18 contiguous .* 120 .* 130 .* 100 .* 0\.92× .* 1\.20×", text)
+    assert re.search(r"ResNet-18 silu .* 10\.0 .* 10\.0 .* 6\.0 .* 60%", text)
     assert "note: torch.compile <broke> [bold]here[/bold]" in text
     assert "Interrupted" not in text
+
+
+def test_a_narrow_terminal_cuts_nothing() -> None:
+    stream = io.StringIO()
+    show(RESULT | {"cases": [case([32, 2048, 56, 56], torch=123.4, compiled=4.5)]}, Console(file=stream, width=80))
+    assert "32×2048×56×56" in stream.getvalue()
+    assert "…" not in stream.getvalue()
 
 
 def test_slower_is_red() -> None:
