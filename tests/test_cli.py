@@ -2,16 +2,23 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from batchnorm import cli
+from batchnorm.benchmark import comparison
+from batchnorm.benchmark.cases import Case
+from batchnorm.layers import BatchNorm
+from batchnorm.tools.warmup import Warmed
 
 SMALL = ("wine", "--quick", "--lr", "0.3", "--seeds", "2", "--epochs", "1")
 
@@ -130,3 +137,106 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path: Path) -> None:
     assert "Traceback" not in err
     assert "Interrupted: 4 of" in out
     assert "Interrupted" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
+BENCH = ("bench", "--quick", "--no-compile", "--no-networks", "--seconds", "0")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("bench", "--dtype", "int8"), "--dtype int8: expected one of float32, bfloat16, float16, float64"),
+        (("bench", "--layout", "rows"), "--layout rows: expected one of contiguous, channels_last, both"),
+        (("bench", "--block", "plain", "--block", "tanh"), "--block tanh: expected one of plain, relu, add-relu"),
+        (("warmup", "--dtype", "int8"), "--dtype int8: expected one of float32"),
+        (("warmup", "--activation", "tanh"), "--activation tanh: expected one of none, relu"),
+    ],
+)
+def test_wrong_options_are_one_line_and_status_2(
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...],
+    message: str,
+) -> None:
+    assert call(monkeypatch, *arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith(f"batchnorm: {message}")
+
+
+def test_bench_small(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    threads = torch.get_num_threads()
+    assert call(monkeypatch, *BENCH, "--layout", "contiguous", "--block", "relu", "--threads", "1") == 0
+    out, _ = capsys.readouterr()
+    assert "relu, float32, contiguous" in out
+    assert "bench/report.html" in out
+    found = json.loads((folder / "bench" / "report.json").read_text(encoding="utf-8"))
+    assert found["environment"]["threads"] == 1
+    assert [case["block"] for case in found["cases"]] == ["relu"] * 3
+    torch.set_num_threads(threads)
+
+
+def test_bench_json_is_all_there_is_on_stdout(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, *BENCH, "--json", "--dtype", "bfloat16", "--output", "out") == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found == json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
+    assert found["settings"]["dtype"] == "bfloat16"
+    assert (folder / "out" / "report.html").exists()
+
+
+def test_bench_refuses_wrong_results_with_status_1(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(Case, "ours", lambda case: BatchNorm(case.shape[1], eps=0.1))
+    assert call(monkeypatch, *BENCH) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.search(r"batchnorm: plain \(8, 16, 16, 16\) float32 contiguous: output is off by", err)
+    assert not (folder / "bench").exists()
+
+
+def test_bench_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def second_time(*arguments: Any) -> None:
+        if made:
+            raise KeyboardInterrupt
+        made.append(1)
+        check(*arguments)
+
+    made: list[int] = []
+    check = comparison.check
+    monkeypatch.setattr(comparison, "check", second_time)
+    assert call(monkeypatch, *BENCH) == 128 + signal.SIGINT
+    assert "Interrupted: only what was measured until then" in capsys.readouterr().out
+    found = json.loads((folder / "bench" / "report.json").read_text(encoding="utf-8"))
+    assert len(found["cases"]) == 1
+
+
+WARM = """
+import sys
+from batchnorm import cli
+from batchnorm.kernels import cpu, cpu_args, cpu_compile
+# one small kernel for each request, in place of fourteen
+spec = lambda activations: cpu_args.Spec(activation=activations[0])
+cpu.warmup = lambda dtypes, activations: cpu_compile.get("channel", "merge_sums", spec(activations))
+sys.argv = ["batchnorm", "warmup", "--dtype", "float32", *sys.argv[1:]]
+cli.main()
+"""
+
+
+def test_warmup_fills_the_cache_once(tmp_path: Path) -> None:
+    def warm(cache: Path, *arguments: str) -> str:
+        source = str(Path(cli.__file__).parents[1])
+        environment = os.environ | {"PYTHONPATH": source, "BATCHNORM_CACHE_DIR": str(cache)}
+        command = [sys.executable, "-c", WARM, *arguments]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    one = ("--activation", "none")
+    assert warm(tmp_path, *one) == f"1 kernels in {tmp_path}: 1 compiled now, 0 there before\n"
+    assert warm(tmp_path, *one, "--activation", "silu") == f"2 kernels in {tmp_path}: 1 compiled now, 1 there before\n"
+    assert len(list(tmp_path.iterdir())) == 2
+    assert "nowhere to keep them: the user's cache" in str(Warmed(None, 2, []))

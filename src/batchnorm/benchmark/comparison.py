@@ -43,7 +43,7 @@ class _Run:
         self.cases: list[Result] = []
         self.networks: list[Result] = []
         self.memory: list[Result] = []
-        self.notes: list[str] = []
+        self.notes = ["small inputs, to see that it works: no times to quote"] if settings.quick else []
         self.compile = settings.compile
 
     def jobs(self) -> Iterator[tuple[str, Callable[[], None]]]:

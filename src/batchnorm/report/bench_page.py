@@ -6,11 +6,11 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from .bench_table import NAMES
 from .document import document
 from .figures import blank
 
 Result = dict[str, Any]
+NAMES = {"compiled": "torch.compile"}
 SIZES = {"large": "8,192 values or more", "small": "fewer than 8,192 values"}
 COLORS = {"torch": "#e0782f", "compiled": "#9a63d8", "converted": "#8d99ae", "fused": "#2f7de1"}
 
@@ -50,8 +50,9 @@ def _plain(value: Any) -> str:
 def _total(total: Result) -> str:
     parts = []
     for name, mean in total["mean"].items():
-        slower = f"; {NAMES[name]} is faster on {total['slower'][name]}" if total["slower"][name] else ""
-        parts.append(f"against {NAMES[name]} {mean:.2f}× (least {total['least'][name]:.2f}×{slower})")
+        rival, slower = NAMES.get(name, name), total["slower"][name]
+        slower = f"; {rival} is faster on {slower}" if slower else ""
+        parts.append(f"against {rival} {mean:.2f}× (least {total['least'][name]:.2f}×{slower})")
     return f"Inputs of {SIZES[total['group']]} ({total['cases']}), geometric mean: {', '.join(parts)}."
 
 
@@ -62,13 +63,11 @@ def _section(title: str, words: list[str], figures: dict[str, Result], figure: A
     return f'<section><h2>{escape(title)}</h2>{text}<div class="plot" id="{name}"></div></section>'
 
 
-def _bars(figure: Any, labels: list[str], series: dict[str, list[float | None]], unit: str) -> Any:
+def _bars(figure: Any, labels: list[Any], series: dict[str, list[float | None]], unit: str) -> Any:
     for name, values in series.items():
         label = NAMES.get(name, name)
-        figure.add_bar(
-            x=labels, y=values, name=label, marker_color=COLORS[name], hovertemplate=f"%{{x}}: %{{y:.3g}}{unit}"
-        )
-    figure.update_xaxes(type="category")
+        hover = f"%{{x}}: %{{y:.3g}}{unit}<extra>{label}</extra>"
+        figure.add_bar(x=labels, y=values, name=label, marker_color=COLORS[name], hovertemplate=hover)
     return figure
 
 
@@ -77,19 +76,20 @@ def _times_faster(cases: list[Result]) -> Any:
     labels = ["×".join(map(str, case["shape"])) for case in cases]
     rivals = [name for name in ("torch", "compiled") if any(name in case["times"] for case in cases)]
     _bars(figure, labels, {name: [case["times"].get(name) for case in cases] for name in rivals}, "×")
+    figure.update_xaxes(type="category")
     figure.add_hline(y=1, line={"color": "#ca472f", "width": 2})
     return figure
 
 
 def _steps(networks: list[Result]) -> Any:
-    figure = blank("network", "ms", barmode="group")
-    labels = [f"{found['name']}, {found['layout']}" for found in networks]
+    figure = blank("", "ms", barmode="group")
+    labels = [[found[key] for found in networks] for key in ("name", "layout")]  # two levels
     kinds = ("torch", "converted", "fused")
     return _bars(figure, labels, {kind: [found["milliseconds"][kind] for found in networks] for kind in kinds}, " ms")
 
 
 def _kept(memory: list[Result]) -> Any:
-    figure = blank("network", "MiB an image", barmode="group")
-    labels = [f"{found['name']}, {found['activation']}" for found in memory]
+    figure = blank("", "MiB an image", barmode="group")
+    labels = [[found[key] for found in memory] for key in ("name", "activation")]
     kinds = ("torch", "converted", "fused")
     return _bars(figure, labels, {kind: [found["mebibytes"][kind] for found in memory] for kind in kinds}, " MiB")

@@ -11,8 +11,10 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 Result = dict[str, Any]
-NAMES = {"torch": "torch", "compiled": "torch.compile", "ours": "ours"}
-SIZES = {"large": "8,192 values or more", "small": "fewer"}
+LEGEND = (
+    "×: how many times faster ours is. compiled: torch.compile. copies: our time over that of copying the input.\n"
+    "small: inputs of fewer than 8,192 values. Totals are geometric means.\n"
+)
 
 
 def show(result: Result, console: Console) -> None:
@@ -21,6 +23,7 @@ def show(result: Result, console: Console) -> None:
         console.print(_cases(f"{block}, {result['settings']['dtype']}, {layout}", list(cases)))
     if result["totals"]:
         console.print(_totals(result["totals"]))
+        console.print(LEGEND, style="dim", highlight=False)
     if result["networks"]:
         console.print(_networks(result["networks"]))
     if result["memory"]:
@@ -32,12 +35,13 @@ def show(result: Result, console: Console) -> None:
 
 
 def _table(title: str, *columns: str) -> Table:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(title=Text(title), title_justify="left")
+    table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left")
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
     return table
 
 
@@ -52,9 +56,8 @@ def _ratio(value: float | None) -> Text:
 
 def _cases(title: str, cases: list[Result]) -> Table:
     rivals = [name for name in ("torch", "compiled") if any(name in case["times"] for case in cases)]
-    names = [NAMES[name] for name in rivals]
-    heads = [f"{name} ms" for name in [*names, "ours"]] + [f"× {name}" for name in names]
-    table = _table(title, "input", *heads, "copies: forward", "both")
+    heads = [f"{name}\nms" for name in [*rivals, "ours"]] + [f"×\n{name}" for name in rivals]
+    table = _table(title, "input", *heads, "copies\nforward", "copies\nboth")
     for case in cases:
         ms, copies = case["milliseconds"], case["copies"]
         table.add_row(
@@ -70,24 +73,25 @@ def _totals(totals: list[Result]) -> Table:
     from rich.text import Text
 
     rivals = [name for name in ("torch", "compiled") if any(name in total["mean"] for total in totals)]
-    heads = [part for name in rivals for part in (f"× {NAMES[name]}", "least", f"{NAMES[name]} is faster on")]
-    table = _table("in total: geometric means", "inputs", *heads)
+    heads = [part for name in rivals for part in (f"×\n{name}", "least", f"{name}\nfaster")]
+    table = _table("in total", "inputs", *heads)
     for total in totals:
         cells = []
         for name in rivals:
             slower = total["slower"].get(name, 0)
             cells += [_ratio(total["mean"].get(name)), _ratio(total["least"].get(name))]
             cells.append(Text(f"{slower} of {total['cases']}", style="bold red" if slower else ""))
-        table.add_row(f"{total['block']}, {total['layout']}, {SIZES[total['group']]}", *cells)
+        table.add_row(f"{total['block']} {total['layout']} {total['group']}", *cells)
     return table
 
 
 def _networks(networks: list[Result]) -> Table:
-    table = _table("a training step, ms", "network", "torch", "converted", "fused", "× converted", "× fused")
+    title = f"a training step of {networks[0]['batch']} images of {networks[0]['pixels']} px, ms"
+    table = _table(title, "network", "torch", "converted", "fused", "× converted", "× fused")
     for found in networks:
         ms, times = found["milliseconds"], found["times"]
         table.add_row(
-            f"{found['name']}, {found['layout']}, {found['batch']} images of {found['pixels']} px",
+            f"{found['name']} {found['layout']}",
             *(f"{ms[kind]:.0f}" for kind in ("torch", "converted", "fused")),
             *(_ratio(times[kind]) for kind in ("converted", "fused")),
         )
@@ -95,11 +99,12 @@ def _networks(networks: list[Result]) -> Table:
 
 
 def _memory(memory: list[Result]) -> Table:
-    table = _table("kept for the backward pass, MiB an image", "network", "torch", "converted", "fused", "of torch's")
+    title = f"kept for the backward pass, MiB an image of {memory[0]['pixels']} px"
+    table = _table(title, "network", "torch", "converted", "fused", "fused of torch's")
     for found in memory:
         size = found["mebibytes"]
         table.add_row(
-            f"{found['name']}, {found['activation']}, {found['pixels']} px",
+            f"{found['name']} {found['activation']}",
             *(f"{size[kind]:.1f}" for kind in ("torch", "converted", "fused")),
             f"{size['fused'] / size['torch']:.0%}",
         )

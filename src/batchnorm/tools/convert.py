@@ -99,7 +99,8 @@ def revert(model: Model) -> Model:
     """
     theirs = {ours: class_ for class_, ours in _ours.items()}
     layers = [(name or "(the model itself)", m) for name, m in model.named_modules() if isinstance(m, BatchNorm)]
-    stuck = [f"{name} (activation={m.activation!r})" for name, m in layers if m.activation and not m._fused]
+    taken = fusion.fused(model)
+    stuck = [f"{name} (activation={m.activation!r})" for name, m in layers if m.activation and m not in taken]
     stuck += [f"{name} (frozen)" for name, m in layers if m.frozen]
     stuck += [f"{name} (populations {', '.join(m.banks)})" for name, m in layers if hasattr(m, "banks")]
     stuck += [f"{name} ({type(m).__name__} has no counterpart)" for name, m in layers if type(m) not in theirs]

@@ -1,5 +1,6 @@
 """A module's own forward as a graph, its children being atoms; and a class with such a graph for its forward."""
 
+import builtins
 import copy
 import functools
 import inspect
@@ -78,9 +79,9 @@ def joined(layer: BatchNorm, x: Tensor, residual: Tensor) -> Tensor:
 
 
 def source_of(graph: fx.Graph) -> str | None:
-    """The forward that a graph stands for; None where it calls what is not torch's."""
+    """The forward that a graph stands for; None where it calls what is neither torch's nor Python's."""
     code = graph.python_code("self")
-    return code.src if code.globals.keys() <= SCOPE.keys() else None
+    return code.src if code.globals.keys() <= {*SCOPE, *dir(builtins)} else None
 
 
 def with_forward(base: Any, source: str) -> Any:

@@ -58,11 +58,20 @@ def fuse(model: nn.Module) -> None:
             _fuse_forward(module, free)
 
 
+def fused(model: nn.Module) -> set[nn.Module]:
+    """The norms of `model` whose activation `unfuse` brings back. (In a graph traced from a fused model it cannot.)"""
+    found: set[nn.Module] = set()
+    for module in model.modules():
+        if without_forward(module) is not type(module):
+            found |= {child for child in module.children() if isinstance(child, BatchNorm) and child._fused}
+        pairs = pairwise(module._modules.values())
+        found |= {layer for layer, after in pairs if isinstance(layer, BatchNorm) and isinstance(after, Fused)}
+    return found
+
+
 def unfuse(model: nn.Module) -> None:
-    """Undo `fuse`."""
+    """Undo `fuse`, but for the options of the norms, which `revert` takes off."""
     for module in list(model.modules()):
-        if isinstance(module, BatchNorm) and module._fused:
-            module.activation, module._fused = None, False
         module.__class__ = without_forward(module)
         for name, child in module._modules.items():
             if isinstance(child, Fused):
@@ -146,7 +155,7 @@ def _residual(norm: fx.Node, addition: fx.Node) -> fx.Node | None:
     if addition.op == "call_module" or addition.target not in ADDITIONS or addition.kwargs or len(addition.args) != 2:
         return None
     others = [value for value in addition.args if value is not norm]
-    if len(others) != 1 or not isinstance(others[0], fx.Node):
+    if not others or not isinstance(others[0], fx.Node):
         return None
     source = norm.args[0]
     # the norm is called later now: nothing in between may change its input
