@@ -47,6 +47,20 @@ def test_beyond_the_limit_nothing_is_kept_but_what_is_held_stays(pool: Pool) -> 
     assert len({t.data_ptr() for t in held}) == 8
 
 
+def test_what_was_resized_or_shared_with_a_process_is_not_used_again(pool: Pool) -> None:
+    x = torch.ones(LARGE)
+    resized = pool.empty_like(x)
+    resized.untyped_storage().resize_(0)
+    del resized
+    shared = pool.empty_like(x).share_memory_()
+    where = shared.data_ptr()
+    del shared
+    fresh = pool.empty_like(x)
+    assert fresh.untyped_storage().nbytes() == x.nbytes
+    assert fresh.data_ptr() != where
+    assert not fresh.is_shared()
+
+
 def test_threads_never_share_an_output(pool: Pool) -> None:
     x = torch.ones(LARGE)
 

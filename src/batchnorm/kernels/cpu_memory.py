@@ -31,7 +31,9 @@ class Pool:
         with self._lock:  # until the tensor counts as a user
             kept = self._kept.get(size, ())
             for storage in kept:
-                if torch._C._storage_Use_Count(storage._cdata) == 1:
+                idle = torch._C._storage_Use_Count(storage._cdata) == 1
+                # its last user may have resized it, or left it to another process
+                if idle and storage.nbytes() == size and not storage.is_shared():
                     break
             else:
                 storage = self._make(size)
