@@ -334,6 +334,23 @@ def test_the_inputs_of_a_norm_stay_as_they_were_when_it_ran() -> None:
         torch.testing.assert_close(bn.convert(copy.deepcopy(model), fuse=True)(x), model(x))
 
 
+class Product(nn.Module):
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        return x * y
+
+
+def test_names_of_modules_are_not_operations() -> None:
+    class Mine(Traced):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add, self.relu = Product(), nn.Tanh()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.relu(self.add(self.norm(x), x))
+
+    check(Mine(), [None])
+
+
 HOOKS = ["register_forward_hook", "register_forward_pre_hook", "register_full_backward_hook"]
 
 
