@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from .cpu_intrinsics import FLAGS, inline, like
+from .cpu_intrinsics import FLAGS, choose, inline, like
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -39,8 +39,8 @@ def _exp(z):
         return lambda z: math.exp(z)
 
     def exp32(z):
-        z = like(z, -87.0) if z < like(z, -87.0) else z
-        z = like(z, 88.0) if z > like(z, 88.0) else z
+        z = choose(z < like(z, -87.0), like(z, -87.0), z)
+        z = choose(z > like(z, 88.0), like(z, 88.0), z)
         shifted = z * like(z, 1.4426950408889634) + like(z, _ROUND)
         n = shifted - like(z, _ROUND)
         # ln 2 in two parts, the first exact in few enough bits that its product with n is exact
@@ -92,7 +92,7 @@ def _normal_of(z):
         p = p * t + like(z, 0.103016725)
         p = p * t + like(z, 0.103759061)
         tail = p * t * e
-        return (tail if z < like(z, 0.0) else like(z, 1.0) - tail), e * like(z, 0.3989422804014327)
+        return choose(z < like(z, 0.0), tail, like(z, 1.0) - tail), e * like(z, 0.3989422804014327)
 
     return normal32
 
@@ -106,29 +106,27 @@ def _identity_back(g, z):
 
 
 def _relu(z):
-    return like(z, 0.0) if z < like(z, 0.0) else z
+    return choose(z < like(z, 0.0), like(z, 0.0), z)
 
 
 def _relu_back(g, z):
-    return like(z, 0.0) if z <= like(z, 0.0) else g
+    return choose(z <= like(z, 0.0), like(z, 0.0), g)
 
 
 def _relu6(z):
-    above = like(z, 6.0) if z > like(z, 6.0) else z
-    return like(z, 0.0) if z < like(z, 0.0) else above
+    return choose(z < like(z, 0.0), like(z, 0.0), choose(z > like(z, 6.0), like(z, 6.0), z))
 
 
 def _relu6_back(g, z):
-    below = like(z, 0.0) if z >= like(z, 6.0) else g
-    return like(z, 0.0) if z <= like(z, 0.0) else below
+    return choose(z <= like(z, 0.0), like(z, 0.0), choose(z >= like(z, 6.0), like(z, 0.0), g))
 
 
 def _leaky_relu(z):
-    return z if z > like(z, 0.0) else z * like(z, _SLOPE)
+    return choose(z > like(z, 0.0), z, z * like(z, _SLOPE))
 
 
 def _leaky_relu_back(g, z):
-    return g if z > like(z, 0.0) else g * like(z, _SLOPE)
+    return choose(z > like(z, 0.0), g, g * like(z, _SLOPE))
 
 
 def _silu(z):
@@ -151,14 +149,13 @@ def _gelu_back(g, z):
 
 def _hardswish(z):
     sixth = (z + like(z, 3.0)) * like(z, 1 / 6)
-    held = like(z, 0.0) if sixth < like(z, 0.0) else (like(z, 1.0) if sixth > like(z, 1.0) else sixth)
-    return z * held
+    held = choose(sixth > like(z, 1.0), like(z, 1.0), sixth)
+    return z * choose(sixth < like(z, 0.0), like(z, 0.0), held)
 
 
 def _hardswish_back(g, z):
     middle = g * (z * like(z, 1 / 3) + like(z, 0.5))
-    above = g if z > like(z, 3.0) else middle
-    return like(z, 0.0) if z < like(z, -3.0) else above
+    return choose(z < like(z, -3.0), like(z, 0.0), choose(z > like(z, 3.0), g, middle))
 
 
 _TABLE = {

@@ -117,6 +117,16 @@ def accumulate(typing, total, value):
 
 
 @intrinsic
+def choose(typing, condition, yes, no):
+    """`yes` if `condition` else `no`, both computed: a branch would keep LLVM from vectorising the loop."""
+
+    def code(context, builder, signature, args):
+        return builder.select(*args)
+
+    return yes(types.boolean, yes, yes), code
+
+
+@intrinsic
 def like(typing, value, number):
     """`number` in the floating type of `value`."""
 
@@ -393,5 +403,5 @@ def _counted(a, index):
 @overload(where_counted, jit_options=FLAGS)
 def _where_counted(a, weight, value):
     if a.spec.mask:
-        return lambda a, weight, value: value if weight != real(a, 0.0) else real(a, 0.0)
+        return lambda a, weight, value: choose(weight != real(a, 0.0), value, real(a, 0.0))
     return lambda a, weight, value: value
