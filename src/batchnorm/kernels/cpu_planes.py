@@ -59,6 +59,13 @@ def _bounds(a, g, b):
 
 
 @inline
+def _run_end(a, b, b1):
+    """Behind the last piece of block `b`'s run: a run is finished before the next channel's is begun, so that memory
+    is read in one stretch."""
+    return min((b // a.split + 1) * a.split, b1)
+
+
+@inline
 def _gather(a, c, n0, n1, s0, s1, block):
     """Reads several runs into `block` as floats, so that sums need not stop at the end of each; returns how many."""
     count = 0
@@ -136,20 +143,23 @@ def _block_moments(a, c, n0, n1, s0, s1, seen, mean, block):
 @inline
 def _moments(a, g, c0, width, b0, b1, block, mean, m2):
     """Moments of blocks [b0, b1) of each channel of a band, merged in order by Chan's formula; returns the count."""
-    count = 0.0
+    count, b = 0.0, b0
     for j in range(width):
         mean[j] = 0.0
         m2[j] = 0.0
-    for b in range(b0, b1):
-        n0, n1, s0, s1 = _bounds(a, g, b)
-        n = float((n1 - n0) * (s1 - s0))
-        share, cross = n / (count + n), count * n / (count + n)
+    while b < b1:
+        last, total = _run_end(a, b, b1), count
         for j in range(width):
-            block_mean, block_m2 = _block_moments(a, c0 + j, n0, n1, s0, s1, b > b0, mean[j], block)
-            delta = block_mean - mean[j]
-            mean[j] += delta * share
-            m2[j] += block_m2 + delta * delta * cross
-        count += n
+            total = count
+            for piece in range(b, last):
+                n0, n1, s0, s1 = _bounds(a, g, piece)
+                n = float((n1 - n0) * (s1 - s0))
+                block_mean, block_m2 = _block_moments(a, c0 + j, n0, n1, s0, s1, piece > b0, mean[j], block)
+                delta, share = block_mean - mean[j], n / (total + n)
+                mean[j] += delta * share
+                m2[j] += block_m2 + delta * delta * (total * share)
+                total += n
+        b, count = last, total
     return count
 
 
@@ -194,23 +204,28 @@ def _masked_moments(a, g, c, b0, b1, block, weights):
 @inline
 def _normalize(a, g, c0, width, b0, b1, his, scales, shifts, buffer):
     """y = act((x − mean)·scale + shift + residual) over blocks [b0, b1) of a band."""
-    for b in range(b0, b1):
-        n0, n1, s0, s1 = _bounds(a, g, b)
+    b = b0
+    while b < b1:
+        last = _run_end(a, b, b1)
+        n0, n1, _, _ = _bounds(a, g, b)
         for n in range(n0, n1):
             j0 = 0
             while j0 < width:
                 j1 = min(j0 + a.together, width)
-                first = (n * a.C + c0 + j0) * a.S + s0
-                y, at = place(a, a.y, first, address(buffer))
-                for j in range(j0, j1):
-                    hi, w, v = his[j], scales[j], shifts[j]
-                    base = first + (j - j0) * a.S
-                    for s in range(s1 - s0):
-                        z = plus_residual(a, (read(a, a.x, base + s) - hi) * w + v, base + s)
-                        store(a, y, at + s, where_counted(a, counted(a, n * a.S + s0 + s), activate(a, z)))
-                    at += s1 - s0
-                stream(a, a.y, first, address(buffer), (j1 - j0) * (s1 - s0))
+                for piece in range(b, last):
+                    _, _, s0, s1 = _bounds(a, g, piece)
+                    first = (n * a.C + c0 + j0) * a.S + s0
+                    y, at = place(a, a.y, first, address(buffer))
+                    for j in range(j0, j1):
+                        hi, w, v = his[j], scales[j], shifts[j]
+                        base = first + (j - j0) * a.S
+                        for s in range(s1 - s0):
+                            z = plus_residual(a, (read(a, a.x, base + s) - hi) * w + v, base + s)
+                            store(a, y, at + s, where_counted(a, counted(a, n * a.S + s0 + s), activate(a, z)))
+                        at += s1 - s0
+                    stream(a, a.y, first, address(buffer), (j1 - j0) * (s1 - s0))
                 j0 = j1
+        b = last
 
 
 @inline
@@ -257,12 +272,16 @@ def _reduce(a, g, c0, width, b0, b1, hi, scale, shift, slopes, products, sum_g, 
     for j in range(width):
         sum_g[j] = 0.0
         sum_gx[j] = 0.0
-    for b in range(b0, b1):
-        n0, n1, s0, s1 = _bounds(a, g, b)
+    b = b0
+    while b < b1:
+        last = _run_end(a, b, b1)
         for j in range(width):
-            block_g, block_gx = _block_sums(a, c0 + j, n0, n1, s0, s1, hi[j], scale[j], shift[j], slopes, products)
-            sum_g[j] += block_g
-            sum_gx[j] += block_gx
+            for piece in range(b, last):
+                n0, n1, s0, s1 = _bounds(a, g, piece)
+                block_g, block_gx = _block_sums(a, c0 + j, n0, n1, s0, s1, hi[j], scale[j], shift[j], slopes, products)
+                sum_g[j] += block_g
+                sum_gx[j] += block_gx
+        b = last
     for j in range(width):
         sum_gx[j] = about_mean(a, g, c0 + j, sum_g[j], sum_gx[j])
 
@@ -270,28 +289,33 @@ def _reduce(a, g, c0, width, b0, b1, hi, scale, shift, slopes, products, sum_g, 
 @inline
 def _apply(a, g, c0, width, b0, b1, his, scales, shifts, by_slope, by_x, constant, buffer, second):
     """dx = a·g′ + b·(x − mean) + c over blocks [b0, b1) of a band; the residual's gradient is g′."""
-    for b in range(b0, b1):
-        n0, n1, s0, s1 = _bounds(a, g, b)
+    b = b0
+    while b < b1:
+        last = _run_end(a, b, b1)
+        n0, n1, _, _ = _bounds(a, g, b)
         for n in range(n0, n1):
             j0 = 0
             while j0 < width:
                 j1 = min(j0 + a.together, width)
-                first = (n * a.C + c0 + j0) * a.S + s0
-                dx, at = place(a, a.y, first, address(buffer))
-                dresidual, _ = place(a, a.dresidual, first, address(second))
-                for j in range(j0, j1):
-                    hi, w, v = his[j], scales[j], shifts[j]
-                    p, q, r = by_slope[j], by_x[j], constant[j]
-                    base = first + (j - j0) * a.S
-                    for s in range(s1 - s0):
-                        weight = counted(a, n * a.S + s0 + s)
-                        d, slope = _slope(a, base + s, hi, w, v)
-                        pass_residual(a, dresidual, at + s, where_counted(a, weight, slope))
-                        store(a, dx, at + s, where_counted(a, weight, p * slope + weight * (q * d + r)))
-                    at += s1 - s0
-                stream(a, a.y, first, address(buffer), (j1 - j0) * (s1 - s0))
-                stream_residual(a, first, address(second), (j1 - j0) * (s1 - s0))
+                for piece in range(b, last):
+                    _, _, s0, s1 = _bounds(a, g, piece)
+                    first = (n * a.C + c0 + j0) * a.S + s0
+                    dx, at = place(a, a.y, first, address(buffer))
+                    dresidual, _ = place(a, a.dresidual, first, address(second))
+                    for j in range(j0, j1):
+                        hi, w, v = his[j], scales[j], shifts[j]
+                        p, q, r = by_slope[j], by_x[j], constant[j]
+                        base = first + (j - j0) * a.S
+                        for s in range(s1 - s0):
+                            weight = counted(a, n * a.S + s0 + s)
+                            d, slope = _slope(a, base + s, hi, w, v)
+                            pass_residual(a, dresidual, at + s, where_counted(a, weight, slope))
+                            store(a, dx, at + s, where_counted(a, weight, p * slope + weight * (q * d + r)))
+                        at += s1 - s0
+                    stream(a, a.y, first, address(buffer), (j1 - j0) * (s1 - s0))
+                    stream_residual(a, first, address(second), (j1 - j0) * (s1 - s0))
                 j0 = j1
+        b = last
 
 
 def moments(a):

@@ -65,20 +65,12 @@ def _first_centre(a, c0, width, r0, r1, centre, total):
 
 @inline
 def _deviations(a, c0, width, r0, r1, centre, off, squares):
-    """Sums and squares of a tile's deviations from `centre`; four rows at a time, to touch the sums less often."""
+    """Sums and squares of a tile's deviations from `centre`. Row after row: four at a time touch the sums less often,
+    but the processor then no longer sees one stretch of memory to fetch ahead."""
     for j in range(width):
         off[j] = real(a, 0.0)
         squares[j] = real(a, 0.0)
-    fours = r0 + (r1 - r0) // 4 * 4
-    for q in range((r1 - r0) // 4):
-        b0 = (r0 + 4 * q) * a.C + c0
-        b1, b2, b3 = b0 + a.C, b0 + 2 * a.C, b0 + 3 * a.C
-        for j in range(width):
-            d0, d1 = read(a, a.x, b0 + j) - centre[j], read(a, a.x, b1 + j) - centre[j]
-            d2, d3 = read(a, a.x, b2 + j) - centre[j], read(a, a.x, b3 + j) - centre[j]
-            off[j] += (d0 + d1) + (d2 + d3)
-            squares[j] += (d0 * d0 + d1 * d1) + (d2 * d2 + d3 * d3)
-    for r in range(fours, r1):
+    for r in range(r0, r1):
         base = r * a.C + c0
         for j in range(width):
             d = read(a, a.x, base + j) - centre[j]
@@ -225,15 +217,8 @@ def masked_moments(a):
         i = ticket(a)
 
 
-@inline
-def _normalize_one(a, at, y, to, weight, hi, scale, shift):
-    """One element: (x − mean)·scale + shift, the part of the mean below its float in the shift."""
-    z = plus_residual(a, (read(a, a.x, at) - hi) * scale + shift, at)
-    store(a, y, to, where_counted(a, weight, activate(a, z)))
-
-
 def normalize(a):
-    """Normalises each chunk by given parameters; two rows at a time, to touch the parameters less often."""
+    """Normalises each chunk by given parameters: (x − mean)·scale + shift, the mean below its float in the shift."""
     hi, scale, shift, buffer = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE), scratch(a, _BUFFER)
     i = ticket(a)
     while i < a.items:
@@ -243,18 +228,12 @@ def normalize(a):
         while r0 < last:
             r1 = min(r0 + a.together, last)
             y, to = place(a, a.y, r0 * a.C + c0, address(buffer))
-            for q in range((r1 - r0) // 2):
-                r = r0 + 2 * q
-                b0, t0 = r * a.C + c0, to + 2 * q * width
-                w0, w1 = counted(a, r), counted(a, r + 1)
+            for r in range(r0, r1):
+                base, weight = r * a.C + c0, counted(a, r)
                 for j in range(width):
-                    _normalize_one(a, b0 + j, y, t0 + j, w0, hi[j], scale[j], shift[j])
-                    _normalize_one(a, b0 + a.C + j, y, t0 + width + j, w1, hi[j], scale[j], shift[j])
-            if (r1 - r0) % 2 == 1:
-                base, weight = (r1 - 1) * a.C + c0, counted(a, r1 - 1)
-                to += (r1 - 1 - r0) * width
-                for j in range(width):
-                    _normalize_one(a, base + j, y, to + j, weight, hi[j], scale[j], shift[j])
+                    z = plus_residual(a, (read(a, a.x, base + j) - hi[j]) * scale[j] + shift[j], base + j)
+                    store(a, y, to + j, where_counted(a, weight, activate(a, z)))
+                to += a.C
             stream(a, a.y, r0 * a.C + c0, address(buffer), (r1 - r0) * width)
             r0 = r1
         i = ticket(a)
@@ -269,25 +248,11 @@ def _slope(a, at, hi, scale, shift):
 
 @inline
 def _tile_sums(a, c0, width, r0, r1, hi, scale, shift, tile_g, tile_gx):
-    """Sums of g′ and g′·(x − hi) of a tile's columns, four rows at a time."""
+    """Sums of g′ and g′·(x − hi) of a tile's columns."""
     for j in range(width):
         tile_g[j] = real(a, 0.0)
         tile_gx[j] = real(a, 0.0)
-    for q in range((r1 - r0) // 4):
-        r = r0 + 4 * q
-        b0 = r * a.C + c0
-        b1, b2, b3 = b0 + a.C, b0 + 2 * a.C, b0 + 3 * a.C
-        w0, w1, w2, w3 = counted(a, r), counted(a, r + 1), counted(a, r + 2), counted(a, r + 3)
-        for j in range(width):
-            d0, s0 = _slope(a, b0 + j, hi[j], scale[j], shift[j])
-            d1, s1 = _slope(a, b1 + j, hi[j], scale[j], shift[j])
-            d2, s2 = _slope(a, b2 + j, hi[j], scale[j], shift[j])
-            d3, s3 = _slope(a, b3 + j, hi[j], scale[j], shift[j])
-            low = where_counted(a, w0, s0) + where_counted(a, w1, s1)
-            tile_g[j] += low + (where_counted(a, w2, s2) + where_counted(a, w3, s3))
-            low = where_counted(a, w0, s0 * d0) + where_counted(a, w1, s1 * d1)
-            tile_gx[j] += low + (where_counted(a, w2, s2 * d2) + where_counted(a, w3, s3 * d3))
-    for r in range(r0 + (r1 - r0) // 4 * 4, r1):
+    for r in range(r0, r1):
         base, weight = r * a.C + c0, counted(a, r)
         for j in range(width):
             d, s = _slope(a, base + j, hi[j], scale[j], shift[j])
@@ -322,16 +287,11 @@ def reduce(a):
         i = ticket(a)
 
 
-@inline
-def _apply_one(a, at, dx, dresidual, to, weight, hi, scale, shift, by_slope, by_x, constant):
-    """One element: a·g′ + b·(x − hi) + c, the rest of the mean in c; the residual's gradient is g′."""
-    d, slope = _slope(a, at, hi, scale, shift)
-    pass_residual(a, dresidual, to, where_counted(a, weight, slope))
-    store(a, dx, to, where_counted(a, weight, by_slope * slope + weight * (by_x * d + constant)))
-
-
 def apply(a):
-    """The input's gradient of each chunk by given coefficients, two rows at a time."""
+    """The input's gradient of each chunk by given coefficients: a·g′ + b·(x − hi) + c, the rest of the mean in c.
+
+    The residual's gradient is g′.
+    """
     hi, scale, shift = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
     by_slope, by_x, rest = scratch(a, SLICE), scratch(a, SLICE), scratch(a, SLICE)
     buffer, second = scratch(a, _BUFFER), scratch(a, _BUFFER)
@@ -344,21 +304,15 @@ def apply(a):
         while r0 < last:
             r1 = min(r0 + a.together, last)
             dx, to = place(a, a.y, r0 * a.C + c0, address(buffer))
-            dr, _ = place(a, a.dresidual, r0 * a.C + c0, address(second))
-            for pair in range((r1 - r0) // 2):
-                r = r0 + 2 * pair
-                b, t = r * a.C + c0, to + 2 * pair * width
-                w0, w1 = counted(a, r), counted(a, r + 1)
+            dresidual, _ = place(a, a.dresidual, r0 * a.C + c0, address(second))
+            for r in range(r0, r1):
+                base, weight = r * a.C + c0, counted(a, r)
                 for j in range(width):
-                    hi_, w, v, p, q, c = hi[j], scale[j], shift[j], by_slope[j], by_x[j], rest[j]
-                    _apply_one(a, b + j, dx, dr, t + j, w0, hi_, w, v, p, q, c)
-                    _apply_one(a, b + a.C + j, dx, dr, t + width + j, w1, hi_, w, v, p, q, c)
-            if (r1 - r0) % 2 == 1:
-                base, weight = (r1 - 1) * a.C + c0, counted(a, r1 - 1)
-                to += (r1 - 1 - r0) * width
-                for j in range(width):
-                    hi_, w, v, p, q, c = hi[j], scale[j], shift[j], by_slope[j], by_x[j], rest[j]
-                    _apply_one(a, base + j, dx, dr, to + j, weight, hi_, w, v, p, q, c)
+                    d, slope = _slope(a, base + j, hi[j], scale[j], shift[j])
+                    pass_residual(a, dresidual, to + j, where_counted(a, weight, slope))
+                    gradient = by_slope[j] * slope + weight * (by_x[j] * d + rest[j])
+                    store(a, dx, to + j, where_counted(a, weight, gradient))
+                to += a.C
             stream(a, a.y, r0 * a.C + c0, address(buffer), (r1 - r0) * width)
             stream_residual(a, r0 * a.C + c0, address(second), (r1 - r0) * width)
             r0 = r1
