@@ -123,6 +123,19 @@ def test_one_tensor_in_two_roles(training):
 
 @modes
 @every_activation
+def test_what_is_kept_of_a_residual(activation, training):
+    """The output where it says what the derivative is, mostly the next layer keeps it too; else the residual."""
+    x, residual, weight, bias = arguments()
+    seen = set()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.add(t.data_ptr()) or t, lambda t: t):
+        y = function(training, activation, True)(x, residual, weight, bias)
+    by_output = activation in ("relu", "relu6", "leaky_relu")
+    assert (y.data_ptr() in seen) == by_output
+    assert (residual.data_ptr() in seen) == (activation is not None and not by_output)
+
+
+@modes
+@every_activation
 def test_both_backward_paths_agree(activation, training):
     """The kernel's gradient and the one built to be differentiated again are the same numbers."""
     args = smooth(training, activation, True)

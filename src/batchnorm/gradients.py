@@ -1,8 +1,8 @@
 """Autograd: the derivative of every path is `between.backward`; where a gradient is itself to be differentiated
 (`create_graph=True`), the reference is, by torch.
 
-What is kept for the backward pass: the input, per-channel values, and the residual where the activation's derivative
-needs it. Normalised values and that derivative are computed again.
+What is kept for the backward pass: the input, per-channel values, and the residual (or the output) where the
+activation's derivative needs it. Normalised values and that derivative are computed again.
 """
 
 from collections.abc import Callable
@@ -79,18 +79,21 @@ def by_decisions(
     return between.forward(kernels, x, weight, bias, standard, details), standard, batch
 
 
+class Call(NamedTuple):
+    """What the fused path is told beside the tensors that gradients flow to."""
+
+    kernels: ModuleType
+    eps: float
+    activation: str | None
+    running: Running | None  # to be moved by the batch
+    population: tuple[Tensor, Tensor] | None  # mean and variance to normalise by, in place of the batch's
+
+
 def fused(
-    kernels: ModuleType,
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    running: Running | None,
-    population: tuple[Tensor, Tensor] | None,
+    x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, call: Call
 ) -> tuple[Tensor, Tensor, bool]:
     """Normalise in the kernels' one pass: y, mean and rstd (2, 1, C), whether a channel of `running` was skipped."""
+    kernels, eps, activation, running, population = call
     if population is None:
         y, statistics, skipped = kernels.forward(x, residual, weight, bias, eps, activation, running)
         return y, statistics, skipped
@@ -99,51 +102,54 @@ def fused(
 
 class Fused(torch.autograd.Function):
     """`by_batch` in the kernels' one pass each way, or `by_constants` where there is a `population`: y, and whether a
-    channel of `running` was skipped."""
+    channel of `running` was skipped.
+
+    Where the output says what an activation's derivative is, it is kept in place of the residual: mostly the next
+    layer keeps it as well.
+    """
 
     @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, bool]:
-        kernels, x, residual, weight, bias, ctx.eps, ctx.activation, _, population = inputs
-        y, statistics, skipped = fused(*inputs)
-        ctx.kernels, ctx.frozen = kernels, population is not None
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, call: Call
+    ) -> tuple[Tensor, bool]:
+        y, statistics, skipped = fused(x, residual, weight, bias, call)
+        ctx.call = call
+        by_output = residual is not None and call.activation in reference.BY_OUTPUT
+        again = y if by_output else residual if call.activation else None
         # where the bias is not needed again but for its dtype, changing it before the backward pass is no error
-        ctx.bias = None if ctx.activation else bias
-        again = (residual, bias) if ctx.activation else (None, None)
-        ctx.save_for_backward(x, again[0], weight, again[1], statistics)
+        ctx.bias = None if call.activation and not by_output else bias
+        ctx.save_for_backward(x, again, weight, bias if ctx.bias is None else None, statistics)
         return y, skipped
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, _: Any) -> tuple[Any, ...]:
-        x, residual, weight, bias, statistics = ctx.saved_tensors
-        _, needs_x, needs_residual, needs_weight, needs_bias, *_ = ctx.needs_input_grad
+        x, again, weight, bias, statistics = ctx.saved_tensors
+        needs_x, needs_residual, needs_weight, needs_bias, _ = ctx.needs_input_grad
         bias = bias if ctx.bias is None else ctx.bias
+        activation, frozen = ctx.call.activation, ctx.call.population is not None
         if torch.is_grad_enabled():
+            if again is not None and activation in reference.BY_OUTPUT:  # from here on, as without an activation
+                grad, again, activation = reference.ACTIVATIONS[activation][1](grad, again.detach()), None, None
 
             def y(x: Any, residual: Any, weight: Any, bias: Any) -> Tensor:
-                if ctx.frozen:
-                    return by_constants(
-                        reference, x, residual, weight, bias, statistics[0], statistics[1], ctx.activation
-                    )
-                return by_batch(reference, x, residual, weight, bias, ctx.eps, ctx.activation)[0]
+                if frozen:
+                    return by_constants(reference, x, residual, weight, bias, statistics[0], statistics[1], activation)
+                return by_batch(reference, x, residual, weight, bias, ctx.call.eps, activation)[0]
 
             needs = needs_x, needs_residual, needs_weight, needs_bias
-            grads = differentiable(y, grad, (x, residual, weight, bias), needs)
+            grads = differentiable(y, grad, (x, again, weight, bias), needs)
         else:
             affine = needs_weight or needs_bias
-            grads = ctx.kernels.backward(
-                grad, x, residual, weight, bias, statistics, ctx.activation, ctx.frozen, needs_residual, affine
+            grads = ctx.call.kernels.backward(
+                grad, x, again, weight, bias, statistics, activation, frozen, needs_residual, affine
             )
         dx, dresidual, dweight, dbias = grads
-        dresidual = grad if ctx.activation is None else dresidual
+        dresidual = grad if activation is None else dresidual
         return (
-            None,
             dx if needs_x else None,
             dresidual if needs_residual else None,
             dweight if needs_weight else None,
             dbias if needs_bias else None,
-            None,
-            None,
-            None,
             None,
         )
 

@@ -160,10 +160,8 @@ class BatchNorm(_BatchNorm):
         label = "" if group is None else self._label()
         learns = self.training and by_batch and mean is not None and not self._paused and not recomputing()
         running: Running | Literal[False] | None = None if learns else False
-        if learns and self._window is None and self.nonfinite != "raise":
-            running = Running(
-                bank.running_mean, bank.running_var, bank.num_batches_tracked, self.momentum, self.nonfinite
-            )
+        if learns and mean is not None and var is not None and self._window is None and self.nonfinite != "raise":
+            running = Running(mean, var, bank.num_batches_tracked, self.momentum, self.nonfinite)
         options = Options(
             residual,
             self.activation,

@@ -17,6 +17,7 @@ from batchnorm import between
 from batchnorm.backends import KERNELS, kernels_for
 from batchnorm.between import Details, Standard
 from batchnorm.gradients import (
+    Call,
     Decisions,
     Frozen,
     Fused,
@@ -68,17 +69,17 @@ def train(
 
     That is where the kernels have moved `running` by them, or where it is False: nothing is to be remembered.
     """
-    if _wants_plain_torch(x):
-        y, _, batch = by_batch(reference, x, residual, weight, bias, eps, activation)
-        return y, Moments(batch.count, batch.mean[0].detach(), batch.m2[0].detach())
     if _eager(x):
         kernels = kernels_for(x)
         if running is not None and _fuses(kernels, weight, bias, *(running[:2] if running else ())):
-            y, skipped = _fused(kernels, x, residual, weight, bias, eps, activation, running or None, None)
+            y, skipped = _fused(x, residual, weight, bias, Call(kernels, eps, activation, running or None, None))
             return y, Remembered(skipped)
         by_itself = Decisions(lambda own: (Standard.of_batch(own, eps), own), lambda sums: sums, activation, 0)
         y, *batch = General.apply(kernels, x, residual, weight, bias, None, by_itself)
         return y, Moments(*batch).channels()
+    if _wants_plain_torch(x):
+        y, _, batch = by_batch(reference, x, residual, weight, bias, eps, activation)
+        return y, Moments(batch.count, batch.mean[0].detach(), batch.m2[0].detach())
     y, mean, _, var = torch.ops.batchnorm.train(x, residual, weight, bias, eps, activation)
     count = x.numel() // x.shape[1]
     return y, Moments(count, mean[0], var[0] * count)
@@ -95,13 +96,14 @@ def frozen(
     activation: str | None,
 ) -> Tensor:
     """Normalise by a population's mean and variance (C,), constants to the gradient."""
-    if not _wants_plain_torch(x) and _eager(x) and _fuses(kernels := kernels_for(x), weight, bias, mean, var):
-        return _fused(kernels, x, residual, weight, bias, eps, activation, None, (mean, var))[0]
+    eager = _eager(x)
+    if eager and _fuses(kernels := kernels_for(x), weight, bias, mean, var):
+        return _fused(x, residual, weight, bias, Call(kernels, eps, activation, None, (mean, var)))[0]
     constant = Standard.of_population(mean, var, eps)
     arguments = x, residual, weight, bias, constant.mean, constant.rstd, activation
-    if _wants_plain_torch(x):
-        return by_constants(reference, *arguments)
-    return Frozen.apply(kernels_for(x), *arguments) if _eager(x) else torch.ops.batchnorm.frozen(*arguments)
+    if eager:
+        return Frozen.apply(kernels_for(x), *arguments)
+    return by_constants(reference, *arguments) if _wants_plain_torch(x) else torch.ops.batchnorm.frozen(*arguments)
 
 
 def _fuses(kernels: ModuleType, *raw: Tensor | None) -> bool:
@@ -121,7 +123,7 @@ _apply_fused = super(torch.autograd.Function, Fused).apply
 def _fused(*inputs: Any) -> tuple[Tensor, bool]:
     """`Fused`, where a gradient may be asked for: autograd's bookkeeping costs as much as a small tensor's kernel."""
     if torch.is_grad_enabled():
-        for t in inputs[1:5]:
+        for t in inputs[:4]:
             if t is not None and t.requires_grad:
                 return _apply_fused(*inputs)
     y, _, skipped = fused(*inputs)
@@ -151,9 +153,11 @@ def transformed() -> bool:
 
 
 def _eager(x: Tensor) -> bool:
-    """Whether nobody is watching: no compiler, no tensor mode, no subclass that has to see operators."""
+    """Whether nobody is watching: no transform, no compiler, no tensor mode, no subclass that has to see operators."""
+    if transformed() or torch.compiler.is_compiling():
+        return False
     plain = type(x) is Tensor or type(x) is torch.nn.Parameter
-    return plain and not torch.compiler.is_compiling() and torch._C._len_torch_dispatch_stack() == 0
+    return plain and torch._C._len_torch_dispatch_stack() == 0
 
 
 def _wants_plain_torch(x: Tensor) -> bool:

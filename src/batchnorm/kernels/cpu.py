@@ -18,6 +18,7 @@ from .cpu_args import KINDS, Args, Spec
 from .cpu_compile import get
 from .cpu_memory import empty_like
 from .cpu_plan import Plan, plan
+from .reference import BY_OUTPUT
 from .threads import launch
 
 calls: Counter[str] = Counter()  # how often each function ran, so that a test can prove which did
@@ -28,6 +29,7 @@ _PAST_CACHE = 4 << 20
 
 _DTYPES = {getattr(torch, name): name for name in KINDS}
 _KINDS = {getattr(torch, name): kind for name, kind in KINDS.items()}
+_LARGEST = {dtype: torch.finfo(dtype).max for dtype in _DTYPES}
 
 
 def supports(x: Tensor, mask: Tensor | None = None) -> bool:
@@ -265,7 +267,7 @@ def _set_running(args: Args, running: Any) -> None:
     if momentum is None:
         raise ValueError("a cumulative average (momentum=None) needs num_batches_tracked")
     args.momentum, args.flag = momentum, ctypes.addressof(args) + Args.skipped.offset
-    args.limit = torch.finfo(mean.dtype).max if nonfinite == "skip" else 0.0
+    args.limit = _LARGEST[mean.dtype] if nonfinite == "skip" else 0.0
     args.running_mean, args.running_var, args.running_kind = mean.data_ptr(), var.data_ptr(), _KINDS[mean.dtype]
     torch.autograd.graph.increment_version(changed)
 
@@ -344,6 +346,10 @@ def frozen(
     return y, statistics
 
 
+def _backward_spec(dtype: str, activation: str | None, residual: bool) -> Spec:
+    return Spec(dtype, activation, residual, output=residual and activation in BY_OUTPUT)
+
+
 def backward(
     grad: Tensor,
     x: Tensor,
@@ -358,7 +364,8 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """Gradients of input, residual, weight and bias; None where not asked for.
 
-    The input's goes through the batch's statistics, unless they are those of a `frozen` population.
+    The input's goes through the batch's statistics, unless they are those of a `frozen` population. For an activation
+    `BY_OUTPUT`, what is passed as the residual is the output.
     """
     calls["backward"] += 1
     x, how, args = _prepare(x)
@@ -380,7 +387,7 @@ def backward(
     if need_affine and bias is not None:
         dbias = torch.empty_like(bias)
         args.dbias, args.dbias_kind = dbias.data_ptr(), args.bias_kind
-    spec = Spec(_DTYPES[x.dtype], activation, residual is not None)
+    spec = _backward_spec(_DTYPES[x.dtype], activation, residual is not None)
     if how.fused:
         _run(how.module, "backward", spec, args, how.parallel)
         return dx, dresidual, dweight, dbias
@@ -405,12 +412,11 @@ def warmup(
         get("rows", "moments", Spec(name))
         for activation in activations:
             for residual in (False, True):
-                spec = Spec(name, activation, residual)
-                for module, kernels in (
-                    ("planes", ("forward", "backward", "normalize")),
-                    ("rows", ("normalize", "reduce", "apply")),
+                for spec, kernels in (
+                    (Spec(name, activation, residual), ("planes forward", "planes normalize", "rows normalize")),
+                    (_backward_spec(name, activation, residual), ("planes backward", "rows reduce", "rows apply")),
                 ):
                     for kernel in kernels:
-                        get(module, kernel, spec)
+                        get(*kernel.split(), spec)
     for kernel in ("finish_forward", "finish_backward", "read_population"):
         get("channel", kernel, _PLAIN)

@@ -47,3 +47,4 @@ class Spec(NamedTuple):
     activation: str | None = None
     residual: bool = False
     mask: bool = False
+    output: bool = False  # in the residual's place, a backward kernel finds the output, which is as good as z

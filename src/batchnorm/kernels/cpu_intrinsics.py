@@ -343,11 +343,13 @@ def store_kind(address, kind, index, value):
 
 
 def plus_residual(a, z, index):
-    """`z` plus element `index` of the residual, where the kernel has one."""
+    """`z` plus element `index` of the residual, where the kernel has one; or that of the output, in place of both."""
 
 
 @overload(plus_residual, jit_options=FLAGS)
 def _plus_residual(a, z, index):
+    if a.spec.output:
+        return lambda a, z, index: read(a, a.residual, index)
     if a.spec.residual:
         return lambda a, z, index: z + read(a, a.residual, index)
     return lambda a, z, index: z

@@ -25,6 +25,7 @@ ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tenso
     "gelu": (F.gelu, lambda grad, z: aten.gelu_backward(grad, z)),
     "hardswish": (F.hardswish, lambda grad, z: aten.hardswish_backward(grad, z)),
 }
+BY_OUTPUT = {"relu", "relu6", "leaky_relu"}  # their derivative at z is that at act(z)
 
 
 def statistics_dtype(x: Tensor) -> torch.dtype:
