@@ -24,7 +24,7 @@ def start(program: str, world_size: int, folder: Path) -> list[subprocess.Popen[
     return [subprocess.Popen(c, text=True, **settings) for c in commands]
 
 
-def finish(ranks: list[subprocess.Popen[str]], seconds: float = 120) -> list[tuple[int, str]]:
+def finish(ranks: list[subprocess.Popen[str]], seconds: float = 400) -> list[tuple[int, str]]:
     """What each returned, and said on stderr; none is left running."""
     try:
         return [(process.returncode, said) for process in ranks for said in [process.communicate(timeout=seconds)[1]]]

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-WORLD_SIZE, SECONDS = 2, 120
+WORLD_SIZE, SECONDS = 2, 400
 # torch 2.13 renames the argument; older ones know the old name only
 WARNINGS = ["-W", "error", "-W", "ignore:`broadcast_buffers` is deprecated:FutureWarning"]
 

@@ -14,7 +14,7 @@ def test_ranks_together_are_one_batch(splits, tmp_path):
     commands = [[sys.executable, program, str(r), str(tmp_path), *map(str, splits)] for r in range(len(splits))]
     ranks = [subprocess.Popen(c, stderr=subprocess.PIPE, text=True) for c in commands]
     for rank, process in enumerate(ranks):
-        _, stderr = process.communicate(timeout=120)
+        _, stderr = process.communicate(timeout=400)
         assert process.returncode == 0, f"rank {rank}: {stderr}"
     for rank in range(len(splits)):
         seen = torch.load(tmp_path / f"{rank}.pt", weights_only=True)

@@ -167,12 +167,11 @@ def normalize(
     activation: str | None = None,
     virtual: int = 0,
     mask: Tensor | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
     """act((x − mean)·scale + shift + residual)."""
     calls["normalize"] += 1
     x, how, args = _prepare(x, virtual)
-    y = empty_like(x) if out is None or out.stride() != x.stride() else out
+    y = empty_like(x)
     args.y = y.data_ptr()
     kept = _set_parameters(args, mean=mean, scale=scale, shift=shift)  # noqa: F841 (kept alive)
     if residual is not None:
@@ -181,7 +180,7 @@ def normalize(
     mask = _set_mask(args, x, mask)
     spec = Spec(_DTYPES[x.dtype], activation, residual is not None, mask is not None)
     _run(how.module, "normalize", spec, args, how.parallel)
-    return y if out is None or out is y else out.copy_(y)
+    return y
 
 
 def backward_reduce(

@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, overload
 
-from .cpu_intrinsics import FLAGS, choose, inline, like
+from .cpu_intrinsics import INLINED, choose, inline, like
 
 # mypy: disable-error-code="no-untyped-def"
 
@@ -33,7 +33,7 @@ def exp(z):
     """eᶻ; float32 within 2 ulp on [-87, 88], held at the ends beyond."""
 
 
-@overload(exp, jit_options=FLAGS)
+@overload(exp, jit_options=INLINED)
 def _exp(z):
     if z == types.float64:
         return lambda z: math.exp(z)
@@ -68,7 +68,7 @@ def _normal(z):
     """Φ(z) and φ(z) of the standard normal distribution."""
 
 
-@overload(_normal, jit_options=FLAGS)
+@overload(_normal, jit_options=INLINED)
 def _normal_of(z):
     if z == types.float64:
 
@@ -178,13 +178,13 @@ def backprop(a, g, z):
     """g·act′(z) for the activation of the kernel called with `a`."""
 
 
-@overload(activate, jit_options=FLAGS)
+@overload(activate, jit_options=INLINED)
 def _activate(a, z):
     value, _ = _TABLE[a.spec.activation]
     return lambda a, z: value(z)
 
 
-@overload(backprop, jit_options=FLAGS)
+@overload(backprop, jit_options=INLINED)
 def _backprop(a, g, z):
     _, back = _TABLE[a.spec.activation]
     return lambda a, g, z: back(g, z)

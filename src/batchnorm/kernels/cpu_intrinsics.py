@@ -21,7 +21,9 @@ from .cpu_args import Args, Spec
 # Contraction only (fused multiply-add): no flag that would let LLVM reorder (x − mean_hi) − mean_lo,
 # and none that would let it assume that NaN and Inf do not occur.
 FLAGS: Any = {"fastmath": {"contract"}, "error_model": "numpy"}
-inline = njit(forceinline=True, **FLAGS)
+# For what is only ever inlined: wrappers for other callers would take a third of Numba's time.
+INLINED: Any = FLAGS | {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+inline = njit(forceinline=True, **INLINED)
 
 _I8, _I16, _I32, _I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 _REAL = {types.float32: ir.FloatType(), types.float64: ir.DoubleType()}
@@ -147,7 +149,7 @@ def real(typing, a, number):
 
 
 def _inputs(builder):
-    """Metadata: the tensors a kernel reads. Outputs are elsewhere, or (`out=x`) written where just read."""
+    """Metadata: the tensors a kernel reads. Outputs are elsewhere."""
     add = builder.module.add_metadata
     return add([add(["batchnorm inputs", add(["batchnorm"])])])
 
@@ -346,7 +348,7 @@ def plus_residual(a, z, index):
     """`z` plus element `index` of the residual, where the kernel has one; or that of the output, in place of both."""
 
 
-@overload(plus_residual, jit_options=FLAGS)
+@overload(plus_residual, jit_options=INLINED)
 def _plus_residual(a, z, index):
     if a.spec.output:
         return lambda a, z, index: read(a, a.residual, index)
@@ -359,7 +361,7 @@ def pass_residual(a, address, index, slope):
     """Writes element `index` of the residual's gradient at `address`, where it is wanted."""
 
 
-@overload(pass_residual, jit_options=FLAGS)
+@overload(pass_residual, jit_options=INLINED)
 def _pass_residual(a, address, index, slope):
     if not a.spec.residual:
         return lambda a, address, index, slope: None
@@ -375,7 +377,7 @@ def stream_residual(a, index, buffer, count):
     """As `stream`, the residual's gradient, where it is wanted."""
 
 
-@overload(stream_residual, jit_options=FLAGS)
+@overload(stream_residual, jit_options=INLINED)
 def _stream_residual(a, index, buffer, count):
     if not a.spec.residual:
         return lambda a, index, buffer, count: None
@@ -395,14 +397,14 @@ def where_counted(a, weight, value):
     """`value`, or zero where the weight is zero: a NaN under the mask goes no further."""
 
 
-@overload(counted, jit_options=FLAGS)
+@overload(counted, jit_options=INLINED)
 def _counted(a, index):
     if a.spec.mask:
         return lambda a, index: _weight(a, index)
     return lambda a, index: real(a, 1.0)
 
 
-@overload(where_counted, jit_options=FLAGS)
+@overload(where_counted, jit_options=INLINED)
 def _where_counted(a, weight, value):
     if a.spec.mask:
         return lambda a, weight, value: choose(weight != real(a, 0.0), value, real(a, 0.0))

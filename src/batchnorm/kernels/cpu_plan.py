@@ -15,8 +15,8 @@ _BANDS = 16  # bands to keep for threads to share
 SLICE = 1024  # columns of a row worked on together: their running sums stay in L1
 _ITEM = 16384  # values that make a piece of work worth handing to a thread
 _ITEMS = 64  # pieces that keep the threads of a large machine busy
-_ROWS = 128  # rows summed in their own precision before float64 takes over, and the fewest in a piece of work,
-# which begins by reading each column's parameters
+_TILE = 64  # rows summed in their own precision before float64 takes over
+_ROWS = 128  # rows in a piece of work, which begins by reading each column's parameters
 _SERIAL = 32768  # below so many values, one thread is done before a second has started
 
 
@@ -39,7 +39,7 @@ def plan(rows: bool, N: int, C: int, S: int, virtual: int) -> Plan:
         split = max(-(-C // SLICE), 1)
         span = -(-C // split)
         chunks = min(_ITEMS // max(groups * split, 1), values * span // _ITEM, values // _ROWS)
-        stack = _ROWS
+        stack = _TILE
         args.together = max(BLOCK // max(span, 1), 2) if split == 1 else 1  # rows that lie side by side
         pieces = split
     else:
