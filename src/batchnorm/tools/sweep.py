@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.functional import _weights
-from batchnorm.moments import Moments
+from batchnorm.moments import Moments, weights_of
 from batchnorm.sharing import pooled_over_ranks, resolve
 from batchnorm.tools.levels import Use, levels
 from batchnorm.tools.progress import track
@@ -218,7 +217,7 @@ def _change(old: Moments, new: Moments) -> float:
 
 def measured(name: str, x: Tensor, kwargs: dict[str, Any]) -> Moments:
     """The moments of the input of a layer, without what the mask or lengths it is called with leave out."""
-    moments = Moments.of(x.detach(), mask=_weights(x, kwargs.get("mask"), kwargs.get("lengths")))
+    moments = Moments.of(x.detach(), mask=weights_of(x, kwargs.get("mask"), kwargs.get("lengths")))
     if not (moments.mean.isfinite() & moments.m2.isfinite()).all():
         raise FloatingPointError(f"{name} got NaN or Inf: no statistics were changed")
     return moments
