@@ -150,6 +150,10 @@ def test_files_memory_maps_loaders_and_frames(tmp_path: Path) -> None:
     exactly(bn.Standardize(3).fit(str(tmp_path / "t.csv"), columns=names), x[:3000].double())
     exactly(bn.Standardize(3).fit(loader), x)
     exactly(bn.Standardize(3).fit(table, columns=names), x)
+    for source, rows in ((table, x), (tmp_path / "t.parquet", x), (tmp_path / "t.csv", x[:3000])):
+        layer = bn.Standardize(2).fit(source, columns=["c", "a"])
+        exactly(layer, rows[:, [2, 0]])
+        assert layer.names == ["c", "a"]
     exactly(bn.Standardize(3).fit([tmp_path / "t.npy", x.numpy()]), x.repeat(2, 1))
     with pytest.raises(TypeError, match="'text'"):
         bn.Standardize(4).fit(tmp_path / "t.parquet")
@@ -167,6 +171,19 @@ def test_parquet_nulls_are_missing_values(tmp_path: Path) -> None:
         layer = bn.Standardize(3).fit(tmp_path / "t.parquet")
     assert layer.count.tolist() == [2, 2, 1]
     assert layer.mean.tolist() == [2, 0.5, 0.5]
+
+
+def test_csv_whose_first_block_says_nothing_of_the_rest(tmp_path: Path) -> None:
+    """Integers come first, fractions later; a column is empty at first; and names are quoted."""
+    pytest.importorskip("pyarrow", reason="reads the files")
+    rows = 60_000  # the first block of 1 MB holds integers alone
+    text = '"one, two",b\n' + "12345678,\n" * rows * 2 + "0.5,3\n" * rows
+    (tmp_path / "t.csv").write_text("\ufeff" + text)
+    with pytest.warns(UserWarning, match=r"\['b'\]"):
+        layer = bn.Standardize(2).fit(tmp_path / "t.csv")
+    assert layer.names == ["one, two", "b"]
+    assert layer.count.tolist() == [3 * rows, rows]
+    torch.testing.assert_close(layer.mean, torch.tensor([(2 * 12345678 + 0.5) / 3, 3]).double())
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.float16, ">f8"])

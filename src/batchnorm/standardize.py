@@ -118,8 +118,8 @@ class Standardize(nn.Module):
             total = pooled_over_ranks(own, group, "Standardize").channels()
         if not torch.as_tensor(total.count).any():
             raise ValueError("there was not a single value to fit: the batches are empty, or all values are missing")
-        self._set(total)
         self.names = streams.names_of(batches, columns)
+        self._set(total)
         if constant := self.constant:
             warnings.warn(f"features {constant} are constant or were never seen: their σ is set to 1", stacklevel=2)
         return self
