@@ -62,6 +62,46 @@ def test_prior_0_takes_the_new_domain_alone() -> None:
     torch.testing.assert_close(layer.running_mean, x.mean(0))
 
 
+def test_a_layer_used_twice_blends_with_all_its_calls() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = nn.BatchNorm1d(3)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.norm(self.norm(x) * 2 + 5)
+
+    model, x = Twice().double(), torch.randn(8, 3).double()
+    bn.adapt(model, x.split(3), prior=0)
+    first = (x - x.mean(0)) / (x.var(0, correction=0) + model.norm.eps).sqrt()
+    both = torch.cat([x, first * 2 + 5])
+    torch.testing.assert_close(model.norm.running_mean, both.mean(0))
+    torch.testing.assert_close(model.norm.running_var, both.var(0, correction=0))
+
+
+def test_layers_that_no_batch_reached_stay_as_they_were() -> None:
+    model = classifier()
+    model.aside = nn.BatchNorm1d(8).double()
+    model.forward = lambda x: nn.Sequential.forward(model[:6], x)
+    before = state(model.aside)
+    done = bn.adapt(model, [torch.randn(5, 4).double()])
+    assert done.samples == 5
+    assert same(before, state(model.aside))
+
+
+@pytest.mark.parametrize("options", [{}, {"online": True, "prior": 5}])
+def test_a_domain_adapts_its_own_population(options: dict[str, float]) -> None:
+    layer = bn.BatchNorm(3)
+    with bn.domain(layer, "night", affine=True):
+        layer(torch.randn(8, 3))
+    before, x = state(layer), torch.randn(20, 3) + 4
+    with bn.domain(layer, "night", affine=True):
+        done = bn.adapt(layer, [x], entropy=True, lr=0.1, **options)
+    moved = {k for k, v in state(layer).items() if not torch.equal(v, before[k])}
+    assert moved == {f"banks.night.{k}" for k in ("running_mean", "running_var", "weight", "bias")}
+    assert len(done.entropy) == 1
+
+
 def test_entropy_falls_and_only_affine_parameters_move() -> None:
     model, x = classifier(), torch.randn(64, 4).double()
     model[0].weight.grad = torch.ones(8, 4).double()
@@ -119,6 +159,7 @@ def test_errors() -> None:
         ("no batch", lambda: bn.adapt(model, [])),
         ("no batches", lambda: bn.adapt(model, [], online=True)),
         ("no batch norm here", lambda: bn.adapt(nn.Linear(1, 1), [])),
+        ("entropy=True needs several", lambda: bn.adapt(model, iter([]), online=True, entropy=True)),
         ("ranks share", lambda: bn.adapt(model, [], online=True, process_group=True)),
         ("logits", lambda: bn.adapt(model, [torch.randn(4, 4).double()], entropy=True, feed=lambda m, x: [m(x)])),
     ):

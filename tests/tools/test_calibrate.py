@@ -52,6 +52,11 @@ def same(model: nn.Module, expected: nn.Module, rtol: float = 1e-9) -> None:
         torch.testing.assert_close(ours.running_var, truth.running_var, rtol=rtol, atol=rtol)
 
 
+def load(model: nn.Module, state: dict[str, Tensor]) -> nn.Module:
+    model.load_state_dict(state)
+    return model
+
+
 def data(n: int = 12) -> Tensor:
     return torch.randn(n, 3, 6, 6).double() * torch.linspace(0.5, 2, n).reshape(-1, 1, 1, 1).double() + 3
 
@@ -186,6 +191,18 @@ def test_detached_branches_in_place_writes_and_reads_by_python_are_followed() ->
     same(nn.ModuleList([model.a, model.b, model.c]), nn.ModuleList([expected.a, expected.b, expected.c]))
 
 
+def test_a_domain_gets_its_own_population() -> None:
+    layer, x = bn.BatchNorm2d(3).double(), data()
+    with bn.domain(layer, "night"):
+        layer(data())
+        result = bn.calibrate(layer, x.split(5))
+        torch.testing.assert_close(layer.banks["night"].running_mean, x.mean((0, 2, 3)))
+        assert layer.banks["night"].num_batches_tracked == 3
+        result.restore()
+    assert not layer.running_mean.any()
+    assert layer.banks["night"].num_batches_tracked == 1
+
+
 def test_averaged_models_dropout_and_unequal_batches() -> None:
     x = data()
     average = AveragedModel(Branches().double())
@@ -249,10 +266,14 @@ def _rank(rank: int, folder: Path, jobs: list[tuple[nn.Module, list[list[Tensor]
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=60)
     )
     try:
-        for number, (model, shards) in enumerate(jobs):
+        for number, (shared, shards) in enumerate(jobs):
+            model = copy.deepcopy(shared)  # what is sent to a process is one memory for both
             result = bn.calibrate(model, shards[rank], process_group=True)
             layer = bn.Standardize(3).fit(shards[rank], process_group=True)
-            found = {"model": model.state_dict(), "batches": result.batches, "mean": layer.mean}
+            found = {"model": copy.deepcopy(model.state_dict()), "batches": result.batches, "mean": layer.mean}
+            result.restore()
+            found["samples"] = bn.adapt(model, shards[rank], prior=6, process_group=True).samples
+            found["adapted"] = model.state_dict()
             torch.save(found, folder / f"{number}-{rank}")
     finally:
         dist.destroy_process_group()
@@ -263,12 +284,15 @@ def test_over_ranks_also_one_without_data(tmp_path: Path) -> None:
     x = data(14)
     model = Branches(bn.BatchNorm2d).double()
     jobs = [(model, [[x[:3], x[3:10]], [x[10:]]]), (copy.deepcopy(model), [[], list(x.split(7))])]
-    expected = in_one_batch(model, x)
+    expected, adapted = in_one_batch(model, x), copy.deepcopy(model)
+    bn.adapt(adapted, [x], prior=6)
     mp.spawn(_rank, (tmp_path, jobs), nprocs=2)
     for number, batches in ((0, 3), (1, 2)):
         results = [torch.load(tmp_path / f"{number}-{rank}", weights_only=True) for rank in range(2)]
         assert all(torch.equal(v, results[1]["model"][k]) for k, v in results[0]["model"].items())
-        model.load_state_dict(results[0]["model"])
-        same(model, expected)
+        same(load(model, results[0]["model"]), expected)
         assert results[0]["batches"] == results[1]["batches"] == batches
         torch.testing.assert_close(results[1]["mean"], x.mean((0, 2, 3)))
+        for result in results:
+            assert result["samples"] == len(x)
+            same(load(model, result["adapted"]), adapted)
