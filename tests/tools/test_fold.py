@@ -170,6 +170,28 @@ def test_training_mode_and_never_trained_are_refused() -> None:
         bn.fold(model)
     with pytest.raises(ValueError, match="never trained: 1"):
         bn.fold(model.eval())
+    trained(model)[1].train()
+    with pytest.raises(ValueError, match="1 is in training mode"):
+        bn.fold(model)
+    frozen = bn.freeze(trained(nn.Sequential(nn.Conv2d(3, 4, 1), bn.BatchNorm2d(4))))
+    frozen[1].train()
+    assert bn.fold(frozen).report.into == {"1": "0"}
+
+
+def test_interrupted_leaves_the_model_as_it_was() -> None:
+    class Interrupts(nn.Sequential):
+        def forward(self, x: Tensor) -> Tensor:
+            y = super().forward(x)
+            if isinstance(x, Tensor) and x.shape[0] == 7:
+                raise KeyboardInterrupt
+            return y
+
+    model = trained(Interrupts(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4)))
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(KeyboardInterrupt):
+        bn.fold(model, torch.randn(7, 3, 2, 2))
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+    assert [type(m).__name__ for m in model.modules()] == ["Interrupts", "Conv2d", "BatchNorm2d"]
 
 
 def test_what_depends_on_the_data_is_refused() -> None:

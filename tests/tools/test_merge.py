@@ -41,6 +41,11 @@ def test_equal_parameters_stay_equal_bit_for_bit() -> None:
     assert type(both) is nn.Sequential
 
 
+def test_a_running_mean_alone_is_an_average() -> None:
+    both = bn.merge([{"centre.running_mean": torch.tensor([value])} for value in (1.0, 3.0)], [1, 3])
+    assert both["centre.running_mean"].item() == 2.5
+
+
 def test_fedbn_keys() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.BatchNorm1d(3), nn.LayerNorm(3))
     shared, local = population_keys(model)
