@@ -152,6 +152,41 @@ def test_one_pass_is_exact_for_the_first_level_only_and_takes_iterators() -> Non
     assert (model.last.running_var - expected.last.running_var).abs().max() > 1e-3
     with pytest.raises(ValueError, match="several passes"):
         bn.calibrate(model, iter(x.split(4)))
+    inputs: list[Tensor] = []
+    for layer in norms(model.eval()):
+        layer.train()
+    model.last.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    for batch in x.split([2, 10]):
+        model(batch)
+    bn.calibrate(model, x.split([2, 10]), exact=False)  # later levels: what is left of each batch by its own moments
+    seen = torch.cat(inputs[:2]).detach()
+    torch.testing.assert_close(model.last.running_mean, seen.mean((0, 2, 3)), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(model.last.running_var, seen.var((0, 2, 3)), rtol=1e-9, atol=1e-9)
+
+
+def test_the_shift_is_counted_in_standard_deviations() -> None:
+    layer = nn.BatchNorm1d(2)
+    result = bn.calibrate(layer, [torch.tensor([[1.0, 0.0], [2.0, 1.0]]), torch.tensor([[6.0, 2.0]])])
+    assert abs(result.shift["(the model itself)"] - 3 / 7**0.5) < 1e-6
+    assert "in (the model itself), by 1.1 σ" in str(result)
+
+
+def test_layers_that_saw_nothing_are_as_they_were_and_named() -> None:
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b, self.c = (bn.BatchNorm1d(3) for _ in range(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.a(x), lengths=torch.zeros(len(x), dtype=torch.long))
+
+    model = Masked()
+    before = copy.deepcopy(model.state_dict())
+    result = bn.calibrate(model, [torch.randn(4, 3, 5)] * 2, exact=False)
+    assert result.unused == ("b", "c")
+    assert "no batch reached b, c" in str(result)
+    assert model.a.num_batches_tracked == 2
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items() if not k.startswith("a."))
 
 
 def test_a_layer_used_twice_pools_its_calls() -> None:
@@ -230,6 +265,25 @@ def test_stops_early_when_converged_and_says_so() -> None:
     assert result.batches < 32
     assert "stopped early" in str(result)
     assert bn.calibrate(model, parts[:2], tolerance=1e-9).converged is False
+
+
+@pytest.mark.parametrize("drifting", [0, 1])
+def test_it_has_converged_when_every_level_has(drifting: int) -> None:
+    class Fed(nn.Module):
+        """Two levels, each with data of its own."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            return self.b(self.a(x) * 0 + y)
+
+    still, moving = torch.randn(2048, 3).split(128), torch.linspace(0, 50, 2048 * 3).reshape(-1, 3).split(128)
+    pairs = list(zip(still, moving, strict=True) if drifting else zip(moving, still, strict=True))
+    result = bn.calibrate(Fed(), pairs, tolerance=0.2, feed=lambda m, b: m(*b))
+    assert result.converged is False
+    assert result.batches == 16  # of the longest pass
 
 
 def test_masked_positions_do_not_count() -> None:
