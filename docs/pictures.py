@@ -69,7 +69,7 @@ def calibration() -> None:
 def adaptation() -> None:
     """The accuracy at home, in the new domain, and there after `adapt`."""
     run = example("adapt_to_a_new_domain.py")
-    rows = [("clean", "where it was trained", GREY), ("before", "new domain", ORANGE), ("after", "adapted", GREEN)]
+    rows = [("clean", "at home", GREY), ("before", "new domain", ORANGE), ("after", "adapted", GREEN)]
     found = [(f"{label} {run[key]:.0%}", run[key], colour) for key, label, colour in rows]
     bars("adapt.svg", "accuracy on digits: darker and noisier pictures, no labels used to adapt", [("", found)])
 
@@ -82,7 +82,7 @@ def merging() -> None:
     low, bins, width = -6.0, 48, 0.25
 
     def place(x: float, density: float) -> tuple[float, float]:
-        return 20 + 600 * (x - low) / (bins * width), 220 - 500 * density
+        return 20 + 600 * (x - low) / (bins * width), 220 - 430 * density
 
     shares = torch.histc(data, bins, low, low + bins * width) / len(data) / width
     for i, share in enumerate(shares.tolist()):
