@@ -1,6 +1,8 @@
 """Calibrated statistics equal those of all data in one batch, for any split into batches and ranks."""
 
 import copy
+import io
+import sys
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch import multiprocessing as mp
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import batchnorm as bn
 
@@ -238,13 +240,18 @@ def test_a_domain_gets_its_own_population() -> None:
     assert layer.banks["night"].num_batches_tracked == 1
 
 
-def test_averaged_models_dropout_and_unequal_batches() -> None:
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("average_fn", [None, get_ema_multi_avg_fn(0.9)], ids=["equal", "exponential"])
+def test_averaged_models_dropout_and_unequal_batches(training: bool, average_fn: Any) -> None:
     x = data()
-    average = AveragedModel(Branches().double())
+    average = AveragedModel(Branches().double(), multi_avg_fn=average_fn)
     average.update_parameters(Branches().double())
+    average.module.train(training)  # whatever the mode of the model that is averaged
     expected = in_one_batch(average, x)
     bn.calibrate(average, [{"x": part} for part in x.split([1, 11])])
     same(average, expected)
+    assert average.training
+    assert average.module.last.training == training
     torch.optim.swa_utils.update_bn(x.split([1, 11]), average)
     assert (average.module.stem[1].running_mean - expected.module.stem[1].running_mean).abs().max() > 0.01
 
@@ -284,6 +291,24 @@ def test_it_has_converged_when_every_level_has(drifting: int) -> None:
     result = bn.calibrate(Fed(), pairs, tolerance=0.2, feed=lambda m, b: m(*b))
     assert result.converged is False
     assert result.batches == 16  # of the longest pass
+
+
+def test_a_bar_only_where_somebody_watches(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def shown(stream: io.StringIO, wanted: bool | None) -> str:
+        monkeypatch.setattr(sys, "stderr", stream)
+        bn.calibrate(nn.BatchNorm1d(2), torch.randn(6, 2).split(2), progress=wanted)
+        return stream.getvalue()
+
+    pytest.importorskip("rich", reason="draws the bar")
+    monkeypatch.setenv("TERM", "xterm")
+    assert "level 1 of 1" in shown(Terminal(), None)
+    assert shown(io.StringIO(), None) == shown(Terminal(), False) == ""
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    assert shown(Terminal(), True) == ""
 
 
 def test_masked_positions_do_not_count() -> None:
