@@ -52,7 +52,8 @@ def test_one_sample_at_a_time_is_a_moving_average() -> None:
         bn.adapt(layer, [x], prior=9, online=True)
         torch.testing.assert_close(layer.running_mean, 0.9 * old + 0.1 * x.mean())
     together = bn.BatchNorm2d(1).double().eval()
-    bn.adapt(together, iter(torch.full((50, 1, 1, 2, 2), 3.0).double()), prior=9, online=True)
+    done = bn.adapt(together, iter(torch.full((50, 1, 1, 2, 2), 3.0).double()), prior=9, online=True)
+    assert done.samples == 50
     assert abs(together.running_mean.item() - 3 * (1 - 0.9**50)) < 1e-12
 
 
@@ -126,6 +127,14 @@ def test_the_guard_puts_parameters_back() -> None:
     assert done.resets == 5
     assert torch.equal(model[4].weight, before["4.weight"])
     assert done.drift == 0
+
+
+def test_after_a_reset_the_descent_starts_from_rest() -> None:
+    model, x = classifier(), torch.randn(64, 4).double()
+    first = bn.adapt(model, [x], prior=0, entropy=True, lr=1e-4, max_drift=1.0)
+    first.restore()
+    done = bn.adapt(model, [x] * 4, prior=0, entropy=True, lr=1e-4, max_drift=1.5 * first.drift)
+    assert done.resets == 2  # one step is allowed, two are too far
 
 
 @pytest.mark.parametrize("options", [{}, {"online": True}, {"entropy": True}])
