@@ -17,6 +17,7 @@ from torch import multiprocessing as mp
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import batchnorm as bn
+from batchnorm.tools.sweep import feed_by_default
 
 
 class Branches(nn.Module):
@@ -274,6 +275,57 @@ def test_stops_early_when_converged_and_says_so() -> None:
     assert bn.calibrate(model, parts[:2], tolerance=1e-9).converged is False
 
 
+def test_batches_are_fed_as_loaders_give_them() -> None:
+    x, layer = torch.randn(6, 3), nn.BatchNorm1d(3)
+    for batch in (x, [x, torch.zeros(6)], (x, torch.zeros(6)), {"input": x}):
+        bn.calibrate(layer, [batch])
+        torch.testing.assert_close(layer.running_mean, x.mean(0))
+        layer.reset_running_stats()
+    elsewhere = nn.Linear(3, 2, device="meta")
+    assert all(feed_by_default(elsewhere, batch).is_meta for batch in (x, [x], {"input": x}))
+
+
+def test_batches_that_take_different_ways_cannot_be_exact() -> None:
+    class Sometimes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.last = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.norm(x)
+            return self.last(self.norm(x) if len(x) > 4 else x)
+
+    model, batches = Sometimes(), [torch.randn(4, 3), torch.randn(5, 3)]
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(RuntimeError, match="norm was called 2 times by one batch, and not by the first"):
+        bn.calibrate(model, batches)
+    assert all(torch.equal(v, model.state_dict()[k]) for k, v in before.items())
+    assert bn.calibrate(model, batches, exact=False).batches == 2
+
+
+@pytest.mark.parametrize(("scale", "shift", "converged"), [(1, 0, True), (1, 0.4, False), (1.5, 0, False)])
+def test_a_mean_or_a_variance_that_moves_has_not_converged(scale: float, shift: float, converged: bool) -> None:
+    x = torch.tensor([[-1.0], [1.0]])
+    assert bn.calibrate(nn.BatchNorm1d(1), [x, x * scale + shift], tolerance=0.1).converged == converged
+
+
+def test_a_pass_goes_no_further_than_its_level() -> None:
+    calls: list[int] = []
+
+    class Marks(nn.Module):
+        def __init__(self, number: int) -> None:
+            super().__init__()
+            self.number = number
+
+        def forward(self, x: Tensor) -> Tensor:
+            calls.append(self.number)
+            assert not torch.is_grad_enabled()
+            return x
+
+    bn.calibrate(nn.Sequential(nn.BatchNorm1d(2), Marks(1), nn.BatchNorm1d(2), Marks(2)), torch.randn(9, 2).split(3))
+    assert calls == [1, 2, 1, 1, 1]  # the first batch shows the way; then three to level 1, and three to level 2
+
+
 @pytest.mark.parametrize("drifting", [0, 1])
 def test_it_has_converged_when_every_level_has(drifting: int) -> None:
     class Fed(nn.Module):
@@ -333,6 +385,9 @@ def test_errors_say_what_is_wrong_and_change_nothing() -> None:
         for exact in (True, False):
             with pytest.raises(error, match=match):
                 bn.calibrate(model, batches, exact=exact)
+    one_channel = torch.tensor([[1.0, 2.0], [3.0, torch.inf]])
+    with pytest.raises(FloatingPointError, match="NaN or Inf"):
+        bn.calibrate(nn.BatchNorm1d(2), [one_channel])
     with pytest.raises(ValueError, match="no batch norm here"):
         bn.calibrate(nn.Linear(2, 2), [])
     with pytest.raises(ValueError, match="one value has no variance"):
