@@ -137,24 +137,28 @@ def test_after_a_reset_the_descent_starts_from_rest() -> None:
     assert done.resets == 2  # one step is allowed, two are too far
 
 
-@pytest.mark.parametrize("options", [{}, {"online": True}, {"entropy": True}])
+@pytest.mark.parametrize(
+    ("options", "calls"),
+    # one call shows the levels, then two passes of 4 batches; the descent's second step is call 11
+    [({}, 1), ({}, 7), ({"online": True}, 3), ({"entropy": True}, 11)],
+)
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_interrupted_leaves_everything_as_it_was(options: dict[str, bool], error: type[BaseException]) -> None:
-    model, left = classifier(), [5]
+def test_interrupted_leaves_everything_as_it_was(
+    options: dict[str, bool], calls: int, error: type[BaseException]
+) -> None:
+    model, seen = classifier(), []
 
     def feed(model: nn.Module, batch: torch.Tensor) -> torch.Tensor:
-        left[0] -= 1
-        y = model(batch)
-        if left[0] == 0 or (left[0] < -1 and options.get("entropy")):
+        seen.append(state(model))
+        if len(seen) == calls:
             raise error
-        return y
+        return model(batch)
 
     before = state(model)
-    left[0] = 8 if options.get("entropy") else 3
-    if not options:
-        left[0] = 1
     with pytest.raises(error):
         bn.adapt(model, list(torch.randn(12, 4).double().split(3)), feed=feed, **options)
+    assert same(before, seen[-1]) == (calls == 1)
+    assert torch.equal(before["4.weight"], seen[-1]["4.weight"]) == ("entropy" not in options)
     assert same(before, state(model))
     assert all(p.requires_grad for p in model.parameters())
     assert all(m.training for m in model.modules())
