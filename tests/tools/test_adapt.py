@@ -73,11 +73,15 @@ def test_a_layer_used_twice_blends_with_all_its_calls() -> None:
             return self.norm(self.norm(x) * 2 + 5)
 
     model, x = Twice().double(), torch.randn(8, 3).double()
-    bn.adapt(model, x.split(3), prior=0)
-    first = (x - x.mean(0)) / (x.var(0, correction=0) + model.norm.eps).sqrt()
-    both = torch.cat([x, first * 2 + 5])
-    torch.testing.assert_close(model.norm.running_mean, both.mean(0))
-    torch.testing.assert_close(model.norm.running_var, both.var(0, correction=0))
+    bn.adapt(model, x.split(3), prior=4)
+
+    def blend(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # 8 samples, however often they come
+        return 2 / 3 * x.mean(0), (1 + 2 * x.var(0, correction=0)) / 3
+
+    mean, var = blend(x)
+    mean, var = blend(torch.cat([x, (x - mean) / (var + model.norm.eps).sqrt() * 2 + 5]))
+    torch.testing.assert_close(model.norm.running_mean, mean)
+    torch.testing.assert_close(model.norm.running_var, var)
 
 
 def test_layers_that_no_batch_reached_stay_as_they_were() -> None:
@@ -108,10 +112,20 @@ def test_entropy_falls_and_only_affine_parameters_move() -> None:
     model[0].weight.grad = torch.ones(8, 4).double()
     flags = [p.requires_grad for p in model.parameters()]
     before = state(model)
-    done = bn.adapt(model, [x] * 30, prior=0, entropy=True, lr=0.02, max_drift=10.0)
+    bn.adapt(start := copy.deepcopy(model), [x], prior=0)
+
+    def feed(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        wanted = {name for name, p in model.named_parameters() if p.requires_grad}
+        assert not torch.is_grad_enabled() or wanted == {"1.weight", "1.bias", "4.weight", "4.bias"}
+        return model(x)
+
+    done = bn.adapt(model, [x] * 30, prior=0, entropy=True, lr=0.02, max_drift=10.0, feed=feed)
+    first = torch.distributions.Categorical(logits=start.eval()(x)).entropy().mean().item()
+    assert abs(done.entropy[0] - first) < 1e-6
     assert done.entropy[-1] < 0.95 * done.entropy[0]
-    assert done.drift > 0
     after = state(model)
+    old, new = (torch.cat([s[f"{i}.{k}"] for i in (1, 4) for k in ("weight", "bias")]) for s in (before, after))
+    assert abs(done.drift / ((new - old).norm() / old.norm()) - 1) < 1e-9
     assert {k for k in before if not torch.equal(before[k], after[k])} <= {k for k in before if k[0] in "14"}
     assert not torch.equal(before["4.weight"], after["4.weight"])
     assert [p.requires_grad for p in model.parameters()] == flags
@@ -127,6 +141,25 @@ def test_the_guard_puts_parameters_back() -> None:
     assert done.resets == 5
     assert torch.equal(model[4].weight, before["4.weight"])
     assert done.drift == 0
+
+
+def test_the_guard_also_minds_what_is_not_a_number() -> None:
+    model, x = classifier(), torch.randn(8, 4).double()
+    before, calls = state(model), []
+
+    def feed(model: nn.Module, x: torch.Tensor) -> torch.Tensor:
+        calls.append(torch.is_grad_enabled())
+        return model(x) * (torch.nan if calls.count(True) == 2 else 1)
+
+    done = bn.adapt(model, [x] * 2, entropy=True, feed=feed)
+    assert done.resets == 1
+    assert torch.equal(model[4].weight, before["4.weight"])
+
+
+def test_no_more_than_the_limit() -> None:
+    layer, x = nn.BatchNorm1d(3), torch.randn(10, 3)
+    assert bn.adapt(layer, x.split(2), prior=0, limit=2).samples == 4
+    torch.testing.assert_close(layer.running_mean, x[:4].mean(0))
 
 
 def test_after_a_reset_the_descent_starts_from_rest() -> None:

@@ -63,6 +63,24 @@ def test_after_it_where_padding_allows(groups: int, mode: str) -> None:
         result = check(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, padding=padding)), x, 0, 1)
         assert "pads with zeros" in result.report.left["0"]
     assert "transposed" in str(check(nn.Sequential(nn.BatchNorm2d(4), nn.ConvTranspose2d(4, 6, 3)), x, 0, 1).report)
+    scales = trained(nn.Sequential(nn.BatchNorm2d(4), nn.Conv2d(4, 6, 3, padding=1)))
+    nn.init.zeros_(scales[0].running_mean)
+    nn.init.zeros_(scales[0].bias)
+    assert bn.fold(scales, x).report.into == {"0": "1"}  # no shift for the padding to miss
+
+
+def test_after_it_only_if_nothing_is_in_between() -> None:
+    class Sum(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.conv = bn.BatchNorm2d(4), nn.Conv2d(4, 6, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.conv(self.norm(x, residual=x.sin()))
+
+    x = torch.randn(2, 4, 7, 7)
+    for model in (nn.Sequential(bn.BatchNorm2d(4, activation="relu"), nn.Conv2d(4, 6, 1)), Sum()):
+        assert "activation or a residual" in str(check(model, x, 0, 1).report)
 
 
 def test_linear_needs_to_know_where_the_channels_are() -> None:
@@ -132,6 +150,26 @@ class Reused(nn.Module):
         return self.norm(self.conv(self.other(self.conv(x)).sin())).sin()
 
 
+class ReusedNorm(Reused):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x)).sin() + self.norm(x.sin()).sin() + self.other(x.cos()).cos()
+
+
+class OwnResidual(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(4, 4, 1), bn.BatchNorm2d(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.conv(x)
+        return self.norm(y, residual=y)
+
+
+class Masked(OwnResidual):
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x), mask=x > 0)
+
+
 class Branching(Reused):
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv(x)
@@ -145,7 +183,10 @@ def test_other_dataflows() -> None:
     grouped = nn.Sequential(Padded(6, 6, 2, groups=6), nn.BatchNorm2d(6))
     check(nn.Sequential(Padded(4, 6, 2, bias=False), Functional(6), nn.Hardswish(), grouped), x, 2)
     assert "several times" in check(Reused(), x, 0, 2).report.left["norm"]
+    assert "several times" in check(ReusedNorm(), x, 0, 2).report.left["norm"]
     assert "used elsewhere" in check(Branching(), x, 0, 2).report.left["norm"]
+    assert "used elsewhere" in check(OwnResidual(), x, 0, 1).report.left["norm"]
+    assert "mask" in check(Masked(), x, 0, 1).report.left["norm"]
     check(nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4)), x, 2)
     batch = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4, track_running_stats=False))
     assert "by the batch" in check(batch, x, 0, 1).report.left["1"]
@@ -159,9 +200,12 @@ def test_tied_weights_stay_tied_for_the_others() -> None:
 
 
 def test_hooks_keep_a_layer_from_folding() -> None:
-    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
-    model[0].register_forward_hook(lambda m, args, out: out * 2)
-    assert "hooks" in check(model, torch.randn(2, 4, 3, 3), 0, 1).report.left["1"]
+    for place in (0, 1):
+        for hook in ("forward_hook", "forward_pre_hook"):
+            model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+            double = {"forward_hook": lambda m, args, out: out * 2, "forward_pre_hook": lambda m, args: args[0] * 2}
+            getattr(model[place], f"register_{hook}")(double[hook])
+            assert "hooks" in check(model, torch.randn(2, 4, 3, 3), 0, 1).report.left["1"]
 
 
 def test_training_mode_and_never_trained_are_refused() -> None:
@@ -173,6 +217,11 @@ def test_training_mode_and_never_trained_are_refused() -> None:
     trained(model)[1].train()
     with pytest.raises(ValueError, match="1 is in training mode"):
         bn.fold(model)
+    model.eval().training = True
+    with pytest.raises(ValueError, match="the model is in training mode"):  # as its dropout would be
+        bn.fold(model)
+    model.eval().aside = nn.BatchNorm2d(4)  # never trained, and never used
+    model.forward = lambda x: model[1](model[0](x))
     frozen = bn.freeze(trained(nn.Sequential(nn.Conv2d(3, 4, 1), bn.BatchNorm2d(4))))
     frozen[1].train()
     assert bn.fold(frozen).report.into == {"1": "0"}

@@ -172,7 +172,7 @@ def _descend(sweep: Sweep, done: Adaptation, lr: float, max_drift: float) -> Non
                     parameter -= lr * v.mul_(0.9).add_(0 if g is None else g)
             done.entropy.append(value.item())
             done.drift = _drift(done.affine)
-            if not (value.isfinite() and done.drift <= max_drift):
+            if not done.drift <= max_drift:  # NaN too
                 _reset(done.affine)
                 speed = [torch.zeros_like(p) for p in parameters]
                 done.resets, done.drift = done.resets + 1, 0.0
