@@ -3,10 +3,12 @@
 import copy
 import io
 import sys
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -239,6 +241,57 @@ def test_a_domain_gets_its_own_population() -> None:
         result.restore()
     assert not layer.running_mean.any()
     assert layer.banks["night"].num_batches_tracked == 1
+
+
+class Way(nn.Module):
+    def __init__(self, forward: Callable[["Way", Tensor], Tensor]) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.d = (nn.BatchNorm2d(3) for _ in range(4))
+        self.register_buffer("gain", torch.full((1, 3, 1, 1), 0.5))
+        self.way = forward
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self, x)
+
+
+def by_numpy(m: Way, x: Tensor) -> Tensor:
+    """What no operator made may come of anything before it: of the deepest, not of the last."""
+    deep = m.b(m.a(x).tanh())
+    m.c(x)
+    return m.d(torch.from_numpy(np.tanh(deep.detach().numpy())))
+
+
+def by_writing(m: Way, x: Tensor) -> Tensor:
+    """An operator that writes and returns nothing."""
+    buffer = torch.zeros_like(x)
+    torch._foreach_add_([buffer], [m.a(x)])
+    return m.d(buffer.tanh())
+
+
+def by_buffer(m: Way, x: Tensor) -> Tensor:
+    """A buffer is there from the start."""
+    m.a(x)
+    return m.d(x * m.gain)
+
+
+@pytest.mark.parametrize(
+    ("way", "passes"),
+    [(by_numpy, 3), (by_writing, 2), (by_buffer, 1), (lambda m, x: m.d(input=m.a(x).tanh()), 2)],
+    ids=["numpy", "writing", "buffer", "keyword"],
+)
+def test_every_way_from_norm_to_norm_is_followed(way: Callable[[Way, Tensor], Tensor], passes: int) -> None:
+    x, model = data(), Way(way).double()
+    expected = in_one_batch(model, x)
+    assert bn.calibrate(model, x.split(5)).passes == passes
+    same(model, expected)
+
+
+def test_an_operator_s_keywords_are_followed() -> None:
+    def by_weight(m: Way, x: Tensor) -> Tensor:
+        weight = m.a(x).abs().flatten()
+        return m.d(x * torch.histogram(x.flatten(), 3, weight=weight).hist.reshape(1, 3, 1, 1))
+
+    assert bn.calibrate(Way(by_weight).double(), data().split(5)).passes == 2
 
 
 @pytest.mark.parametrize("training", [True, False])

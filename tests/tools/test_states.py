@@ -44,6 +44,18 @@ def test_frozen_survives_train_and_a_state_dict_that_torch_can_load(tmp_path):
     assert not same(memory(m), before)
 
 
+def test_freeze_takes_torchs_layers_and_all_or_none():
+    m = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    assert bn.freeze(m) is m
+    assert [layer.frozen for layer in m[1:]] == ["statistics", "statistics"]
+    assert all(p.requires_grad for p in m.parameters())  # γ and β go on learning
+    m.append(bn.BatchNorm(4, track_running_stats=False))
+    bn.unfreeze(m)
+    with pytest.raises(ValueError, match="no running statistics to normalise by"):
+        bn.freeze(m)
+    assert not any(layer.frozen for layer in m[1:])
+
+
 def test_paused_remembers_nothing_nested_and_after_an_error():
     m, x = model(), drifting(5, 3, 6, 6)
     before, wanted = memory(m), copy.deepcopy(m)(x)
