@@ -109,6 +109,12 @@ def test_frozen_layers_are_left_alone() -> None:
     assert "stem.1" not in result.layers
 
 
+@pytest.mark.parametrize("tool", [bn.calibrate, bn.adapt])
+def test_layers_without_a_population_are_left_alone(tool: Callable[..., Any]) -> None:
+    model = nn.Sequential(nn.BatchNorm1d(3, track_running_stats=False), nn.BatchNorm1d(3))
+    assert list(tool(model, [torch.randn(8, 3)]).layers) == ["1"]
+
+
 class Interrupts(nn.Module):
     def __init__(self, after: int, error: type[BaseException]) -> None:
         super().__init__()
