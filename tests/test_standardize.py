@@ -65,6 +65,28 @@ def test_more_than_a_piece_and_every_axis() -> None:
     exactly(bn.Standardize(3).fit(x.contiguous(memory_format=torch.channels_last)), flat)
 
 
+def test_fit_starts_anew_and_merge_goes_on() -> None:
+    a, b, c = drifting(60).split([10, 20, 30])
+    exactly(bn.Standardize(3).fit(a).fit(b), b)
+    exactly(bn.Standardize(3).fit(a).partial_fit(b).merge(bn.Standardize(3).fit(c).moments), torch.cat([a, b, c]))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_forward_and_inverse_along_an_axis(axis: int) -> None:
+    x = drifting(6 * 4).reshape(6, 4, 3).movedim(-1, axis).contiguous()
+    layer = bn.Standardize(3, axis=axis).fit(x)
+    y = layer(x).movedim(axis, -1).reshape(-1, 3).double()
+    torch.testing.assert_close(y.std(0, correction=0), torch.ones(3).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(layer.inverse(layer(x)), x)
+
+
+def test_integers_become_the_default_dtype() -> None:
+    x = torch.arange(12).reshape(4, 3)
+    layer = bn.Standardize(3).fit(x)
+    assert layer(x).dtype is torch.float32
+    torch.testing.assert_close(layer(x), layer(x.float()))
+
+
 def test_inverse_gives_the_input_back() -> None:
     x = drifting(500, 1e6)
     layer = bn.Standardize(3).fit(x)
@@ -95,6 +117,8 @@ def test_masks_and_missing_values_take_no_part() -> None:
     x, mask = drifting(100), torch.rand(100, 3) > 0.4
     expected = torch.where(mask, x, torch.nan)
     exactly(bn.Standardize(3).partial_fit(torch.where(mask, x, 1e30), mask), expected)
+    precise = x.double() + 1e9
+    exactly(bn.Standardize(3).partial_fit(precise.numpy(), mask.numpy()), torch.where(mask, precise, torch.nan))
     layer = bn.Standardize(3).fit(expected)
     exactly(layer, expected)
     assert torch.equal(layer(expected).isnan(), expected.isnan())
