@@ -2,6 +2,7 @@
 
 import copy
 import io
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import batchnorm as bn
+from batchnorm import streams
 
 
 def exactly(layer: bn.Standardize, x: Tensor) -> None:
@@ -117,6 +119,11 @@ def test_masks_and_missing_values_take_no_part() -> None:
     x, mask = drifting(100), torch.rand(100, 3) > 0.4
     expected = torch.where(mask, x, torch.nan)
     exactly(bn.Standardize(3).partial_fit(torch.where(mask, x, 1e30), mask), expected)
+    many = np.zeros((streams.ROWS + 5, 3), bool)
+    many[-2:] = True
+    many.flags.writeable = False  # comes in pieces
+    x_many = drifting(len(many))
+    exactly(bn.Standardize(3).partial_fit(x_many, many), x_many[-2:])
     precise = x.double() + 1e9
     exactly(bn.Standardize(3).partial_fit(precise.numpy(), mask.numpy()), torch.where(mask, precise, torch.nan))
     layer = bn.Standardize(3).fit(expected)
@@ -142,6 +149,10 @@ def test_infinite_values_are_an_error_and_change_nothing() -> None:
         x[3, 1], x[4, 1] = bad, torch.nan
         with pytest.raises(ValueError, match=r"features \[1\] hold infinite"):
             layer.partial_fit(x)
+        x = drifting(30_000)  # several pieces, one of them with both
+        x[3, 1], x[4, 1] = bad, torch.nan
+        with pytest.raises(ValueError, match=r"features \[1\] hold infinite"):
+            layer.fit(x)
     assert all(torch.equal(v, layer.state_dict()[k]) for k, v in before.items())
 
 
@@ -185,16 +196,29 @@ def test_files_memory_maps_loaders_and_frames(tmp_path: Path) -> None:
         bn.Standardize(4).fit("t.txt")
 
 
+def test_large_files_come_in_pieces_and_run_nothing(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((streams.ROWS + 5, 2), np.float32))
+    assert [len(piece) for piece in streams.tensors(tmp_path / "x.npy")] == [streams.ROWS, 5]
+    assert len(list(streams.tensors(np.zeros(streams.ROWS + 5, np.uint16)))) == 1  # one sample: features, not rows
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="Python objects"):
+        bn.Standardize(1).fit(tmp_path / "objects.npy")
+    for strange in (np.zeros((3, 1), complex), np.array([["a"]]), np.zeros((3, 1), np.longdouble)):
+        with pytest.raises(TypeError, match="expected numbers of at most 64 bits"):
+            bn.Standardize(1).fit(strange)
+
+
 def test_parquet_nulls_are_missing_values(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="reads the files")
     from pyarrow import parquet
 
     columns = {"a": [1, None, 3], "b": [True, False, None], "c": [0.5, None, None]}
+    columns |= {"d": [Decimal("0.5"), Decimal("1.5"), None], "e": [None, None, None]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
-    with pytest.warns(UserWarning, match="'c'"):
-        layer = bn.Standardize(3).fit(tmp_path / "t.parquet")
-    assert layer.count.tolist() == [2, 2, 1]
-    assert layer.mean.tolist() == [2, 0.5, 0.5]
+    with pytest.warns(UserWarning, match=r"\['c', 'e'\]"):
+        layer = bn.Standardize(5).fit(tmp_path / "t.parquet")
+    assert layer.count.tolist() == [2, 2, 1, 2, 0]
+    assert layer.mean.tolist() == [2, 0.5, 0.5, 1, 0]
 
 
 def test_csv_whose_first_block_says_nothing_of_the_rest(tmp_path: Path) -> None:
@@ -235,6 +259,23 @@ def test_it_ships_with_the_network() -> None:
     torch.testing.assert_close(exported(x), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_an_exported_inverse_is_not_off_by_the_rounding_of_the_mean() -> None:
+    class Back(nn.Module):
+        def __init__(self, layer: bn.Standardize) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, y: Tensor) -> Tensor:
+            return self.layer.inverse(y)
+
+    x = torch.randn(4000, 1).double() + 1e6 + 0.03  # in float32, the mean would be 1e6
+    layer = bn.Standardize(1).fit(x)
+    y = layer(x).float()
+    back = torch.export.export(Back(layer), (y,)).module()(y)
+    assert abs((back.double() - x).mean().item()) < 0.005
+    torch.testing.assert_close(back, layer.inverse(y), rtol=1.2e-7, atol=0)
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 def test_onnx() -> None:
     runtime = pytest.importorskip("onnxruntime", reason="runs the exported file")
@@ -258,6 +299,10 @@ def test_running_clipped_then_frozen() -> None:
     layer.eval()(drifting(10))
     layer.train().freeze()(drifting(10))
     exactly(layer, x)
+    plain = bn.Standardize(3).fit(x)(x)
+    assert plain.min() < -2
+    assert plain.max() > 2
+    torch.testing.assert_close(layer(x), plain.clamp(-2, 2))
     assert "clip=2.0" in repr(layer)
 
 
