@@ -47,3 +47,4 @@ def test_clips_and_what_was_fitted_first_stays_as_it_was() -> None:
     x.flags.writeable = False
     assert ours.transform(x).dtype == np.float64
     assert ours.transform(x.astype(np.float32)).dtype == np.float32
+    assert set(ours.__sklearn_tags__().transformer_tags.preserves_dtype) == {"float32", "float64"}

@@ -239,6 +239,7 @@ def test_arrays_of_any_number(dtype: str) -> None:
     x = np.arange(30).reshape(10, 3).astype(dtype)
     exactly(bn.Standardize(3).fit(x), torch.arange(30).reshape(10, 3))
     exactly(bn.Standardize(3).fit(x[::-1]), torch.arange(30).reshape(10, 3))
+    exactly(bn.Standardize(3).partial_fit(x, np.arange(10).reshape(10, 1) < 7), torch.arange(21).reshape(7, 3))
 
 
 def test_it_ships_with_the_network() -> None:
