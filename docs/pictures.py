@@ -1,21 +1,32 @@
-"""Draws the pictures of tools.md and standardize.md: python docs/pictures.py"""
+"""Draws the pictures of tools.md and standardize.md from runs of the examples: python docs/pictures.py"""
 
 import copy
+import math
+import runpy
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
-from sklearn.datasets import load_digits, load_wine
+from sklearn.datasets import load_wine
 from torch import nn
-from torch.optim.swa_utils import update_bn
 
 import batchnorm as bn
+from batchnorm.benchmark.networks import NETWORKS
 
 FOLDER = Path(__file__).parent / "images"
+EXAMPLES = Path(__file__).parent.parent / "examples"
 FRAME = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {height}" font-family="sans-serif" font-size="13">'
 BACKGROUND = '<rect width="640" height="{height}" fill="white"/>'
+ORANGE, PURPLE, GREEN, GREY = "#d95f02", "#7570b3", "#1b9e77", "#999"
 
 
-def write(name: str, height: int, parts: list[str]) -> None:
+def example(name: str) -> dict[str, Any]:
+    """What is left when an example has run."""
+    return runpy.run_path(str(EXAMPLES / name))
+
+
+def write(name: str, height: float, parts: list[str]) -> None:
     head = [FRAME.format(height=height), BACKGROUND.format(height=height)]
     (FOLDER / name).write_text("\n".join([*head, *parts, "</svg>"]) + "\n")
 
@@ -24,32 +35,88 @@ def text(x: float, y: float, words: str, anchor: str = "start") -> str:
     return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="#333">{words}</text>'
 
 
-def calibration() -> None:
-    """How wrong a variance of the second layer is, for data sorted by class, by how the statistics were taken."""
-    torch.manual_seed(0)
-    digits = load_digits()
-    x = torch.from_numpy(digits.images).float().unsqueeze(1)[torch.from_numpy(digits.target).argsort()]
-    conv = nn.Conv2d(1, 16, 3), nn.Conv2d(16, 16, 3)
-    start = nn.Sequential(conv[0], nn.BatchNorm2d(16), nn.ReLU(), conv[1], nn.BatchNorm2d(16))
-    truth = copy.deepcopy(start)
-    bn.calibrate(truth, [x])
-    parts = [text(20, 24, "largest error of a variance, relative (log scale); digits sorted by class")]
-    ways = {"update_bn": update_bn, "one pass": lambda b, m: bn.calibrate(m, b, exact=False)}
-    ways["calibrate"] = lambda b, m: bn.calibrate(m, b)
-    colours = {"update_bn": "#d95f02", "one pass": "#7570b3", "calibrate": "#1b9e77"}
-    y = 50
-    for size in (500, 100, 20):
-        parts.append(text(20, y + 34, f"batches of {size}"))
-        for name, way in ways.items():
-            model = copy.deepcopy(start)
-            way(x.split(size), model)
-            error = ((model[4].running_var - truth[4].running_var).abs() / truth[4].running_var).max().item()
-            width = 60 * (torch.tensor(max(error, 1e-8)).log10().item() + 8)
-            parts.append(f'<rect x="130" y="{y}" width="{max(width, 2):.0f}" height="16" fill="{colours[name]}"/>')
-            parts.append(text(136 + max(width, 2), y + 13, f"{name} {error:.0e}"))
+def bars(name: str, title: str, groups: Iterable[tuple[str, list[tuple[str, float, str]]]]) -> None:
+    """A horizontal bar for each (caption, length from 0 to 1, colour), in groups with a label."""
+    parts, y = [text(20, 24, title)], 50
+    for label, rows in groups:
+        parts.append(text(20, y + 10 * len(rows) + 4, label))
+        for caption, length, colour in rows:
+            width = max(360 * length, 2)
+            parts.append(f'<rect x="140" y="{y}" width="{width:.0f}" height="16" fill="{colour}"/>')
+            parts.append(text(146 + width, y + 13, caption))
             y += 20
         y += 14
-    write("calibrate.svg", y + 4, parts)
+    write(name, y + 4, parts)
+
+
+def magnitude(error: float) -> float:
+    """From 1e-8 (0) to 1 (1)."""
+    return max(math.log10(max(error, 1e-8)) / 8 + 1, 0)
+
+
+def calibration() -> None:
+    """How wrong a variance of the second layer is, for data sorted by class, by how the statistics were taken."""
+    run = example("calibrate_weight_average.py")
+    ways = {"update_bn": ORANGE, "one pass": PURPLE, "calibrate": GREEN}
+    groups = []
+    for size in (500, 100, 20):
+        errors = {how: run["error"](run["x"].split(size), how) for how in ways}
+        rows = [(f"{how} {error:.0e}", magnitude(error), ways[how]) for how, error in errors.items()]
+        groups.append((f"batches of {size}", rows))
+    bars("calibrate.svg", "largest error of a variance, relative (log scale); digits sorted by class", groups)
+
+
+def adaptation() -> None:
+    """The accuracy at home, in the new domain, and there after `adapt`."""
+    run = example("adapt_to_a_new_domain.py")
+    rows = [("clean", "at home", GREY), ("before", "new domain", ORANGE), ("after", "adapted", GREEN)]
+    found = [(f"{label} {run[key]:.0%}", run[key], colour) for key, label, colour in rows]
+    bars("adapt.svg", "accuracy on digits: darker and noisier pictures, no labels used to adapt", [("", found)])
+
+
+def merging() -> None:
+    """The data of two clients, and the normal curves of their merged and of their averaged variance."""
+    run = example("merge_clients.py")
+    data, mean = run["everything"].flatten(), run["merged"].running_mean.item()
+    parts = [text(20, 24, "all the data of two clients, and what each way takes their distribution to be")]
+    low, bins, width = -6.0, 48, 0.25
+
+    def place(x: float, density: float) -> tuple[float, float]:
+        return 20 + 600 * (x - low) / (bins * width), 220 - 430 * density
+
+    shares = torch.histc(data, bins, low, low + bins * width) / len(data) / width
+    for i, share in enumerate(shares.tolist()):
+        x, y = place(low + i * width, share)
+        parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="11.5" height="{220 - y:.1f}" fill="#ddd"/>')
+    ways = [("merged", run["ours"], GREEN), ("variances averaged", run["naive"].item(), ORANGE)]
+    for row, (label, variance, colour) in enumerate(ways):
+        curve = torch.distributions.Normal(mean, variance**0.5)
+        xs = torch.linspace(low, low + bins * width, 121)
+        points = [place(x, d) for x, d in zip(xs.tolist(), curve.log_prob(xs).exp().tolist(), strict=True)]
+        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<rect x="400" y="{52 + 22 * row}" width="14" height="4" fill="{colour}"/>')
+        parts.append(text(420, 58 + 22 * row, f"{label}: variance {variance:.2f}"))
+    parts.append(text(420, 58 + 22 * len(ways), f"all the data: variance {run['truth']:.2f}"))
+    write("merge.svg", 232, parts)
+
+
+@torch.no_grad()
+def folding() -> None:
+    """How far float32 networks are from themselves in float64, folded and not."""
+    groups = []
+    for name, make in NETWORKS.items():
+        torch.manual_seed(0)
+        model, x = make().eval(), torch.randn(4, 3, 64, 64)
+        bn.calibrate(model, [torch.randn(16, 3, 64, 64)])
+        truth = copy.deepcopy(model).double()(x.double())
+        ways: dict[str, tuple[nn.Module, str]] = {"as it is": (model, GREY), "folded": (bn.fold(model, x), GREEN)}
+        rows = []
+        for label, (network, colour) in ways.items():
+            error = ((network(x) - truth).abs().max() / truth.abs().max()).item()
+            rows.append((f"{label} {error:.0e}", magnitude(error), colour))
+        groups.append((name, rows))
+    bars("fold.svg", "largest error of an output against float64, relative (log scale)", groups)
 
 
 def standardization() -> None:
@@ -60,9 +127,9 @@ def standardization() -> None:
     for left, data, title in ((40, x, "proline and hue"), (360, layer(x), "after Standardize")):
         low, high = data.amin(0), data.amax(0)
         parts.append(text(left + 120, 22, title, "middle"))
-        parts.append(f'<rect x="{left}" y="34" width="240" height="200" fill="none" stroke="#999"/>')
+        parts.append(f'<rect x="{left}" y="34" width="240" height="200" fill="none" stroke="{GREY}"/>')
         parts += [
-            f'<circle cx="{left + 8 + 224 * px:.1f}" cy="{226 - 184 * py:.1f}" r="2.5" fill="#1b9e77" opacity="0.6"/>'
+            f'<circle cx="{left + 8 + 224 * px:.1f}" cy="{226 - 184 * py:.1f}" r="2.5" fill="{GREEN}" opacity="0.6"/>'
             for px, py in ((data - low) / (high - low)).tolist()
         ]
         parts.append(text(left, 252, f"{low[0]:.4g}") + text(left + 240, 252, f"{high[0]:.4g}", "end"))
@@ -72,5 +139,5 @@ def standardization() -> None:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    calibration()
-    standardization()
+    for draw in (calibration, adaptation, merging, folding, standardization):
+        draw()

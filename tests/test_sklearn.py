@@ -33,3 +33,18 @@ def test_attributes_as_the_standard_scaler() -> None:
     for name in ("mean_", "var_", "scale_", "n_samples_seen_"):
         np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-13)
     np.testing.assert_allclose(ours.inverse_transform(ours.transform(x)), x)
+
+
+def test_clips_and_what_was_fitted_first_stays_as_it_was() -> None:
+    x = np.random.default_rng(0).normal(3.0, 2.0, (50, 2))
+    ours = StandardizeTransformer(clip=1.0).fit(x[:20])
+    first = ours.mean_
+    assert np.abs(ours.transform(x)).max() == 1.0
+    ours.partial_fit(x[20:])
+    np.testing.assert_allclose(first, x[:20].mean(0))
+    np.testing.assert_allclose(ours.mean_, x.mean(0))
+    np.testing.assert_allclose(ours.fit(x[:20]).mean_, x[:20].mean(0))
+    x.flags.writeable = False
+    assert ours.transform(x).dtype == np.float64
+    assert ours.transform(x.astype(np.float32)).dtype == np.float32
+    assert set(ours.__sklearn_tags__().transformer_tags.preserves_dtype) == {"float32", "float64"}

@@ -2,6 +2,7 @@
 
 import copy
 import io
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import batchnorm as bn
+from batchnorm import streams
 
 
 def exactly(layer: bn.Standardize, x: Tensor) -> None:
@@ -65,6 +67,28 @@ def test_more_than_a_piece_and_every_axis() -> None:
     exactly(bn.Standardize(3).fit(x.contiguous(memory_format=torch.channels_last)), flat)
 
 
+def test_fit_starts_anew_and_merge_goes_on() -> None:
+    a, b, c = drifting(60).split([10, 20, 30])
+    exactly(bn.Standardize(3).fit(a).fit(b), b)
+    exactly(bn.Standardize(3).fit(a).partial_fit(b).merge(bn.Standardize(3).fit(c).moments), torch.cat([a, b, c]))
+
+
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_forward_and_inverse_along_an_axis(axis: int) -> None:
+    x = drifting(6 * 4).reshape(6, 4, 3).movedim(-1, axis).contiguous()
+    layer = bn.Standardize(3, axis=axis).fit(x)
+    y = layer(x).movedim(axis, -1).reshape(-1, 3).double()
+    torch.testing.assert_close(y.std(0, correction=0), torch.ones(3).double(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(layer.inverse(layer(x)), x)
+
+
+def test_integers_become_the_default_dtype() -> None:
+    x = torch.arange(12).reshape(4, 3)
+    layer = bn.Standardize(3).fit(x)
+    assert layer(x).dtype is torch.float32
+    torch.testing.assert_close(layer(x), layer(x.float()))
+
+
 def test_inverse_gives_the_input_back() -> None:
     x = drifting(500, 1e6)
     layer = bn.Standardize(3).fit(x)
@@ -95,6 +119,13 @@ def test_masks_and_missing_values_take_no_part() -> None:
     x, mask = drifting(100), torch.rand(100, 3) > 0.4
     expected = torch.where(mask, x, torch.nan)
     exactly(bn.Standardize(3).partial_fit(torch.where(mask, x, 1e30), mask), expected)
+    many = np.zeros((streams.ROWS + 5, 3), bool)
+    many[-2:] = True
+    many.flags.writeable = False  # comes in pieces
+    x_many = drifting(len(many))
+    exactly(bn.Standardize(3).partial_fit(x_many, many), x_many[-2:])
+    precise = x.double() + 1e9
+    exactly(bn.Standardize(3).partial_fit(precise.numpy(), mask.numpy()), torch.where(mask, precise, torch.nan))
     layer = bn.Standardize(3).fit(expected)
     exactly(layer, expected)
     assert torch.equal(layer(expected).isnan(), expected.isnan())
@@ -118,6 +149,10 @@ def test_infinite_values_are_an_error_and_change_nothing() -> None:
         x[3, 1], x[4, 1] = bad, torch.nan
         with pytest.raises(ValueError, match=r"features \[1\] hold infinite"):
             layer.partial_fit(x)
+        x = drifting(30_000)  # several pieces, one of them with both
+        x[3, 1], x[4, 1] = bad, torch.nan
+        with pytest.raises(ValueError, match=r"features \[1\] hold infinite"):
+            layer.fit(x)
     assert all(torch.equal(v, layer.state_dict()[k]) for k, v in before.items())
 
 
@@ -150,6 +185,10 @@ def test_files_memory_maps_loaders_and_frames(tmp_path: Path) -> None:
     exactly(bn.Standardize(3).fit(str(tmp_path / "t.csv"), columns=names), x[:3000].double())
     exactly(bn.Standardize(3).fit(loader), x)
     exactly(bn.Standardize(3).fit(table, columns=names), x)
+    for source, rows in ((table, x), (tmp_path / "t.parquet", x), (tmp_path / "t.csv", x[:3000])):
+        layer = bn.Standardize(2).fit(source, columns=["c", "a"])
+        exactly(layer, rows[:, [2, 0]])
+        assert layer.names == ["c", "a"]
     exactly(bn.Standardize(3).fit([tmp_path / "t.npy", x.numpy()]), x.repeat(2, 1))
     with pytest.raises(TypeError, match="'text'"):
         bn.Standardize(4).fit(tmp_path / "t.parquet")
@@ -157,16 +196,42 @@ def test_files_memory_maps_loaders_and_frames(tmp_path: Path) -> None:
         bn.Standardize(4).fit("t.txt")
 
 
+def test_large_files_come_in_pieces_and_run_nothing(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.zeros((streams.ROWS + 5, 2), np.float32))
+    assert [len(piece) for piece in streams.tensors(tmp_path / "x.npy")] == [streams.ROWS, 5]
+    assert len(list(streams.tensors(np.zeros(streams.ROWS + 5, np.uint16)))) == 1  # one sample: features, not rows
+    np.save(tmp_path / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="Python objects"):
+        bn.Standardize(1).fit(tmp_path / "objects.npy")
+    for strange in (np.zeros((3, 1), complex), np.array([["a"]]), np.zeros((3, 1), np.longdouble)):
+        with pytest.raises(TypeError, match="expected numbers of at most 64 bits"):
+            bn.Standardize(1).fit(strange)
+
+
 def test_parquet_nulls_are_missing_values(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="reads the files")
     from pyarrow import parquet
 
     columns = {"a": [1, None, 3], "b": [True, False, None], "c": [0.5, None, None]}
+    columns |= {"d": [Decimal("0.5"), Decimal("1.5"), None], "e": [None, None, None]}
     parquet.write_table(pyarrow.table(columns), tmp_path / "t.parquet")
-    with pytest.warns(UserWarning, match="'c'"):
-        layer = bn.Standardize(3).fit(tmp_path / "t.parquet")
-    assert layer.count.tolist() == [2, 2, 1]
-    assert layer.mean.tolist() == [2, 0.5, 0.5]
+    with pytest.warns(UserWarning, match=r"\['c', 'e'\]"):
+        layer = bn.Standardize(5).fit(tmp_path / "t.parquet")
+    assert layer.count.tolist() == [2, 2, 1, 2, 0]
+    assert layer.mean.tolist() == [2, 0.5, 0.5, 1, 0]
+
+
+def test_csv_whose_first_block_says_nothing_of_the_rest(tmp_path: Path) -> None:
+    """Integers come first, fractions later; a column is empty at first; and names are quoted."""
+    pytest.importorskip("pyarrow", reason="reads the files")
+    rows = 60_000  # the first block of 1 MB holds integers alone
+    text = '"one, two",b\n' + "12345678,\n" * rows * 2 + "0.5,3\n" * rows
+    (tmp_path / "t.csv").write_text("\ufeff" + text)
+    with pytest.warns(UserWarning, match=r"\['b'\]"):
+        layer = bn.Standardize(2).fit(tmp_path / "t.csv")
+    assert layer.names == ["one, two", "b"]
+    assert layer.count.tolist() == [3 * rows, rows]
+    torch.testing.assert_close(layer.mean, torch.tensor([(2 * 12345678 + 0.5) / 3, 3]).double())
 
 
 @pytest.mark.parametrize("dtype", [np.int64, np.uint16, np.float16, ">f8"])
@@ -174,6 +239,7 @@ def test_arrays_of_any_number(dtype: str) -> None:
     x = np.arange(30).reshape(10, 3).astype(dtype)
     exactly(bn.Standardize(3).fit(x), torch.arange(30).reshape(10, 3))
     exactly(bn.Standardize(3).fit(x[::-1]), torch.arange(30).reshape(10, 3))
+    exactly(bn.Standardize(3).partial_fit(x, np.arange(10).reshape(10, 1) < 7), torch.arange(21).reshape(7, 3))
 
 
 def test_it_ships_with_the_network() -> None:
@@ -192,6 +258,23 @@ def test_it_ships_with_the_network() -> None:
     assert torch.equal(half[0].mean, model[0].mean)
     exported = torch.export.export(model.eval(), (x,)).module()
     torch.testing.assert_close(exported(x), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_exported_inverse_is_not_off_by_the_rounding_of_the_mean() -> None:
+    class Back(nn.Module):
+        def __init__(self, layer: bn.Standardize) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, y: Tensor) -> Tensor:
+            return self.layer.inverse(y)
+
+    x = torch.randn(4000, 1).double() + 1e6 + 0.03  # in float32, the mean would be 1e6
+    layer = bn.Standardize(1).fit(x)
+    y = layer(x).float()
+    back = torch.export.export(Back(layer), (y,)).module()(y)
+    assert abs((back.double() - x).mean().item()) < 0.005
+    torch.testing.assert_close(back, layer.inverse(y), rtol=1.2e-7, atol=0)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -217,6 +300,10 @@ def test_running_clipped_then_frozen() -> None:
     layer.eval()(drifting(10))
     layer.train().freeze()(drifting(10))
     exactly(layer, x)
+    plain = bn.Standardize(3).fit(x)(x)
+    assert plain.min() < -2
+    assert plain.max() > 2
+    torch.testing.assert_close(layer(x), plain.clamp(-2, 2))
     assert "clip=2.0" in repr(layer)
 
 

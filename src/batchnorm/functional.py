@@ -10,7 +10,7 @@ from batchnorm import ops, population, sharing
 from batchnorm.between import Standard
 from batchnorm.gradients import Decisions
 from batchnorm.kernels.reference import ACTIVATIONS
-from batchnorm.moments import Moments, values_per_channel
+from batchnorm.moments import Moments, values_per_channel, weights_of
 from batchnorm.options import Options, Renorm, Running, Single
 from batchnorm.validation import validate
 
@@ -111,7 +111,7 @@ def normalized(
     if not torch.jit.is_tracing():  # sizes are tensors there: to compare them is to warn, and to bake them in
         validate(input, running_mean, running_var, weight, bias, training, eps, options)
     stats, affine = (running_mean, running_var), (weight, bias)
-    mask = _weights(input, options.mask, options.lengths)
+    mask = weights_of(input, options.mask, options.lengths)
     if not training:
         return _by_population(input, *stats, *affine, eps, options, mask), None
     group = sharing.resolve(options.process_group)
@@ -129,7 +129,7 @@ def normalized(
             "virtual_batch_size and process_group exclude one another: the first makes the group that shares "
             "statistics smaller than the batch, the second larger. Choose one"
         )
-    x, (residual,) = _dense(input, options.residual)
+    x, (residual, mask) = _dense(input, options.residual, mask)
     by_population = options.renorm is not None or options.single == "population"
     constant = Standard.of_population(*_population(running_mean, running_var), eps) if by_population else None
     choice = _Choice(group, options.label, eps, constant, options.renorm, options.single == "population")
@@ -194,7 +194,7 @@ def _by_population(
 ) -> Tensor:
     residual, activation = options.residual, options.activation
     if mask is not None:
-        input, _ = _dense(input)
+        input, (mask,) = _dense(input, mask)
         input = torch.where(mask > 0, input, 0)  # whatever stands there, NaN too
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         # A standard operator: exporters know it, and compilers fuse it with its neighbours.
@@ -207,17 +207,6 @@ def _by_population(
         x, (residual,) = _dense(input, residual)
         y = ops.frozen(x, residual, weight, bias, *_population(running_mean, running_var), eps, activation)
     return y if mask is None else torch.where(mask > 0, y, 0)
-
-
-def _weights(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
-    """The mask, or what `lengths` stand for, as weights that broadcast over `input`."""
-    if lengths is not None:
-        mask = (torch.arange(input.shape[2], device=input.device) < lengths.unsqueeze(1)).unsqueeze(1)
-    if mask is None:
-        return None
-    mask = mask.unsqueeze(1) if mask.dim() == input.dim() - 1 else mask
-    _, (mask,) = _dense(input, mask)
-    return mask.to(torch.promote_types(input.dtype, torch.float32))
 
 
 def _of_nothing(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

@@ -75,6 +75,16 @@ class Moments:
         return Moments(count, self.mean + step, self.m2 + other.m2 + delta * step * self.count)
 
 
+def weights_of(x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
+    """The mask, or what `lengths` stand for, as weights that broadcast over `x: (N, C, *)`; None: all values count."""
+    if lengths is not None:
+        mask = (torch.arange(x.shape[2], device=x.device) < lengths.unsqueeze(1)).unsqueeze(1)
+    if mask is None:
+        return None
+    mask = mask.unsqueeze(1) if mask.dim() == x.dim() - 1 else mask
+    return mask.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def values_per_channel(x: Tensor) -> int:
     """How many values each channel of `x: (N, C, *)` has."""
     return x.shape[0] * x.shape[2:].numel()

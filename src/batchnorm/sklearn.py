@@ -58,8 +58,6 @@ class StandardizeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimat
     def _through(self, X: Any, inverse: bool) -> np.ndarray:  # noqa: N803
         check_is_fitted(self)
         X = validate_data(self, X, dtype=FLOAT_DTYPES, ensure_all_finite="allow-nan", reset=False)
-        if len(X) == 0:
-            return X.copy()
         with torch.no_grad():
             x = torch.from_numpy(X if X.flags.writeable else X.copy())
             return (self.layer_.inverse(x) if inverse else self.layer_(x)).numpy()

@@ -118,8 +118,8 @@ class Standardize(nn.Module):
             total = pooled_over_ranks(own, group, "Standardize").channels()
         if not torch.as_tensor(total.count).any():
             raise ValueError("there was not a single value to fit: the batches are empty, or all values are missing")
-        self._set(total)
         self.names = streams.names_of(batches, columns)
+        self._set(total)
         if constant := self.constant:
             warnings.warn(f"features {constant} are constant or were never seen: their σ is set to 1", stacklevel=2)
         return self
@@ -132,10 +132,12 @@ class Standardize(nn.Module):
         >>> bn.Standardize(1).partial_fit(x, mask=torch.tensor([[True], [True], [False]])).mean.item()
         2.0
         """
-        if mask is not None:
-            (mask,) = streams.tensors(mask)
+        pieces = streams.tensors(x)
+        if mask is not None:  # whole, since the two belong together
+            mask, x = (torch.cat(list(values)) for values in (streams.tensors(mask), pieces))
+            pieces = iter([x])
         total = self.moments
-        for piece in streams.tensors(x) if mask is None else [torch.cat(list(streams.tensors(x)))]:
+        for piece in pieces:
             total = total.merge(self._of(piece, mask))
         self._set(total)
         return self
@@ -227,7 +229,6 @@ class Standardize(nn.Module):
         with torch.no_grad():
             for name in ("count", "mean", "m2"):
                 getattr(self, name).copy_(getattr(total, name))
-        self._seen = False
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow the model to a device, but not to a dtype: statistics in half precision would be wrong for good."""

@@ -1,5 +1,6 @@
 """Data as a stream of tensors, whatever they come as: arrays, data frames, loaders, and files larger than memory."""
 
+import csv
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,8 +49,8 @@ def names_of(source: Any, columns: list[str] | None = None) -> list[str] | None:
         from pyarrow.parquet import read_schema
 
         return list(read_schema(source).names)
-    with open(source) as lines:
-        return lines.readline().strip().split(",")
+    with open(source, newline="", encoding="utf-8-sig") as lines:
+        return next(csv.reader(lines))
 
 
 def _file(path: Path, columns: list[str] | None) -> Iterator[Tensor]:
@@ -62,14 +63,22 @@ def _file(path: Path, columns: list[str] | None) -> Iterator[Tensor]:
             for batch in file.iter_batches(batch_size=ROWS, columns=columns):
                 yield _table(batch)
     elif path.suffix == ".csv":
-        from pyarrow import csv
-
-        options = csv.ConvertOptions(include_columns=columns)
-        with csv.open_csv(path, convert_options=options) as file:
-            for batch in file:
-                yield _table(batch)
+        yield from _csv(path, columns)
     else:
         raise ValueError(f"{path.name}: expected a .parquet, .csv or .npy file")
+
+
+def _csv(path: Path, columns: list[str] | None) -> Iterator[Tensor]:
+    from pyarrow import csv as arrow
+    from pyarrow import float64, types
+
+    with arrow.open_csv(path, convert_options=arrow.ConvertOptions(include_columns=columns)) as file:
+        guessed = file.schema  # from the first block: later ones may have fractions where it has integers or nothing
+    wide = {f.name: float64() for f in guessed if types.is_integer(f.type) or types.is_null(f.type)}
+    options = arrow.ConvertOptions(include_columns=columns, column_types=wide)
+    with arrow.open_csv(path, convert_options=options) as file:
+        for batch in file:
+            yield _table(batch)
 
 
 def _table(batch: Any) -> Tensor:

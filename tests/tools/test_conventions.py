@@ -23,6 +23,13 @@ def test_from_flax() -> None:
     assert abs(layer(torch.tensor([[5.0]])).item() - 7.0) < 1e-5
 
 
+def test_defaults_are_those_of_the_framework() -> None:
+    keras, flax = bn.from_keras([0.0], [1.0]), bn.from_flax({"mean": [0.0], "var": [1.0]})
+    assert (round(keras.momentum, 9), keras.eps) == (0.01, 1e-3)
+    assert (round(flax.momentum, 9), flax.eps) == (0.01, 1e-5)
+    assert round(bn.from_flax({"mean": [0.0], "var": [1.0]}, momentum=0.9).momentum, 9) == 0.1
+
+
 def test_parameter_groups_cover_everything_once() -> None:
     model = nn.Sequential(nn.Conv2d(3, 4, 3), bn.BatchNorm2d(4), nn.LayerNorm(4), nn.Linear(4, 2))
     model[3].bias.requires_grad_(False)

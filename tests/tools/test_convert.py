@@ -139,6 +139,20 @@ def test_options_are_set_on_every_layer_also_on_ours():
     assert [m.activation for m in net.modules() if isinstance(m, bn.BatchNorm)] == ["gelu"] * 3
 
 
+def test_sync_is_short_for_all_ranks_and_reverts_to_torchs_default():
+    net = bn.convert(Net(), sync=True)
+    assert all(m.process_group is True for m in net.modules() if isinstance(m, bn.BatchNorm))
+    assert bn.convert(Net()).stem[1].process_group is None
+    assert bn.revert(bn.convert(nn.SyncBatchNorm(4), sync=True)).process_group is None
+
+
+def test_a_frozen_layer_is_not_reverted():
+    net = bn.freeze(Net().stem)
+    with pytest.raises(ValueError, match=r"1 \(frozen\)"):
+        bn.revert(net)
+    assert type(bn.revert(bn.unfreeze(net))[1]) is nn.BatchNorm2d
+
+
 @pytest.mark.parametrize(
     ("options", "error"), [({"activation": "tanh"}, ValueError), ({"nonsense": 1}, TypeError)], ids=["value", "name"]
 )

@@ -35,10 +35,31 @@ def test_the_population_of_all_data() -> None:
 
 
 def test_equal_parameters_stay_equal_bit_for_bit() -> None:
-    one = nn.Sequential(nn.Linear(50, 50), nn.BatchNorm1d(50))
+    one = nn.Sequential(nn.Linear(50, 50), nn.BatchNorm1d(50)).double()
     both = bn.merge([one, copy.deepcopy(one), copy.deepcopy(one)])
     assert torch.equal(both[0].weight, one[0].weight)
     assert type(both) is nn.Sequential
+
+
+def test_states_keep_their_dtypes_and_share_no_memory() -> None:
+    states = [{"running_mean": torch.rand(9), "running_var": torch.rand(9), "w": torch.rand(9)} for _ in range(3)]
+    halves = [{k: v.half() for k, v in s.items()} | {"same": torch.ones(1), "n": torch.tensor(3)} for s in states]
+    merged = bn.merge(halves)
+    assert {k: v.dtype for k, v in merged.items()} == {k: v.dtype for k, v in halves[0].items()}
+    exact = torch.stack([s["w"].double() for s in halves]).mean(0)
+    assert torch.equal(merged["w"], exact.half())  # rounded once
+    assert not {v.data_ptr() for v in merged.values()} & {v.data_ptr() for s in halves for v in s.values()}
+
+
+def test_only_whole_names_are_those_of_a_population() -> None:
+    states = [{"prerunning_mean": torch.tensor([m]), "prerunning_var": torch.ones(1)} for m in (0.0, 2.0)]
+    assert bn.merge(states)["prerunning_var"].item() == 1
+    assert population_keys(states[0])[1] == set()
+
+
+def test_a_running_mean_alone_is_an_average() -> None:
+    both = bn.merge([{"centre.running_mean": torch.tensor([value])} for value in (1.0, 3.0)], [1, 3])
+    assert both["centre.running_mean"].item() == 2.5
 
 
 def test_fedbn_keys() -> None:
@@ -55,6 +76,7 @@ def test_fedbn_keys() -> None:
         ([], None, "nothing to merge"),
         ([nn.BatchNorm1d(2)], [0.0], "none negative"),
         ([nn.BatchNorm1d(2)] * 2, [1.0, -1.0], "none negative"),
+        ([nn.BatchNorm1d(2)] * 2, [1.0, float("inf")], "none negative"),
         ([nn.BatchNorm1d(2)] * 2, [1.0], "expected 2 weights"),
         ([nn.BatchNorm1d(2), nn.Linear(2, 2)], None, "other keys"),
         ([nn.BatchNorm1d(2), nn.BatchNorm1d(3)], None, "has the shapes"),

@@ -44,6 +44,18 @@ def test_frozen_survives_train_and_a_state_dict_that_torch_can_load(tmp_path):
     assert not same(memory(m), before)
 
 
+def test_freeze_takes_torchs_layers_and_all_or_none():
+    m = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.BatchNorm1d(4))
+    assert bn.freeze(m) is m
+    assert [layer.frozen for layer in m[1:]] == ["statistics", "statistics"]
+    assert all(p.requires_grad for p in m.parameters())  # γ and β go on learning
+    m.append(bn.BatchNorm(4, track_running_stats=False))
+    bn.unfreeze(m)
+    with pytest.raises(ValueError, match="no running statistics to normalise by"):
+        bn.freeze(m)
+    assert not any(layer.frozen for layer in m[1:])
+
+
 def test_paused_remembers_nothing_nested_and_after_an_error():
     m, x = model(), drifting(5, 3, 6, 6)
     before, wanted = memory(m), copy.deepcopy(m)(x)
@@ -74,6 +86,13 @@ def test_a_window_is_one_batch_and_an_interrupted_one_is_forgotten():
         layer(x)
     whole(x)
     torch.testing.assert_close(layer.running_var, whole.running_var)
+    with bn.accumulate(layer, steps=2):
+        for count, micro in enumerate(x.split(2), 1):  # two windows of two, and one of one
+            layer(micro)
+            assert layer.num_batches_tracked == whole.num_batches_tracked + count // 2
+    assert layer.num_batches_tracked == whole.num_batches_tracked + 3
+    with pytest.raises(ValueError, match="at least 1, got 0"), bn.accumulate(layer, 0):
+        pass
     with pytest.raises(ValueError, match="cannot be nested"), bn.accumulate(layer, 2), bn.accumulate(layer, 2):
         pass
 
@@ -92,10 +111,30 @@ def test_domains_keep_a_population_each(affine):
     with bn.domain(m, "night"), bn.domain(again, "night"):
         assert torch.equal(m(night), again(night))
     assert not torch.equal(m(night), again(day))
+    assert ("1.banks.night.weight" in m.state_dict()) == affine
     with pytest.raises(KeyError, match="no population 'dusk'"), bn.domain(m, "dusk"):
         pass
     with pytest.raises(ValueError, match="populations night"):
         bn.revert(m)
+
+
+def test_domains_nest_and_end_with_an_error():
+    m = nn.Sequential(bn.BatchNorm(3), bn.BatchNorm(3, track_running_stats=False))  # the second has no population
+    with bn.domain(m, "night"):
+        with pytest.raises(KeyboardInterrupt), bn.domain(m, "dusk"):
+            raise KeyboardInterrupt
+        m(drifting(5, 3))
+    assert m[0].banks["night"].num_batches_tracked == 1
+    assert not m[0].banks["dusk"].num_batches_tracked
+    for name in ("", "a.b"):
+        with pytest.raises(ValueError, match="part of a key"), bn.domain(m, name):
+            pass
+
+
+@pytest.mark.parametrize("context", [bn.paused, lambda m: bn.accumulate(m, 2), lambda m: bn.domain(m, "night")])
+def test_a_model_without_our_layers_is_an_error(context):
+    with pytest.raises(ValueError, match=r"bn\.convert"), context(nn.BatchNorm1d(3)):
+        pass
 
 
 @pytest.mark.parametrize("reentrant", [False, True])

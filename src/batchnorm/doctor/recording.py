@@ -14,8 +14,7 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from batchnorm.functional import _weights
-from batchnorm.moments import Moments, values_per_channel
+from batchnorm.moments import Moments, values_per_channel, weights_of
 from batchnorm.population import recomputing
 from batchnorm.sharing import resolve
 
@@ -97,7 +96,7 @@ class Recorder:
             masked = kwargs.get("mask") is not None or kwargs.get("lengths") is not None
             seen.padded.append(0.0 if masked or x.dim() != 3 else constant_ends(x))
         else:
-            self._measure(name, x, _weights(x, kwargs.get("mask"), kwargs.get("lengths")))
+            self._measure(name, x, weights_of(x, kwargs.get("mask"), kwargs.get("lengths")))
         if layer.training != (self.phase in ("training", "step")) and not spared(layer):
             seen.flipped.add(self.phase)
         if self.phase != "evaluation" and values_per_channel(x) == 1:

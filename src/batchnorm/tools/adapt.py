@@ -96,8 +96,10 @@ def adapt(
         raise ValueError("ranks share statistics only: no online or entropy with a process_group")
     if not layers:
         raise ValueError("no batch norm here has statistics to adapt: there is none, or all are frozen")
-    affine = {p: p.detach().clone() for layer in layers.values() for p in _affine(layer)}
     sweep = Sweep(model, layers, batches, feed, limit, None, process_group, progress)
+    if entropy:
+        sweep.check_passes("entropy=True")
+    affine = {p: p.detach().clone() for layer in layers.values() for p in _affine(layer)}
     done = Adaptation(layers, Populations.of(layers), Populations.of(layers), affine, 0, [])
     try:
         with unless_finished(layers), evaluating(model):
@@ -118,19 +120,16 @@ def _all_at_once(sweep: Sweep, prior: float) -> int:
         name: (bank(layer).running_mean.clone(), bank(layer).running_var.clone())
         for name, layer in sweep.layers.items()
     }
-    blends: dict[str, tuple[Tensor, Tensor]] = {}
-    seen = 0
+    seen = dict.fromkeys(sweep.layers, 0)
 
     def settle(name: str, moments: Moments, samples: int) -> tuple[Tensor, Tensor]:
-        nonlocal seen
-        seen = max(seen, samples)
-        blends[name] = _blend(old[name], moments, samples, prior)
-        return blends[name]
+        seen[name] = max(seen[name], samples)
+        return _blend(old[name], moments, samples, prior)
 
-    sweep.level_by_level(settle)
+    found = sweep.level_by_level(settle)
     for name, layer in sweep.layers.items():
-        write(layer, *blends.get(name, old[name]))
-    return seen
+        write(layer, *(_blend(old[name], found[name], seen[name], prior) if name in found else old[name]))
+    return max(seen.values())
 
 
 def _one_by_one(sweep: Sweep, prior: float) -> int:
@@ -173,7 +172,7 @@ def _descend(sweep: Sweep, done: Adaptation, lr: float, max_drift: float) -> Non
                     parameter -= lr * v.mul_(0.9).add_(0 if g is None else g)
             done.entropy.append(value.item())
             done.drift = _drift(done.affine)
-            if not (value.isfinite() and done.drift <= max_drift):
+            if not done.drift <= max_drift:  # NaN too
                 _reset(done.affine)
                 speed = [torch.zeros_like(p) for p in parameters]
                 done.resets, done.drift = done.resets + 1, 0.0

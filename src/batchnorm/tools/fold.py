@@ -120,8 +120,7 @@ def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
     graph.delete_all_unused_submodules()
     graph.graph.lint()
     graph.recompile()
-    with suppress(ValueError):  # layers of ours that are left, if torch's can do what they do
-        revert(graph)
+    _revert_left(graph)
     if inputs is not None:
         report.error = _error(model, graph, inputs)
     graph.report = report  # type: ignore[assignment]
@@ -205,7 +204,7 @@ def _fold_before(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
         return f"before: {map}"
     if _users(map.node) != {norm.node} or norm.residual is map.node:
         return f"before: the output of {label(map.node)} is used elsewhere too"
-    if unknown := _elsewhere(norm, map, map.outputs):
+    if unknown := _elsewhere(norm, map):
         return f"before: {unknown}"
     replace(graph, map, *scaled_after(map, norm.a, norm.b))
     result = map.node
@@ -232,13 +231,11 @@ def _fold_after(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
     map = linear_of(graph, next(iter(users)))
     if isinstance(map, str):
         return f"after: {map}"
-    if map.input is not norm.node:
-        return f"after: it is not the input of {label(map.node)}"
     if map.kind == "transposed":
         return f"after: {label(map.node)} is a transposed convolution, whose border sees less of the shift"
     if map.pads and bool(norm.b.any()):
         return f"after: {label(map.node)} pads with zeros, which are not shifted"
-    if unknown := _elsewhere(norm, map, map.inputs):
+    if unknown := _elsewhere(norm, map):
         return f"after: {unknown}"
     replace(graph, map, *scaled_before(map, norm.a, norm.b))
     norm.node.replace_all_uses_with(norm.input)
@@ -246,13 +243,13 @@ def _fold_after(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
     return map
 
 
-def _elsewhere(norm: _Norm, map: Linear, channels: int) -> str | None:
+def _elsewhere(norm: _Norm, map: Linear) -> str | None:
     """Why the channels of the two may not be the same dimension, if so."""
     meta = norm.input.meta.get("tensor_meta") if isinstance(norm.input, fx.Node) else None
     rank = norm.rank if meta is None else len(meta.shape)
     if rank is None:
         return f"the rank of its input is not known; give an example to fold it into {label(map.node)}"
-    if rank != map.rank or channels != norm.a.numel():
+    if rank != map.rank:
         return f"the channels of {label(map.node)} are another dimension"
     return None
 
@@ -266,6 +263,15 @@ def _users(node: fx.Node) -> set[fx.Node]:
         )
 
     return {user for user in node.users if not of_shape(user)}
+
+
+def _revert_left(graph: fx.GraphModule) -> None:
+    """Layers of ours that are left become torch's, if torch's can do what they do."""
+    more = {node.target for node in graph.graph.nodes if len(node.args) + len(node.kwargs) > 1}
+    for name, layer in graph.named_modules():
+        if isinstance(layer, BatchNorm) and name not in more:
+            with suppress(ValueError):
+                revert(layer)
 
 
 def _learns(module: nn.Module) -> bool:

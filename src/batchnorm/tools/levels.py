@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -46,7 +47,7 @@ def levels(model: nn.Module, layers: dict[str, _BatchNorm], run: Callable[[], An
 class _Levels(TorchDispatchMode):
     """Levels per storage: views and in-place operators share one."""
 
-    def __init__(self, constants: set[int]) -> None:
+    def __init__(self, constants: set[StorageWeakRef]) -> None:
         super().__init__()
         self.level = dict.fromkeys(constants, 0)
         self.highest = 0  # of any batch norm's output so far
@@ -79,5 +80,6 @@ class _Levels(TorchDispatchMode):
         return output
 
 
-def _storage(t: Tensor) -> int:
-    return t.untyped_storage()._cdata
+def _storage(t: Tensor) -> StorageWeakRef:
+    """The storage by a weak reference, which keeps its address (not its data) from going to the next one."""
+    return StorageWeakRef(t.untyped_storage())

@@ -41,14 +41,6 @@ class Linear:
         """Of its input, with a batch dimension and the channels (or features) in dimension 1."""
         return self.weight.dim()
 
-    @property
-    def outputs(self) -> int:
-        return self.weight.shape[1] * self.groups if self.kind == "transposed" else self.weight.shape[0]
-
-    @property
-    def inputs(self) -> int:
-        return self.weight.shape[0] if self.kind == "transposed" else self.weight.shape[1] * self.groups
-
 
 def linear_of(graph: fx.GraphModule, node: Any) -> Linear | str:
     """`node` as a linear map, or why it is none."""

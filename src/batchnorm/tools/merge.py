@@ -87,8 +87,8 @@ def _merged(states: list[dict[str, Any]], shares: list[float]) -> dict[str, Any]
     for key in states[0]:
         merged[key] = _entry(key, [state[key] for state in states], shares)
     for key in states[0]:
-        if _is(key, "running_mean"):
-            spread = key.removesuffix("running_mean") + "running_var"
+        spread = key.removesuffix("running_mean") + "running_var"
+        if _is(key, "running_mean") and spread in merged:
             mean, var = _populations([s[key] for s in states], [s[spread] for s in states], shares)
             merged[key], merged[spread] = mean.to(merged[key].dtype), var.to(merged[spread].dtype)
     return merged

@@ -13,15 +13,17 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def populations(model: nn.Module) -> dict[str, _BatchNorm]:
     """Every batch norm of `model` with running statistics that are not frozen, by name.
 
-    Frozen are ours after `bn.freeze`, and any layer in evaluation mode while the model as a whole is in training.
+    Frozen are ours after `bn.freeze`, and any layer in evaluation mode while the model is in training. (Where nothing
+    but the outermost module is, as in an `AveragedModel` of a model in evaluation, it is not.)
     """
+    training = model.training and any(module.training for module in model.modules() if module is not model)
     return {
         name or "(the model itself)": layer
         for name, layer in model.named_modules()
         if isinstance(layer, _BatchNorm)
         and layer.running_mean is not None
         and not getattr(layer, "frozen", False)
-        and not (model.training and not layer.training)
+        and not (training and not layer.training)
     }
 
 

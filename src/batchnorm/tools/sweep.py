@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.functional import _weights
-from batchnorm.moments import Moments
+from batchnorm.moments import Moments, weights_of
 from batchnorm.sharing import pooled_over_ranks, resolve
 from batchnorm.tools.levels import Use, levels
 from batchnorm.tools.progress import track
@@ -49,6 +48,14 @@ class Sweep:
         batches = self.batches() if callable(self.batches) else self.batches
         return batches if self.limit is None else islice(batches, self.limit)
 
+    def check_passes(self, what: str) -> None:
+        """Complain where a second pass over the batches would find nothing."""
+        if isinstance(self.batches, Iterator):
+            raise ValueError(
+                f"{what} needs several passes over the data, and an iterator gives one: pass a list, a DataLoader or a "
+                "function that returns an iterator (one pass: calibrate with exact=False, adapt with online=True)"
+            )
+
     def one_pass(self) -> dict[str, Moments]:
         """The moments per layer, each batch as the model takes it now."""
         found = self._pass(dict.fromkeys(self.layers), None, "calibrating")
@@ -61,11 +68,7 @@ class Sweep:
 
         `settle` takes a layer's name, moments and number of samples, and returns a mean and a variance.
         """
-        if iter_is_spent(self.batches):
-            raise ValueError(
-                "exact statistics need several passes over the data, and an iterator gives one: pass a list, a "
-                "DataLoader or a function that returns an iterator, or exact=False"
-            )
+        self.check_passes("what is exact")
         plan = self._plan()
         settled: dict[Use, tuple[Tensor, Tensor]] = {}
         total: dict[str, Moments] = {}
@@ -218,15 +221,10 @@ def _change(old: Moments, new: Moments) -> float:
 
 def measured(name: str, x: Tensor, kwargs: dict[str, Any]) -> Moments:
     """The moments of the input of a layer, without what the mask or lengths it is called with leave out."""
-    moments = Moments.of(x.detach(), mask=_weights(x, kwargs.get("mask"), kwargs.get("lengths")))
+    moments = Moments.of(x.detach(), mask=weights_of(x, kwargs.get("mask"), kwargs.get("lengths")))
     if not (moments.mean.isfinite() & moments.m2.isfinite()).all():
         raise FloatingPointError(f"{name} got NaN or Inf: no statistics were changed")
     return moments
-
-
-def iter_is_spent(batches: Any) -> bool:
-    """Whether a second pass over `batches` would find nothing: it is an iterator."""
-    return isinstance(batches, Iterator)
 
 
 def feed_by_default(model: nn.Module, batch: Any) -> Any:
