@@ -15,7 +15,7 @@ _BANDS = 16  # bands to keep for threads to share
 SLICE = 1024  # columns of a row worked on together: their running sums stay in L1
 _ITEM = 16384  # values that make a piece of work worth handing to a thread
 _ITEMS = 64  # pieces that keep the threads of a large machine busy
-_TILE = 64  # rows summed in their own precision before float64 takes over
+_TILE = 32  # rows summed in their own precision before float64 takes over
 _ROWS = 128  # rows in a piece of work, which begins by reading each column's parameters
 _SERIAL = 32768  # below so many values, one thread is done before a second has started
 
