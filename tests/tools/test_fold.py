@@ -293,8 +293,10 @@ def test_training_mode_and_never_trained_are_refused() -> None:
     model.eval().training = True
     with pytest.raises(ValueError, match="the model is in training mode"):  # as its dropout would be
         bn.fold(model)
-    model.eval().aside = nn.BatchNorm2d(4)  # never trained, and never used
-    model.forward = lambda x: model[1](model[0](x))
+    one = OwnResidual().eval()
+    trained(one.norm)
+    one.aside = nn.BatchNorm2d(4).eval()  # never trained, and never used
+    assert list(bn.fold(one).report.left) == ["norm"]
     frozen = bn.freeze(trained(nn.Sequential(nn.Conv2d(3, 4, 1), bn.BatchNorm2d(4))))
     frozen[1].train()
     assert bn.fold(frozen).report.into == {"1": "0"}
