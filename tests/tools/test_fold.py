@@ -287,6 +287,10 @@ def test_training_mode_and_never_trained_are_refused() -> None:
         bn.fold(model)
     with pytest.raises(ValueError, match="never trained: 1"):
         bn.fold(model.eval())
+    with pytest.raises(ValueError, match="never trained: 1"):
+        bn.fold(nn.Sequential(nn.Conv2d(3, 4, 1), Functional(4)).eval())
+    with pytest.raises(ValueError, match="never trained: 0"):
+        bn.fold(nn.BatchNorm2d(4).eval())
     trained(model)[1].train()
     with pytest.raises(ValueError, match="1 is in training mode"):
         bn.fold(model)
