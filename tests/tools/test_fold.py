@@ -287,14 +287,20 @@ def test_training_mode_and_never_trained_are_refused() -> None:
         bn.fold(model)
     with pytest.raises(ValueError, match="never trained: 1"):
         bn.fold(model.eval())
+    with pytest.raises(ValueError, match="never trained: 1"):
+        bn.fold(nn.Sequential(nn.Conv2d(3, 4, 1), Functional(4)).eval())
+    with pytest.raises(ValueError, match="never trained: 0"):
+        bn.fold(nn.BatchNorm2d(4).eval())
     trained(model)[1].train()
     with pytest.raises(ValueError, match="1 is in training mode"):
         bn.fold(model)
     model.eval().training = True
     with pytest.raises(ValueError, match="the model is in training mode"):  # as its dropout would be
         bn.fold(model)
-    model.eval().aside = nn.BatchNorm2d(4)  # never trained, and never used
-    model.forward = lambda x: model[1](model[0](x))
+    one = OwnResidual().eval()
+    trained(one.norm)
+    one.aside = nn.BatchNorm2d(4).eval()  # never trained, and never used
+    assert list(bn.fold(one).report.left) == ["norm"]
     frozen = bn.freeze(trained(nn.Sequential(nn.Conv2d(3, 4, 1), bn.BatchNorm2d(4))))
     frozen[1].train()
     assert bn.fold(frozen).report.into == {"1": "0"}

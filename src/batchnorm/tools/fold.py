@@ -97,8 +97,8 @@ def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
     if modes:
         raise ValueError(f"{', '.join(modes)} is in training mode, where batches normalise themselves: call .eval()")
     inputs = None if example is None else example if isinstance(example, tuple) else (example,)
-    graph = _traced(copy.deepcopy(model), inputs)
-    _refuse_untrained(graph)
+    root, graph = _traced(copy.deepcopy(model), inputs)
+    _refuse_untrained(root, graph)
     if inputs is not None:
         with torch.no_grad():
             ShapeProp(graph).propagate(*inputs)
@@ -134,7 +134,7 @@ class _Tracer(fx.Tracer):
         return isinstance(m, BatchNorm) or super().is_leaf_module(m, name)
 
 
-def _traced(model: nn.Module, inputs: tuple[Any, ...] | None) -> fx.GraphModule:
+def _traced(model: nn.Module, inputs: tuple[Any, ...] | None) -> tuple[nn.Module, fx.GraphModule]:
     parameters = list(inspect.signature(model.forward).parameters.values())
     given = 0 if inputs is None else len(inputs)
     fixed = {p.name: p.default for p in parameters[given:] if p.default is not p.empty}
@@ -142,7 +142,7 @@ def _traced(model: nn.Module, inputs: tuple[Any, ...] | None) -> fx.GraphModule:
     try:
         # A single leaf is wrapped: a module is traced through its forward, and a leaf has to be seen from outside.
         root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
-        return fx.GraphModule(root, tracer.trace(root, fixed if root is model else None)).eval()
+        return root, fx.GraphModule(root, tracer.trace(root, fixed if root is model else None)).eval()
     except Exception as error:
         raise ValueError(
             f"the dataflow of {type(model).__name__} cannot be followed, so nothing was folded: {error}. Fold the "
@@ -278,12 +278,12 @@ def _learns(module: nn.Module) -> bool:
     return isinstance(module, _BatchNorm) and not getattr(module, "frozen", False)
 
 
-def _refuse_untrained(graph: fx.GraphModule) -> None:
+def _refuse_untrained(root: nn.Module, graph: fx.GraphModule) -> None:
     used = {str(n.target) for n in graph.graph.nodes if n.op == "call_module"}
     used |= {str(n.target).rpartition(".")[0] for n in graph.graph.nodes if n.op == "get_attr"}
     untrained = [
         name
-        for name, m in graph.named_modules()
+        for name, m in root.named_modules()  # of a norm that calls a function, the graph has the tensors alone
         if name in used
         and isinstance(m, _BatchNorm)
         and m.running_mean is not None
