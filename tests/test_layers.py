@@ -414,7 +414,7 @@ def test_nonfinite_batch(nonfinite):
     layer, x = bn.BatchNorm2d(4, nonfinite=nonfinite), drifting(5, 4, 3, 3)
     x[0, 2] = torch.nan
     if nonfinite == "raise":
-        with pytest.raises(FloatingPointError):
+        with pytest.raises(FloatingPointError, match=r"^BatchNorm2d\(4\), step 1: .*channels \[2\]"):
             layer(x)
     else:
         with pytest.warns(RuntimeWarning, match=r"channels \[2\]") if nonfinite == "skip" else nullcontext():

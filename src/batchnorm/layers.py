@@ -186,7 +186,7 @@ class BatchNorm(_BatchNorm):
         return self.process_group
 
     def _label(self) -> str:
-        """What errors between ranks call this layer and step; on an accelerator the step is not asked for."""
+        """What errors call this layer and step; on an accelerator the step is not asked for."""
         name = self._name or f"{type(self).__name__}({self.num_features})"
         batches = self.num_batches_tracked
         if batches is None or batches.device.type != "cpu" or torch.compiler.is_compiling():
@@ -203,7 +203,8 @@ class BatchNorm(_BatchNorm):
         if batch is not None:
             # in the statistics' dtype: 1 over an integer tensor is float32
             momentum = 1.0 / (batches.to(batch.mean.dtype) + 1) if self.momentum is None else self.momentum
-            *new, skipped = moved(bank.running_mean, bank.running_var, batch, momentum, self.nonfinite)
+            label = self._label() if self.nonfinite == "raise" else ""
+            *new, skipped = moved(bank.running_mean, bank.running_var, batch, momentum, self.nonfinite, label)
             remember(bank.running_mean, bank.running_var, (new[0], new[1]))
             if self.nonfinite == "skip":
                 self._count_skip(skipped)

@@ -13,14 +13,19 @@ NonFinite = Literal["skip", "raise", "propagate"]
 
 
 def moved(
-    running_mean: Tensor, running_var: Tensor, batch: Moments, momentum: float | Tensor, nonfinite: NonFinite
+    running_mean: Tensor,
+    running_var: Tensor,
+    batch: Moments,
+    momentum: float | Tensor,
+    nonfinite: NonFinite,
+    label: str = "batch_norm",
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The population after `batch` (per channel, (C,)), and which channels were skipped for a value not finite.
 
     Each statistic s becomes (1 − momentum)·s + momentum·s_batch; the variance remembered is the unbiased one. Channels
     with fewer than two values (a mask may leave so few) have none, and keep what they had. A channel whose batch
     statistics are `unfit` keeps its old values under "skip", takes them under "propagate", and raises
-    `FloatingPointError` under "raise".
+    `FloatingPointError` under "raise", which calls the layer `label`.
     """
     news = batch.mean.detach(), batch.unbiased_variance.detach()
     olds = running_mean.detach().to(news[0].dtype), running_var.detach().to(news[1].dtype)
@@ -30,7 +35,7 @@ def moved(
     if nonfinite == "raise" and not_fit.any():
         channels = not_fit.nonzero().flatten().tolist()
         raise FloatingPointError(
-            f"the batch statistics of channels {channels} are not finite in {running_var.dtype}, and "
+            f"{label}: the batch statistics of channels {channels} are not finite in {running_var.dtype}, and "
             "nonfinite='raise'; nothing was remembered. Look for NaN or Inf in the input, or pass nonfinite='skip'"
         )
     known = enough if nonfinite == "propagate" else enough & ~not_fit
