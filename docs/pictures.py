@@ -13,6 +13,7 @@ from torch import nn
 
 import batchnorm as bn
 from batchnorm.benchmark.networks import NETWORKS
+from batchnorm.benchmark.steps import images, kept_by
 
 FOLDER = Path(__file__).parent / "images"
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -101,6 +102,32 @@ def merging() -> None:
     write("merge.svg", 232, parts)
 
 
+def fusing() -> None:
+    """What networks with SiLU keep for the backward pass, an image of 64 pixels."""
+    groups = []
+    for name in NETWORKS:
+        found = kept_by(name, "silu", images(2, 64, "contiguous")[0])
+        sizes = {"torch's layers": (found["torch"], GREY), "fused": (found["fused"], GREEN)}
+        rows = [
+            (f"{label} {size / 2 / 2**20:.1f} MiB", size / found["torch"], colour)
+            for label, (size, colour) in sizes.items()
+        ]
+        groups.append((name, rows))
+    bars("fuse.svg", "kept for the backward pass of an image of 64 pixels, SiLU throughout", groups)
+
+
+def following() -> None:
+    """A running mean with the momentum of Keras, converted and taken as it is."""
+    paths = example("other_frameworks.py")["paths"]
+    parts = [text(20, 24, "a running mean over 200 batches of 16, momentum 0.99 in Keras; the data's mean is 3")]
+    for (label, path), colour, x in zip(reversed(paths.items()), (ORANGE, GREEN), (20, 320), strict=True):
+        points = " ".join(f"{20 + 3 * i:.1f},{120 - 80 * (mean - 3):.1f}" for i, mean in enumerate(path))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
+        parts.append(f'<rect x="{x}" y="206" width="14" height="4" fill="{colour}"/>')
+        parts.append(text(x + 20, 212, label))
+    write("momentum.svg", 222, parts)
+
+
 @torch.no_grad()
 def folding() -> None:
     """How far float32 networks are from themselves in float64, folded and not."""
@@ -139,5 +166,5 @@ def standardization() -> None:
 
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for draw in (calibration, adaptation, merging, folding, standardization):
+    for draw in (fusing, calibration, adaptation, merging, folding, following, standardization):
         draw()
