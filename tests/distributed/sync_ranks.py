@@ -85,13 +85,20 @@ def layouts_and_dtypes(rank: int, ranks: int) -> None:
 
 
 def subgroups(rank: int, ranks: int) -> None:
-    """Ranks 0 and 1 share; the last has a group of its own, which is plain batch norm."""
-    groups = [dist.new_group(members) for members in ([0, 1], [2])]
-    layer, whole = (bn.BatchNorm2d(3, process_group=p).double() for p in (groups[rank == 2], None))
+    """Ranks 1 and 2 share, so that a rank's number in its group is another than in the world; the first is by itself,
+    which is plain batch norm. Second derivatives too."""
+    groups = [dist.new_group(members) for members in ([0], [1, 2])]
+    layer, whole = (bn.BatchNorm2d(3, process_group=p).double() for p in (groups[rank > 0], None))
     x = data(ranks, 1)[0]
-    wanted = whole(x[2 * EACH :] if rank == 2 else x[: 2 * EACH])
-    y = layer(x[own(rank)])
-    assert_close(y, wanted[own(0 if rank == 2 else rank)])
+    results = []
+    for norm, values in (layer, x[own(rank)]), (whole, x[:EACH] if rank == 0 else x[EACH:]):
+        leaf = values.clone().requires_grad_()
+        y = norm(leaf)
+        (slope,) = torch.autograd.grad(y.pow(3).sum(), leaf, create_graph=True)
+        slope.square().sum().backward()
+        results.append((y, slope, leaf.grad))
+    for mine, wanted in zip(*results, strict=True):
+        assert_close(mine, wanted[own(max(rank - 1, 0))])
     assert_close(layer.running_var, whole.running_var)
 
 
