@@ -8,6 +8,7 @@ from torch import Tensor
 
 from batchnorm.kernels import cpu
 from batchnorm.kernels.reference import BY_OUTPUT
+from batchnorm.layers import BatchNorm
 from batchnorm.options import Running
 
 from .oracle import ACTIVATIONS, KINKS, by_torch, close, data, moments, per_sample
@@ -368,3 +369,31 @@ def test_past_the_cache_the_same_bits(
         assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
         assert (guard[: 64 + shift] == 7).all()
         assert (guard[64 + shift + x.numel() :] == 7).all()
+
+
+def test_warmup_compiles_what_layers_ask_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    get = cpu.get
+    warmed: set[object] = set()
+    monkeypatch.setattr(cpu, "get", lambda *kernel: warmed.add(kernel))
+    cpu.warmup([F32], [None, "relu"])
+    asked: set[object] = set()
+    monkeypatch.setattr(cpu, "get", lambda *kernel: asked.add(kernel) or get(*kernel))
+    for place in (LAYOUTS["contiguous"], LAYOUTS["rows"]):
+        for activation in (None, "relu"):
+            for add in (False, True):
+                layer, (x, residual) = (
+                    BatchNorm(20, activation=activation),
+                    (place(data((6, 20, 5, 5), F32)) for _ in "xr"),
+                )
+                for _ in range(2):
+                    layer(x.requires_grad_(), residual if add else None).sum().backward()
+                    layer.eval()
+    assert {kernel for _, kernel, _ in asked} >= {
+        "forward",
+        "backward",
+        "moments",
+        "reduce",
+        "apply",
+        "read_population",
+    }
+    assert asked <= warmed
