@@ -1,0 +1,273 @@
+// What planes and rows share: the loop over values that lie side by side, and a channel's arithmetic.
+//
+// Values are summed in their working precision (float, or double for float64) over a block of about a thousand, then
+// merged in double by Chan's formula, in an order that depends on the shape alone. A channel's mean is two doubles while
+// it is merged. Loops compute with x − hi, where hi is the mean in the working precision; the rest of the mean goes into
+// the constants, in double.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels.h"
+
+namespace batchnorm {
+
+constexpr int64_t kBand = 64;     // channels of a band at most
+constexpr int64_t kSlice = 1024;  // columns of a slice at most: their running sums stay in L1
+constexpr int kFirstValues = 256;  // values to guess a mean from: within σ/16 of it if they are independent
+constexpr int kFirstRows = 8;      // the same for each column of rows: within σ/3
+constexpr int64_t kBuffer = 2 * kSlice + 64;  // two rows, or the runs of a stretch, begun anywhere in a cache line
+
+// ---- pieces of work
+
+// Each thread draws pieces of work until none is left, so it does not matter how many threads there are.
+template <class F>
+INLINE void each_item(Call& call, F work) {
+  for (;;) {
+    const int64_t i = call.ticket.fetch_add(1, std::memory_order_relaxed);
+    if (i >= call.cut.items) break;
+    work(i);
+  }
+#if defined(__x86_64__)
+  if (call.stream) _mm_sfence();  // what was written past the cache is there before the other threads go on
+#endif
+}
+
+// Calls `f` with a value of the tensor's type.
+template <class F>
+INLINE void with_type(Type type, F f) {
+  switch (type) {
+    case Type::float32:
+      return f(float{});
+    case Type::float64:
+      return f(double{});
+    case Type::bfloat16:
+      return f(bfloat16{});
+    case Type::float16:
+      return f(float16{});
+    case Type::absent:
+      return;
+  }
+}
+
+// ---- spans: the loop over values that lie side by side
+
+// Calls f(i, lanes, k) for each vector of a span: k from 0 to 3 tells neighbours apart, which may be summed apart.
+template <class R, class F>
+INLINE void each_vector(int64_t n, F f) {
+  constexpr int L = lanes<R>;
+  constexpr all_lanes<R> whole{};
+  int64_t i = 0;
+  for (; i + 4 * L <= n; i += 4 * L) {
+    f(i, whole, 0);
+    f(i + L, whole, 1);
+    f(i + 2 * L, whole, 2);
+    f(i + 3 * L, whole, 3);
+  }
+  for (; i + L <= n; i += L) f(i, whole, 0);
+  if (i < n) f(i, static_cast<int>(n - i), 1);
+}
+
+// A value per channel: the same for a whole run of a plane, or one for each column of a row.
+template <class R>
+struct Same {
+  vector<R> value;
+  explicit Same(R v) : value(broadcast(v)) {}
+  template <class L>
+  INLINE vector<R> at(int64_t, L) const {
+    return value;
+  }
+};
+template <class R>
+struct Each {
+  const R* values;
+  template <class L>
+  INLINE vector<R> at(int64_t i, L n) const {
+    return load(values + i, n);
+  }
+};
+// No mask: all values count.
+struct Unmasked {};
+template <class M>
+constexpr bool masked = !std::is_same_v<M, Unmasked>;
+
+// What a channel is normalised by: (x − hi)·scale + shift.
+template <class P>
+struct Normalizer {
+  P hi, scale, shift;
+};
+// The input's gradient: slope·g′ + along·(x − hi) + constant.
+template <class P>
+struct Gradient {
+  P slope, along, constant;
+};
+
+template <class T, class P, class M>
+INLINE void normalize_span(
+    const Call& call, const T* x, const T* extra, T* y, int64_t n, const Normalizer<P>& by, const M& mask) {
+  using R = real<T>;
+  const Activation activation = call.activation;
+  each_vector<R>(n, [&](int64_t i, auto lanes, int) __attribute__((always_inline)) {
+    vector<R> z = (load(x + i, lanes) - by.hi.at(i, lanes)) * by.scale.at(i, lanes) + by.shift.at(i, lanes);
+    if (extra) z += load(extra + i, lanes);
+    if (activation != Activation::none) z = activate(activation, z);
+    if constexpr (masked<M>) z = mask.at(i, lanes) > vector<R>{} ? z : vector<R>{};
+    store(y + i, z, lanes);
+  });
+}
+
+// x − hi and g′, the gradient before the activation; both zero where masked.
+template <class T, class P, class M, class L>
+INLINE void slope(
+    const Call& call, const T* x, const T* grad, const T* extra, int64_t i, L lanes, const Normalizer<P>& by,
+    const M& mask, vector<real<T>>& d, vector<real<T>>& g) {
+  using V = vector<real<T>>;
+  d = load(x + i, lanes) - by.hi.at(i, lanes);
+  g = load(grad + i, lanes);
+  if (call.activation != Activation::none) {
+    V z;
+    if (call.by_output) {
+      z = load(extra + i, lanes);
+    } else {
+      z = d * by.scale.at(i, lanes) + by.shift.at(i, lanes);
+      if (extra) z += load(extra + i, lanes);
+    }
+    g = backprop(call.activation, g, z);
+  }
+  if constexpr (masked<M>) {
+    const V w = mask.at(i, lanes);
+    d = w > V{} ? d : V{};
+    g = w > V{} ? g : V{};
+  }
+}
+
+template <class T, class P, class M>
+INLINE void apply_span(
+    const Call& call, const T* x, const T* grad, const T* extra, T* dx, T* dresidual, int64_t n,
+    const Normalizer<P>& by, const Gradient<P>& to, const M& mask) {
+  using R = real<T>;
+  each_vector<R>(n, [&](int64_t i, auto lanes, int) __attribute__((always_inline)) {
+    vector<R> d, g;
+    slope(call, x, grad, extra, i, lanes, by, mask, d, g);
+    if (dresidual) store(dresidual + i, g, lanes);
+    vector<R> through = to.along.at(i, lanes) * d + to.constant.at(i, lanes);
+    if constexpr (masked<M>) through *= mask.at(i, lanes);
+    store(dx + i, to.slope.at(i, lanes) * g + through, lanes);
+  });
+}
+
+template <class T>
+INLINE const T* at(const void* tensor, int64_t i) {
+  return tensor ? static_cast<const T*>(tensor) + i : nullptr;
+}
+
+// ---- writing past the cache
+
+// A buffer that lies in its cache lines as the output does, and goes there in one go; or the output itself.
+template <class T>
+struct Out {
+  T* target = nullptr;
+  T* at = nullptr;
+
+  INLINE Out(void* output, int64_t first, bool stream, T* buffer) {
+    if (output == nullptr) return;
+    target = static_cast<T*>(output) + first;
+    const auto phase = reinterpret_cast<uintptr_t>(target) % 64 / sizeof(T);
+    at = stream ? buffer + phase : target;
+  }
+
+  INLINE void flush(int64_t n) const {
+#if defined(__x86_64__)
+    if (at == target) return;
+    auto* to = reinterpret_cast<char*>(target);
+    auto* from = reinterpret_cast<const char*>(at);
+    int64_t bytes = n * static_cast<int64_t>(sizeof(T));
+    const int64_t head = std::min<int64_t>((64 - reinterpret_cast<uintptr_t>(to) % 64) % 64, bytes);
+    std::memcpy(to, from, head);
+    int64_t i = head;
+    for (; i + 64 <= bytes; i += 64) {
+#if defined(BATCHNORM_AVX512)
+      _mm512_stream_si512(reinterpret_cast<__m512i*>(to + i), _mm512_load_si512(from + i));
+#elif defined(__AVX2__)
+      for (int half = 0; half < 64; half += 32) {
+        auto v = _mm256_load_si256(reinterpret_cast<const __m256i*>(from + i + half));
+        _mm256_stream_si256(reinterpret_cast<__m256i*>(to + i + half), v);
+      }
+#else
+      for (int part = 0; part < 64; part += 16) {
+        auto v = _mm_load_si128(reinterpret_cast<const __m128i*>(from + i + part));
+        _mm_stream_si128(reinterpret_cast<__m128i*>(to + i + part), v);
+      }
+#endif
+    }
+    std::memcpy(to + i, from + i, bytes - i);
+#else
+    if (at != target) std::memcpy(target, at, n * sizeof(T));
+#endif
+  }
+};
+
+// ---- the arithmetic of channels, in double
+
+template <class R>
+constexpr double kLargest = std::is_same_v<R, double> ? 1.7976931348623157e308 : 3.4028234663852886e38;
+
+// Moments grow by a part: Chan's formula, the only merge. The mean is mean + low; the part's is centre + shift.
+INLINE void absorb(
+    double& count, double& mean, double& low, double& m2, double n, double centre, double shift, double part_m2) {
+  const double whole = count + n, share = whole > 0 ? n / whole : 0;
+  mean = count > 0 ? mean : centre;  // so that the first difference is exact
+  const double delta = (centre - mean) + (shift - low);
+  const double step = n > 0 ? delta * share : 0;
+  const double sum = mean + step, part = sum - mean;
+  const double rounded_off = (mean - (sum - part)) + (step - part);
+  low += std::abs(sum) <= kLargest<double> ? rounded_off : 0;
+  mean = sum;
+  m2 += n > 0 ? part_m2 + delta * delta * count * share : 0;
+  count = whole;
+}
+
+struct Merged {
+  double count = 0, mean = 0, low = 0, m2 = 0;
+  INLINE void absorb(double n, double centre, double shift, double part_m2) {
+    batchnorm::absorb(count, mean, low, m2, n, centre, shift, part_m2);
+  }
+};
+
+// Reads or writes `width` channels from `c0` on; absent ones read as `absent`, and are not written.
+INLINE void read_channels(const Channels& from, int64_t c0, int64_t width, double absent, double* to) {
+  if (from.type == Type::absent) std::fill_n(to, width, absent);
+  with_type(from.type, [&](auto t) __attribute__((always_inline)) {
+    const auto* data = static_cast<const decltype(t)*>(from.data) + c0;
+    for (int64_t j = 0; j < width; ++j) to[j] = load_one(data + j);
+  });
+}
+INLINE void write_channels(const Channels& to, int64_t c0, int64_t width, const double* from) {
+  with_type(to.type, [&](auto t) __attribute__((always_inline)) {
+    auto* data = static_cast<decltype(t)*>(to.data) + c0;
+    for (int64_t j = 0; j < width; ++j) store_one(data + j, from[j]);
+  });
+}
+
+// The functions below are compiled once, in kernels.cpp: the same code gives the same bits everywhere.
+
+// Statistics of the batch's moments, and the population's step towards them.
+void finish_channels(Call&, int64_t c0, int64_t width, const double* count, const double* mean, const double* m2);
+
+// What `width` channels of a group are normalised by: (x − hi)·scale + shift.
+template <class R>
+void read_normalizer(const Call&, int64_t group, int64_t c0, int64_t width, R* hi, R* scale, R* shift);
+
+// The coefficients of the input's gradient, as given, or from the sums over all values.
+template <class R>
+void read_gradient(const Call&, int64_t group, int64_t c0, int64_t width, R* slope, R* along, R* constant);
+
+// Σ g′·(x − mean) from Σ g′·(x − hi), in place.
+template <class R>
+void finish_sums(const Call&, int64_t group, int64_t c0, int64_t width, const double* sum_g, double* sum_gx);
+
+// dγ and dβ from the sums.
+void write_affine_gradients(const Call&, int64_t c0, int64_t width);
+
+}  // namespace batchnorm
