@@ -6,7 +6,9 @@
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
-#include <torch/csrc/autograd/custom_function.h>
+#include <torch/csrc/autograd/function.h>
+#include <torch/csrc/autograd/functions/utils.h>
+#include <torch/csrc/autograd/saved_variable.h>
 #include <torch/library.h>
 
 #include "kernels.h"
@@ -406,63 +408,42 @@ const auto& backward_op() {
   return op;
 }
 
-// The arguments of forward that no gradient flows to.
-struct Rest {
-  const Optional &mean, &var, &running_mean, &running_var, &batches, &skipped;
-  std::optional<double> momentum;
-  double eps;
-  Name activation;
-  bool skip_nonfinite;
-
-  std::tuple<Tensor, Tensor> call(
-      const Tensor& x, const Optional& residual, const Optional& weight, const Optional& bias) const {
-    at::AutoDispatchBelowADInplaceOrView below;
-    return forward_op().call(x, residual, weight, bias, mean, var, running_mean, running_var, batches, skipped,
-                             momentum, eps, activation, skip_nonfinite);
-  }
-};
-
-using torch::autograd::AutogradContext;
+using torch::autograd::SavedVariable;
+using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-struct Node : torch::autograd::Function<Node> {
-  static variable_list forward(
-      AutogradContext* ctx, const Tensor& x, const Optional& residual, const Optional& weight, const Optional& bias,
-      const Rest& rest) {
-    auto [y, statistics] = rest.call(x, residual, weight, bias);
-    const Activation activation = activation_of(rest.activation);
-    Tensor extra;
-    if (has(residual) && activation != Activation::none) extra = by_output(activation) ? y : *residual;
-    ctx->save_for_backward({x, extra, weight.value_or(Tensor()), bias.value_or(Tensor()), statistics});
-    ctx->saved_data["eps"] = rest.eps;
-    ctx->saved_data["activation"] = rest.activation ? at::IValue(std::string(*rest.activation)) : at::IValue();
-    ctx->saved_data["constant"] = has(rest.mean);
-    ctx->saved_data["residual"] = has(residual);
-    ctx->mark_non_differentiable({statistics});
-    ctx->set_materialize_grads(false);
-    return {y, statistics};
+// The node keeps the input, the per-channel statistics, and the residual or the output where the activation's derivative
+// needs it. A node of our own rather than torch::autograd::Function, which costs as much as a small tensor's kernel.
+struct BatchNormBackward : torch::autograd::Node {
+  SavedVariable x, extra, weight, bias, statistics;
+  std::optional<std::string> activation;
+  double eps = 0;
+  bool constant = false;
+
+  std::string name() const override { return "BatchNormBackward"; }
+
+  void release_variables() override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    for (auto* saved : {&x, &extra, &weight, &bias, &statistics}) saved->reset_data();
   }
 
-  static variable_list backward(AutogradContext* ctx, variable_list grads) {
-    variable_list results(5);
-    const Tensor& grad = grads[0];
+  variable_list apply(variable_list&& grads) override {
+    std::lock_guard<std::mutex> lock(mutex_);
+    variable_list results(4);
+    const Variable& grad = grads[0];
     if (!grad.defined()) return results;
-    const auto saved = ctx->get_saved_variables();
-    auto optional = [&](int i) { return saved[i].defined() ? Optional(saved[i]) : Optional(); };
-    const at::IValue& name = ctx->saved_data["activation"];
-    const Name activation = name.isString() ? Name(name.toStringRef()) : Name();
-    const std::array<bool, 4> given{true, ctx->saved_data["residual"].toBool(), saved[2].defined(), saved[3].defined()};
     std::array<bool, 4> needs{};
-    for (size_t i = 0, edge = 0; i < 4; ++i) needs[i] = given[i] && ctx->needs_input_grad(edge++);
+    for (size_t i = 0; i < 4; ++i) needs[i] = task_should_compute_output(i);
     if (needs[1] && !activation) {  // the output is linear in the residual
       results[1] = grad;
       needs[1] = false;
     }
     if (!(needs[0] || needs[1] || needs[2] || needs[3])) return results;
+    auto unpack = [](const Variable& v) { return v.defined() ? Optional(v) : Optional(); };
     auto call = [&] {
-      return backward_op().call(grad, saved[0], optional(1), optional(2), optional(3), saved[4],
-                                ctx->saved_data["eps"].toDouble(), activation, ctx->saved_data["constant"].toBool(),
-                                needs);
+      return backward_op().call(grad, x.unpack(), unpack(extra.unpack(getptr())), unpack(weight.unpack()),
+                                unpack(bias.unpack()), statistics.unpack(),  eps,
+                                activation ? Name(*activation) : Name(), constant, needs);
     };
     auto computed = [&] {
       if (at::GradMode::is_enabled()) return call();  // to be differentiated again: core/ops.py has the formula
@@ -486,12 +467,30 @@ std::tuple<Tensor, Tensor> forward_autograd(
   for (const auto* written : {&running_mean, &running_var, &batches}) {
     if (has(*written) && !(*written)->is_inference()) torch::autograd::impl::bump_version(**written);
   }
-  const Rest rest{mean, var, running_mean, running_var, batches, skipped, momentum, eps, activation, skip_nonfinite};
+  auto results = [&] {
+    at::AutoDispatchBelowADInplaceOrView below;
+    return forward_op().call(x, residual, weight, bias, mean, var, running_mean, running_var, batches, skipped,
+                             momentum, eps, activation, skip_nonfinite);
+  }();
   const bool differentiated = at::GradMode::is_enabled() && (x.requires_grad() || wants_gradient(residual) ||
                                                              wants_gradient(weight) || wants_gradient(bias));
-  if (!differentiated) return rest.call(x, residual, weight, bias);
-  auto results = Node::apply(x, residual, weight, bias, rest);
-  return {results[0], results[1]};
+  if (!differentiated) return results;
+  const auto& [y, statistics] = results;
+  auto node = c10::make_intrusive<BatchNormBackward>();
+  const Tensor none;
+  const Tensor &r = residual ? *residual : none, &w = weight ? *weight : none, &b = bias ? *bias : none;
+  node->set_next_edges(torch::autograd::collect_next_edges(x, r, w, b));
+  node->x = SavedVariable(x, false);
+  const Activation act = activation_of(activation);
+  if (r.defined() && act != Activation::none) node->extra = SavedVariable(by_output(act) ? y : r, by_output(act));
+  node->weight = SavedVariable(w, false);
+  node->bias = SavedVariable(b, false);
+  node->statistics = SavedVariable(statistics, false);
+  if (activation) node->activation.emplace(*activation);
+  node->eps = eps;
+  node->constant = has(mean);
+  torch::autograd::set_history(y, node);
+  return results;
 }
 
 }  // namespace
