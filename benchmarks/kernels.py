@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from batchnorm.kernels import cpu
-from batchnorm.kernels.reference import BY_OUTPUT
+from batchnorm.backends.numba import cpu
+from batchnorm.backends.reference import BY_OUTPUT
 from batchnorm.options import Running
 
 RESNET50 = [

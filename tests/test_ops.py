@@ -9,7 +9,7 @@ from torch.autograd.gradcheck import gradcheck, gradgradcheck
 
 import batchnorm as bn
 from batchnorm import backends, ops
-from batchnorm.kernels import reference
+from batchnorm.backends import reference
 from material import LAYOUTS, drifting
 from oracle import ACTIVATIONS
 

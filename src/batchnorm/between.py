@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.kernels.reference import statistics_dtype
+from batchnorm.backends.reference import statistics_dtype
 from batchnorm.moments import Moments, at_least_something
 
 

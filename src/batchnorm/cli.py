@@ -190,8 +190,8 @@ def warm_up(
     ] = None,
 ) -> None:
     """Compiles the CPU kernels of common networks into the cache on disk, so that no first step waits for them."""
+    from batchnorm.backends.reference import ACTIVATIONS
     from batchnorm.benchmark.cases import DTYPES
-    from batchnorm.kernels.reference import ACTIVATIONS
     from batchnorm.tools.warmup import warmup
 
     dtypes, activations = dtype or ["float32", "bfloat16"], activation or ["none", "relu"]

@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from batchnorm import ops, population, sharing
+from batchnorm.backends.reference import ACTIVATIONS
 from batchnorm.between import Standard
 from batchnorm.gradients import Decisions
-from batchnorm.kernels.reference import ACTIVATIONS
 from batchnorm.moments import Moments, values_per_channel, weights_of
 from batchnorm.options import Options, Renorm, Running, Single
 from batchnorm.validation import validate

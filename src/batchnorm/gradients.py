@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from batchnorm import between
+from batchnorm.backends import reference
 from batchnorm.between import Details, Standard
-from batchnorm.kernels import reference
 from batchnorm.moments import Moments
 from batchnorm.options import Running
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.backends.reference import ACTIVATIONS
 from batchnorm.functional import normalized
-from batchnorm.kernels.reference import ACTIVATIONS
 from batchnorm.moments import Moments
 from batchnorm.ops import Remembered, transformed
 from batchnorm.options import Options, Renorm, Running, Single

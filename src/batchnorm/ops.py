@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from batchnorm import between
-from batchnorm.backends import KERNELS, kernels_for
+from batchnorm.backends import KERNELS, kernels_for, reference
 from batchnorm.between import Details, Standard
 from batchnorm.gradients import (
     Call,
@@ -30,7 +30,6 @@ from batchnorm.gradients import (
     fused,
     keep,
 )
-from batchnorm.kernels import reference
 from batchnorm.moments import Moments
 from batchnorm.options import Running
 

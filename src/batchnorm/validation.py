@@ -5,7 +5,7 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from batchnorm.kernels.reference import ACTIVATIONS
+from batchnorm.backends.reference import ACTIVATIONS
 from batchnorm.ops import transformed
 from batchnorm.options import Options
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from batchnorm.kernels import cpu
-from batchnorm.kernels.reference import BY_OUTPUT
+from batchnorm.backends.numba import cpu
+from batchnorm.backends.reference import BY_OUTPUT
 from batchnorm.layers import BatchNorm
 from batchnorm.options import Running
 

@@ -15,7 +15,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from batchnorm.kernels.reference import ACTIVATIONS
+from batchnorm.backends.reference import ACTIVATIONS
 from batchnorm.layers import BatchNorm
 from batchnorm.tools.forward import joined, source_of, trace, with_forward, without_forward
 
