@@ -1,12 +1,12 @@
 """Batch normalization for PyTorch: exact, composable, and it shows what it does to your network."""
 
 from batchnorm.backends import backend
+from batchnorm.core.moments import Moments
+from batchnorm.core.rules import Renorm
 from batchnorm.doctor import diagnose, watch
 from batchnorm.experiment import study
 from batchnorm.functional import batch_norm
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
-from batchnorm.moments import Moments
-from batchnorm.options import Renorm
 from batchnorm.standardize import Standardize
 from batchnorm.tools.adapt import adapt
 from batchnorm.tools.calibrate import calibrate

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from batchnorm.sharing import resolve
+from batchnorm.core.sharing import resolve
 from batchnorm.tools.sweep import Feed, feed_by_default
 
 from . import ranks, rules_checkpoint, rules_data, rules_training

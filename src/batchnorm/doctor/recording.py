@@ -14,9 +14,9 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from batchnorm.moments import Moments, values_per_channel, weights_of
-from batchnorm.population import recomputing
-from batchnorm.sharing import resolve
+from batchnorm.core.moments import Moments, values_per_channel, weights_of
+from batchnorm.core.population import recomputing
+from batchnorm.core.sharing import resolve
 
 Phase = Literal["evaluation", "training", "step"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchnorm.moments import Moments
+from batchnorm.core.moments import Moments
 from batchnorm.tools.state import bank
 
 from .findings import OUTPUT, Evidence, rule

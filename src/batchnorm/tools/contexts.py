@@ -6,8 +6,8 @@ from contextlib import contextmanager
 
 from torch import nn
 
+from batchnorm.core.population import Window
 from batchnorm.layers import BatchNorm
-from batchnorm.population import Window
 
 _lock = threading.Lock()
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.moments import Moments, weights_of
-from batchnorm.sharing import pooled_over_ranks, resolve
+from batchnorm.core.moments import Moments, weights_of
+from batchnorm.core.sharing import pooled_over_ranks, resolve
 from batchnorm.tools.levels import Use, levels
 from batchnorm.tools.progress import track
 from batchnorm.tools.state import bank, write

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.backends.reference import statistics_dtype
-from batchnorm.moments import Moments, at_least_something
+from batchnorm.core.moments import Moments, at_least_something
 
 
 class Standard(NamedTuple):

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from batchnorm.backends.reference import ACTIVATIONS
-from batchnorm.ops import transformed
-from batchnorm.options import Options
+from batchnorm.core.ops import transformed
+from batchnorm.core.rules import Options
 
 
 def validate(
