@@ -10,12 +10,14 @@ from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, S
 from batchnorm.standardize import Standardize
 from batchnorm.tools.adapt import adapt
 from batchnorm.tools.calibrate import calibrate
-from batchnorm.tools.contexts import accumulate, domain, paused
 from batchnorm.tools.conventions import from_flax, from_keras, parameter_groups
 from batchnorm.tools.convert import convert, register, revert
 from batchnorm.tools.fold import fold
-from batchnorm.tools.freeze import freeze, unfreeze
 from batchnorm.tools.merge import merge
+from batchnorm.training.accumulate import accumulate
+from batchnorm.training.domain import domain
+from batchnorm.training.freeze import freeze, unfreeze
+from batchnorm.training.paused import paused
 
 __all__ = [
     "BatchNorm",

@@ -16,10 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from batchnorm.layers import BatchNorm
-from batchnorm.tools.contexts import paused
 from batchnorm.tools.progress import track
 from batchnorm.tools.state import bank, evaluating
 from batchnorm.tools.sweep import Feed
+from batchnorm.training.paused import paused
 
 from .recording import Followers, Recorder, Seen, spared
 from .states import norms
