@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from batchnorm.core.moments import Moments
-from batchnorm.tools.state import bank
+from batchnorm.tools.model_populations import bank
 
 from .findings import OUTPUT, Evidence, rule
 from .measuring import Measured
-from .recording import Seen
+from .observed_batches import Seen
 
 GAP = 0.5  # of the output's standard deviation
 CULPRIT = 0.05  # of the squared parts
