@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 import batchnorm as bn
-from batchnorm.benchmark.networks import NETWORKS
 from batchnorm.benchmark.timing import alternate
+from batchnorm.benchmark.whole_networks import NETWORKS
 
 BATCHES = (1, 16)
 SIDE = 224

@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 
-from batchnorm.kernels import cpu
-from batchnorm.kernels.reference import BY_OUTPUT
-from batchnorm.options import Running
+from batchnorm.backends.numba import cpu
+from batchnorm.backends.reference import BY_OUTPUT
+from batchnorm.core.rules import Running
 
 RESNET50 = [
     (32, 64, 112, 112), (32, 64, 56, 56), (32, 256, 56, 56), (32, 128, 56, 56), (32, 128, 28, 28), (32, 512, 28, 28),

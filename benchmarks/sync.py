@@ -19,7 +19,7 @@ import torch
 from torch import distributed as dist
 
 import batchnorm as bn
-from batchnorm import sharing
+from batchnorm.core import sharing
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def counted() -> Iterator[list[int]]:
         sizes.append(tensors[-1].nbytes)  # the last is the input; the first, where there are two, what all have sent
         exchange(collective, group, label, *tensors)
 
-    with mock.patch("batchnorm.sharing._exchange", count):
+    with mock.patch("batchnorm.core.sharing._exchange", count):
         yield sizes
 
 

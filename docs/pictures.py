@@ -12,8 +12,8 @@ from sklearn.datasets import load_wine
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.benchmark.networks import NETWORKS
 from batchnorm.benchmark.steps import images, kept_by
+from batchnorm.benchmark.whole_networks import NETWORKS
 
 FOLDER = Path(__file__).parent / "images"
 EXAMPLES = Path(__file__).parent.parent / "examples"

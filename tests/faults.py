@@ -111,8 +111,8 @@ def no_memory(_: bn.BatchNorm) -> Iterator[None]:
     """The output cannot be made, on either backend."""
     fail = {"side_effect": MemoryError("no memory")}
     with (
-        mock.patch("batchnorm.kernels.reference.normalize", **fail),
-        mock.patch("batchnorm.kernels.cpu.empty_like", **fail),
+        mock.patch("batchnorm.backends.reference.normalize", **fail),
+        mock.patch("batchnorm.backends.numba.cpu.empty_like", **fail),
     ):
         yield
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 import batchnorm as bn
-from batchnorm.kernels import cpu, reference
-from batchnorm.kernels.cpu_activations import _TABLE
+from batchnorm.backends import reference
+from batchnorm.backends.numba import cpu
+from batchnorm.backends.numba.cpu_activations import _TABLE
 from material import drifting
 
 

@@ -217,7 +217,7 @@ def test_bench_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
 WARM = """
 import sys
 from batchnorm import cli
-from batchnorm.kernels import cpu, cpu_args, cpu_compile
+from batchnorm.backends.numba import cpu, cpu_args, cpu_compile
 # one small kernel for each request, in place of fourteen
 spec = lambda activations: cpu_args.Spec(activation=activations[0])
 cpu.warmup = lambda dtypes, activations: cpu_compile.get("channel", "merge_sums", spec(activations))

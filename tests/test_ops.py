@@ -8,8 +8,9 @@ from torch.autograd import forward_ad
 from torch.autograd.gradcheck import gradcheck, gradgradcheck
 
 import batchnorm as bn
-from batchnorm import backends, ops
-from batchnorm.kernels import reference
+from batchnorm import backends
+from batchnorm.backends import reference
+from batchnorm.core import ops
 from material import LAYOUTS, drifting
 from oracle import ACTIVATIONS
 

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from batchnorm import Moments, population
+from batchnorm import Moments
+from batchnorm.core import population
 from material import drifting
 from oracle import judge
 

@@ -9,7 +9,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
-from batchnorm.sklearn import StandardizeTransformer
+from batchnorm.integrations.sklearn import StandardizeTransformer
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

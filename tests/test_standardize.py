@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import batchnorm as bn
-from batchnorm import streams
+from batchnorm.tools import streams
 
 
 def exactly(layer: bn.Standardize, x: Tensor) -> None:

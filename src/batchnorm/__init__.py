@@ -1,21 +1,23 @@
 """Batch normalization for PyTorch: exact, composable, and it shows what it does to your network."""
 
 from batchnorm.backends import backend
+from batchnorm.core.moments import Moments
+from batchnorm.core.rules import Renorm
 from batchnorm.doctor import diagnose, watch
 from batchnorm.experiment import study
 from batchnorm.functional import batch_norm
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
-from batchnorm.moments import Moments
-from batchnorm.options import Renorm
-from batchnorm.standardize import Standardize
 from batchnorm.tools.adapt import adapt
 from batchnorm.tools.calibrate import calibrate
-from batchnorm.tools.contexts import accumulate, domain, paused
 from batchnorm.tools.conventions import from_flax, from_keras, parameter_groups
 from batchnorm.tools.convert import convert, register, revert
 from batchnorm.tools.fold import fold
-from batchnorm.tools.freeze import freeze, unfreeze
 from batchnorm.tools.merge import merge
+from batchnorm.tools.standardize import Standardize
+from batchnorm.training.accumulate import accumulate
+from batchnorm.training.domain import domain
+from batchnorm.training.freeze import freeze, unfreeze
+from batchnorm.training.paused import paused
 
 __all__ = [
     "BatchNorm",

@@ -57,7 +57,7 @@ def study(
     """What does normalisation do for a network? Trains it with and without batch norm and judges nine claims."""
     import torch
 
-    from batchnorm.experiment import networks, plan, settings, sources
+    from batchnorm.experiment import plan, settings, sources, study_networks
     from batchnorm.experiment.data import InputError, standardise
 
     if task not in (None, "classification", "regression"):
@@ -65,7 +65,7 @@ def study(
     torch.set_num_threads(threads)
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does: the user's network lies in the working directory
-    make_network = networks.named(network)
+    make_network = study_networks.named(network)
     loaded = sources.load(data, target, task, seed)  # type: ignore[arg-type]  # checked above
     chosen = settings.choose(
         loaded,
@@ -77,7 +77,7 @@ def study(
         optimizer=optimizer,
         quick=quick,
     )
-    networks.check(make_network, standardise(loaded))  # before the bar is drawn: wrong input is one line
+    study_networks.check(make_network, standardise(loaded))  # before the bar is drawn: wrong input is one line
     errors = _console(stderr=True)
     with _progress(errors) as progress:
         result = plan.run(make_network, loaded, chosen, network, progress, errors.print)
@@ -190,8 +190,8 @@ def warm_up(
     ] = None,
 ) -> None:
     """Compiles the CPU kernels of common networks into the cache on disk, so that no first step waits for them."""
+    from batchnorm.backends.reference import ACTIVATIONS
     from batchnorm.benchmark.cases import DTYPES
-    from batchnorm.kernels.reference import ACTIVATIONS
     from batchnorm.tools.warmup import warmup
 
     dtypes, activations = dtype or ["float32", "bfloat16"], activation or ["none", "relu"]

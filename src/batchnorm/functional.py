@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from batchnorm import ops, population, sharing
-from batchnorm.between import Standard
-from batchnorm.gradients import Decisions
-from batchnorm.kernels.reference import ACTIVATIONS
-from batchnorm.moments import Moments, values_per_channel, weights_of
-from batchnorm.options import Options, Renorm, Running, Single
-from batchnorm.validation import validate
+from batchnorm.backends.reference import ACTIVATIONS
+from batchnorm.core import ops, population, sharing
+from batchnorm.core.channel_math import Standard
+from batchnorm.core.gradients import Decisions
+from batchnorm.core.moments import Moments, values_per_channel, weights_of
+from batchnorm.core.rules import Options, Renorm, Running, Single
+from batchnorm.core.validation import validate
 
 
 def batch_norm(

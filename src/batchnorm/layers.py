@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from batchnorm.backends.reference import ACTIVATIONS
+from batchnorm.core.moments import Moments
+from batchnorm.core.ops import Remembered, transformed
+from batchnorm.core.population import Bank, NonFinite, Window, moved, recomputing, remember, unfit
+from batchnorm.core.rules import Options, Renorm, Running, Single
+from batchnorm.core.sharing import resolve
 from batchnorm.functional import normalized
-from batchnorm.kernels.reference import ACTIVATIONS
-from batchnorm.moments import Moments
-from batchnorm.ops import Remembered, transformed
-from batchnorm.options import Options, Renorm, Running, Single
-from batchnorm.population import Bank, NonFinite, Window, moved, recomputing, remember, unfit
-from batchnorm.sharing import resolve
 
 
 def _one_of(*values: Any) -> Callable[[Any], str | None]:

@@ -8,8 +8,8 @@ import batchnorm as bn
 from batchnorm.benchmark import cases as room
 from batchnorm.benchmark.agreement import DisagreementError, check, gradient_for, judge, with_affine
 from batchnorm.benchmark.cases import BLOCKS, DTYPES, LAYOUTS, Case, cases
-from batchnorm.benchmark.networks import NETWORKS, PARAMETERS
 from batchnorm.benchmark.steps import both_ways, check_networks, images, variants
+from batchnorm.benchmark.whole_networks import NETWORKS, PARAMETERS
 
 
 @pytest.mark.parametrize("fused", [False, True])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from batchnorm.doctor.ranks import ranks_disagree
+from batchnorm.doctor.rules_ranks import ranks_disagree
 from batchnorm.doctor.states import of_model
 from patients import trained
 

@@ -45,12 +45,12 @@ def planted(
     jitter = 1e-3 * seed
     run = Run(Setting(arm, rate, seed, size, STEPS[-1]), steps=STEPS, curve=curve, diverged=diverged)
     run.score, run.test_score, run.train_score = score + jitter, score, train_score + jitter
-    run.recording.steps = STEPS
-    run.recording.percentiles = {"0": percentiles(places), "1": percentiles(places)}
-    run.recording.gradient_steps = STEPS
-    run.recording.gradients = {"first": [ratio * (1 + jitter)] * len(STEPS), "last": [1.0] * len(STEPS)}
+    run.log.steps = STEPS
+    run.log.percentiles = {"0": percentiles(places), "1": percentiles(places)}
+    run.log.gradient_steps = STEPS
+    run.log.gradients = {"first": [ratio * (1 + jitter)] * len(STEPS), "last": [1.0] * len(STEPS)}
     if arm == "batch norm":
-        run.recording.normalised = {"0": norm | {"left_out": 0, "before": HISTOGRAM, "after": HISTOGRAM}}
+        run.log.normalised = {"0": norm | {"left_out": 0, "before": HISTOGRAM, "after": HISTOGRAM}}
     return run
 
 

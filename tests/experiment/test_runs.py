@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 from batchnorm.experiment.data import Data, split, standardise
-from batchnorm.experiment.networks import mlp
 from batchnorm.experiment.runs import MARKS, Run, Setting, chance_loss, chance_score, score, train
+from batchnorm.experiment.study_networks import mlp
 
 
 def easy() -> Data:
@@ -65,8 +65,8 @@ def test_it_learns_and_is_scored_at_evenly_spaced_steps() -> None:
     assert found.score == found.curve[-1]
     assert found.steps == [2 * i for i in range(MARKS + 1)]
     assert not found.diverged
-    assert len(found.recording.percentiles) == 3
-    assert found.recording.normalised
+    assert len(found.log.percentiles) == 3
+    assert found.log.normalised
 
 
 def test_a_run_that_diverges_says_so_and_scores_as_chance() -> None:

@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from batchnorm.kernels import cpu
-from batchnorm.kernels.reference import BY_OUTPUT
+from batchnorm.backends.numba import cpu
+from batchnorm.backends.reference import BY_OUTPUT
+from batchnorm.core.rules import Running
 from batchnorm.layers import BatchNorm
-from batchnorm.options import Running
 
 from .oracle import ACTIVATIONS, KINKS, by_torch, close, data, moments, per_sample
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 SCRIPT = """
 import sys, torch
-from batchnorm.kernels import cpu
+from batchnorm.backends.numba import cpu
 assert "numba" not in sys.modules and "llvmlite" in sys.modules
 torch.manual_seed(0)
 y, *_ = cpu.forward(torch.randn(4, 6, 5, 5), None, None, None, 1e-5, None)

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import batchnorm as bn
-from batchnorm.kernels import cpu_memory
-from batchnorm.kernels.cpu_memory import Pool
+from batchnorm.backends.numba import cpu_memory
+from batchnorm.backends.numba.cpu_memory import Pool
 
 pytestmark = pytest.mark.skipif(cpu_memory.pool is None, reason="no pool on this platform")
 LARGE = 1 << 20  # float32 values: 4 MiB
@@ -85,5 +85,5 @@ def test_outputs_of_a_layer_are_ordinary_tensors() -> None:
 
 
 def test_it_can_be_turned_off() -> None:
-    code = "from batchnorm.kernels import cpu_memory; assert cpu_memory.pool is None"
+    code = "from batchnorm.backends.numba import cpu_memory; assert cpu_memory.pool is None"
     subprocess.run([sys.executable, "-c", code], env={**os.environ, "BATCHNORM_HUGE_PAGES": "0"}, check=True)

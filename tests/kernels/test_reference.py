@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from batchnorm.kernels import reference
+from batchnorm.backends import reference
 from material import LAYOUTS, drifting
 from oracle import ACTIVATIONS, away_from_kinks, judge
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from batchnorm.kernels import cpu
-from batchnorm.kernels import threads as launcher
-from batchnorm.kernels.cpu import _plan
+from batchnorm.backends.numba import cpu
+from batchnorm.backends.numba import threads as launcher
+from batchnorm.backends.numba.cpu import _plan
 
 from .oracle import data
 
@@ -114,7 +114,7 @@ def test_fork_after_use(tmp_path: Path) -> None:
     """A child forked while torch's team exists gets the same bits without it."""
     script = """
         import os, signal, sys, torch
-        from batchnorm.kernels import cpu
+        from batchnorm.backends.numba import cpu
         torch.set_num_threads(2)
         x = torch.randn(8, 32, 40, 40)
         y, *_ = cpu.forward(x, None, None, None, 1e-5, None)
@@ -135,7 +135,7 @@ def test_data_loader_workers(method: str, tmp_path: Path) -> None:
     script = f"""
         import torch
         from torch.utils.data import DataLoader, Dataset
-        from batchnorm.kernels import cpu
+        from batchnorm.backends.numba import cpu
 
         class Normalised(Dataset):
             def __len__(self):

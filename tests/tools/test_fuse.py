@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import batchnorm as bn
-from batchnorm.benchmark.networks import NETWORKS
+from batchnorm.benchmark.whole_networks import NETWORKS
 from batchnorm.tools.fuse import Fused
 from material import drifting
 

@@ -15,8 +15,8 @@ import torch
 from batchnorm.benchmark import steps
 from batchnorm.benchmark.agreement import check, with_affine
 from batchnorm.benchmark.cases import DTYPES, LAYOUTS, Case, cases
-from batchnorm.benchmark.networks import NETWORKS
 from batchnorm.benchmark.timing import alternate
+from batchnorm.benchmark.whole_networks import NETWORKS
 
 Result = dict[str, Any]
 Progress = Callable[[int, int, str], None]

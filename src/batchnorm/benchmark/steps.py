@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from batchnorm.benchmark.agreement import judge
 from batchnorm.benchmark.cases import DTYPES, Case
 from batchnorm.benchmark.memory import kept
-from batchnorm.benchmark.networks import NETWORKS
+from batchnorm.benchmark.whole_networks import NETWORKS
 from batchnorm.tools.convert import convert
 
 Step = Callable[[], object]

@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from batchnorm.sharing import resolve
+from batchnorm.core.sharing import resolve
 from batchnorm.tools.sweep import Feed, feed_by_default
 
-from . import ranks, rules_checkpoint, rules_data, rules_training
+from . import rules_checkpoint, rules_data, rules_ranks, rules_training
 from .findings import Finding, Report, Rule, report
 from .measuring import measure
 from .states import LayerState, of_model
@@ -28,7 +28,7 @@ __all__ = [
     "watch",
 ]
 
-RULES: tuple[Rule, ...] = (*rules_checkpoint.RULES, *rules_data.RULES, *ranks.RULES, *rules_training.RULES)
+RULES: tuple[Rule, ...] = (*rules_checkpoint.RULES, *rules_data.RULES, *rules_ranks.RULES, *rules_training.RULES)
 
 
 def diagnose(
@@ -71,7 +71,7 @@ def diagnose(
     base = diagnose_states(states)
     findings, layers, measured = list(base.findings), base.layers, {}
     if group := resolve(process_group):
-        findings += ranks.ranks_disagree(ranks.gather(states, group))
+        findings += rules_ranks.ranks_disagree(rules_ranks.gather(states, group))
     if batches is not None:
         found = measure(model, batches, feed, limit, progress)
         findings += [f for rule in rules_data.RULES for f in rule(found)]

@@ -16,12 +16,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from batchnorm.layers import BatchNorm
-from batchnorm.tools.contexts import paused
+from batchnorm.tools.model_populations import bank, evaluating
 from batchnorm.tools.progress import track
-from batchnorm.tools.state import bank, evaluating
 from batchnorm.tools.sweep import Feed
+from batchnorm.training.paused import paused
 
-from .recording import Followers, Recorder, Seen, spared
+from .observed_batches import Followers, Observer, Seen, spared
 from .states import norms
 
 SWITCHED = 2  # batches on which single layers are switched: one forward pass a layer and batch
@@ -70,29 +70,29 @@ class Gap:
 def measure(model: nn.Module, batches: Any, feed: Feed, limit: int | None, progress: bool | None) -> Measured:
     """Each batch as in evaluation and as in training (only batch norms, no dropout); single layers; one step."""
     layers = norms(model)
-    with undisturbed(model), Recorder(layers) as recorder:
+    with undisturbed(model), Observer(layers) as observer:
         always, never = _stubborn(model, layers)
-        found = Measured(recorder.seen, always, never)
+        found = Measured(observer.seen, always, never)
         learners = {name: layer for name, layer in layers.items() if name not in always and not spared(layer)}
         runner = Runner(model, feed, list(learners.values()))
         with _still(model):
-            kept = _both_ways(runner, recorder, found, batches, limit, progress)
-            found.caused = _one_by_one(runner, [n for n in recorder.order if n in learners], layers, kept, progress)
-        found.notes += _step(model, feed, recorder, kept[0].batch)
+            kept = _both_ways(runner, observer, found, batches, limit, progress)
+            found.caused = _one_by_one(runner, [n for n in observer.order if n in learners], layers, kept, progress)
+        found.notes += _step(model, feed, observer, kept[0].batch)
     return found
 
 
 def _both_ways(
-    runner: Runner, recorder: Recorder, found: Measured, batches: Any, limit: int | None, progress: bool | None
+    runner: Runner, observer: Observer, found: Measured, batches: Any, limit: int | None, progress: bool | None
 ) -> list[Kept]:
     """Every batch as in evaluation and as in training; returns the first few, with their outputs."""
     kept: list[Kept] = []
     stream = batches() if callable(batches) else batches
     for batch in track(islice(stream, limit), "diagnosing", progress):
-        followers = nullcontext() if found.batches else Followers(recorder.seen)
-        with recorder.recording("evaluation"), followers:
+        followers = nullcontext() if found.batches else Followers(observer.seen)
+        with observer.observing("evaluation"), followers:
             expected = runner([], batch)
-        with recorder.recording("training"):
+        with observer.observing("training"):
             trained = runner(runner.learners, batch)
         found.gap.add(expected, expected, trained)
         found.batches += 1
@@ -147,15 +147,15 @@ class Runner:
             return self.feed(self.model, batch)
 
 
-def _step(model: nn.Module, feed: Feed, recorder: Recorder, batch: Any) -> list[str]:
+def _step(model: nn.Module, feed: Feed, observer: Observer, batch: Any) -> list[str]:
     """One training step, forward and backward: how often does it move each population?"""
-    layers = {name: seen for name, seen in recorder.seen.items() if bank(seen.layer).num_batches_tracked is not None}
+    layers = {name: seen for name, seen in observer.seen.items() if bank(seen.layer).num_batches_tracked is not None}
     if any(seen.nonfinite or seen.single for seen in layers.values()):
         return ["no training step was tried: the data hold NaN or Inf, or single values"]
     model.train()
     before = {name: int(bank(seen.layer).num_batches_tracked) for name, seen in layers.items()}
     try:
-        with recorder.recording("step"), torch.enable_grad():
+        with observer.observing("step"), torch.enable_grad():
             outputs = [t for t in _tensors(feed(model, batch)) if t.requires_grad]
             if outputs:
                 torch.stack([t.float().square().mean() for t in outputs]).sum().backward()

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from batchnorm.moments import Moments
-from batchnorm.tools.state import bank
+from batchnorm.core.moments import Moments
+from batchnorm.tools.model_populations import bank
 
 from .findings import OUTPUT, Evidence, rule
 from .measuring import Measured
-from .recording import Seen
+from .observed_batches import Seen
 
 GAP = 0.5  # of the output's standard deviation
 CULPRIT = 0.05  # of the squared parts

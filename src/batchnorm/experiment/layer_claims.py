@@ -7,7 +7,7 @@ import statistics
 from typing import Any
 
 from .evidence import Evidence
-from .recording import drift, typical_channel
+from .run_log import drift, typical_channel
 from .runs import Run
 from .training_claims import ARMS
 from .verdict import Claim, NotMeasured, judge
@@ -36,9 +36,9 @@ def same_distribution(evidence: Evidence) -> Claim:
 
 
 def _drifts(runs: list[Run]) -> dict[str, list[float]]:
-    if any(not run.recording.percentiles or len(run.recording.steps) < 2 for run in runs):
+    if any(not run.log.percentiles or len(run.log.steps) < 2 for run in runs):
         raise NotMeasured("no layer's inputs were recorded at the best learning rate")
-    return {site: [drift(run.recording.percentiles[site]) for run in runs] for site in runs[0].recording.percentiles}
+    return {site: [drift(run.log.percentiles[site]) for run in runs] for site in runs[0].log.percentiles}
 
 
 def _over_layers(by_layer: dict[str, list[float]]) -> list[float]:
@@ -46,11 +46,11 @@ def _over_layers(by_layer: dict[str, list[float]]) -> list[float]:
 
 
 def _trace(run: Run) -> dict[str, Any]:
-    site = list(run.recording.percentiles)[-1]
+    site = list(run.log.percentiles)[-1]
     return {
         "layer": site,
-        "steps": run.recording.steps,
-        "percentiles": typical_channel(run.recording.percentiles[site]),
+        "steps": run.log.steps,
+        "percentiles": typical_channel(run.log.percentiles[site]),
     }
 
 
@@ -93,9 +93,9 @@ def shape_kept(evidence: Evidence) -> Claim:
 
 def _normalised(evidence: Evidence) -> list[dict[str, dict[str, Any]]]:
     runs = evidence.main.best("batch norm")
-    if any(not run.recording.normalised for run in runs):
+    if any(not run.log.normalised for run in runs):
         raise NotMeasured("no layer's normalised values could be read: every batch norm adds or activates as well")
-    return [run.recording.normalised for run in runs]
+    return [run.log.normalised for run in runs]
 
 
 def _worst_by_layer(layers: list[dict[str, dict[str, Any]]], names: tuple[str, ...]) -> dict[str, dict[str, float]]:
@@ -109,7 +109,7 @@ def _worst_by_layer(layers: list[dict[str, dict[str, Any]]], names: tuple[str, .
 def gradients(evidence: Evidence) -> Claim:
     main = evidence.main
     best = {arm: main.best(arm) for arm in ARMS}
-    if any(len(run.recording.gradients) < 2 for arm in ARMS for run in best[arm]):
+    if any(len(run.log.gradients) < 2 for arm in ARMS for run in best[arm]):
         raise NotMeasured("the network has fewer than two layers with weights")
     ratios = {arm: [statistics.median(_ratios(run)) for run in best[arm]] for arm in ARMS}
     every = {arm: [r for rate in main.rates for run in main.at(arm, rate) for r in _ratios(run)] for arm in ARMS}
@@ -127,7 +127,7 @@ def gradients(evidence: Evidence) -> Claim:
                 "ratio": ratios,
                 "vanishing": vanishing,
                 "exploding": exploding,
-                "steps": {arm: best[arm][0].recording.gradient_steps for arm in ARMS},
+                "steps": {arm: best[arm][0].log.gradient_steps for arm in ARMS},
                 "layers": {arm: _median_gradients(best[arm]) for arm in ARMS},
             },
         )
@@ -136,7 +136,7 @@ def gradients(evidence: Evidence) -> Claim:
 
 def _ratios(run: Run) -> list[float]:
     """First layer's gradient over the last's at each recorded step; a dead pair counts as vanished."""
-    layers = list(run.recording.gradients.values())
+    layers = list(run.log.gradients.values())
     if len(layers) < 2:
         return []
     return [
@@ -150,8 +150,7 @@ def _distance(ratio: float) -> float:
 
 
 def _median_gradients(runs: list[Run]) -> dict[str, list[float]]:
-    names = runs[0].recording.gradients
+    names = runs[0].log.gradients
     return {
-        n: [statistics.median(v) for v in zip(*(run.recording.gradients[n] for run in runs), strict=False)]
-        for n in names
+        n: [statistics.median(v) for v in zip(*(run.log.gradients[n] for run in runs), strict=False)] for n in names
     }

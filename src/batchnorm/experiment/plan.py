@@ -7,14 +7,14 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from . import claims, networks, sources
+from . import claims, sources, study_networks
 from .data import Data, InputError, standardise
 from .evidence import Evidence, Sweep
 from .interruption import Interruption, interruption
-from .networks import MakeNetwork
 from .result import Study
 from .runs import Arm, Run, Setting, train
 from .settings import Settings
+from .study_networks import MakeNetwork
 
 ARMS: tuple[Arm, Arm] = ("batch norm", "plain")
 WINE_STEPS = 300
@@ -51,7 +51,7 @@ def run(
     """
     started = time.perf_counter()
     data = standardise(raw)
-    networks.check(make_network, data)
+    study_networks.check(make_network, data)
     main = Sweep(data, ARMS, settings.rates)
     scales, missing = _scales(raw, settings)
     jobs = list(_sweep_jobs(make_network, main, scales, settings))
@@ -126,9 +126,9 @@ def _sweep_jobs(make_network: MakeNetwork, main: Sweep, scales: Sweep | None, s:
         normalised = standardise(scales.data)
         for rate in s.rates:
             raw, plain = (Setting(arm, rate, seed, size, steps, s.optimizer, record=False) for arm in scales.arms)
-            yield _Job(make_network if own else networks.mlp, scales.data, raw, [scales.runs])
+            yield _Job(make_network if own else study_networks.mlp, scales.data, raw, [scales.runs])
             if not own:
-                yield _Job(networks.mlp, normalised, plain, [scales.runs])
+                yield _Job(study_networks.mlp, normalised, plain, [scales.runs])
 
 
 def _batch_settings(s: Settings, best: dict[Arm, float]) -> list[Setting]:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Data, Part
-from .networks import MakeNetwork, build
-from .recording import PROBE, Recording
+from .run_log import PROBE, RunLog
+from .study_networks import MakeNetwork, build
 
 Arm = Literal["batch norm", "plain", "raw"]
 
@@ -49,7 +49,7 @@ class Run:
     train_score: float = math.nan
     score: float = math.nan  # on the validation part, at the end; the chance score if the run diverged
     test_score: float = math.nan
-    recording: Recording = field(default_factory=Recording)
+    log: RunLog = field(default_factory=RunLog)
 
     def to_dict(self) -> dict[str, Any]:
         names = ("arm", "rate", "seed", "batch_size", "optimizer")
@@ -72,7 +72,7 @@ def train(make_network: MakeNetwork, data: Data, setting: Setting, tick: Tick = 
             run.score = run.curve[-1]
             run.test_score = score(network, data.test.head(), data)
         if setting.record and finite:
-            run.recording.examine(network, data.train.x[:PROBE])
+            run.log.examine(network, data.train.x[:PROBE])
     return run
 
 
@@ -90,7 +90,7 @@ def _descend(network: nn.Module, data: Data, setting: Setting, run: Run, tick: T
             run.steps.append(step)
             run.curve.append(score(network, data.validation.head(), data))
             if setting.record and len(run.steps) % 2:
-                run.recording.look(network, data.train.x[:PROBE], step)
+                run.log.look(network, data.train.x[:PROBE], step)
         if step == setting.steps:
             break
         x, y = next(batches)
@@ -104,7 +104,7 @@ def _descend(network: nn.Module, data: Data, setting: Setting, run: Run, tick: T
         if step in marks:
             run.losses.append(value)
             if setting.record:
-                run.recording.take_gradients(network, step)
+                run.log.take_gradients(network, step)
         optimizer.step()
         if step >= 0.9 * setting.steps - 1:
             tail.append(value)

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.moments import Moments
-from batchnorm.tools.state import Populations, bank, evaluating, populations, unless_finished, write
+from batchnorm.core.moments import Moments
+from batchnorm.tools.model_populations import Populations, bank, evaluating, populations, unless_finished, write
 from batchnorm.tools.sweep import Feed, Sweep, feed_by_default
 
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from batchnorm.kernels.reference import ACTIVATIONS
+from batchnorm.backends.reference import ACTIVATIONS
 from batchnorm.layers import BatchNorm
 from batchnorm.tools.convert import revert
 from batchnorm.tools.linear import (

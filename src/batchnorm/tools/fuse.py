@@ -15,9 +15,9 @@ import torch
 from torch import fx, nn
 from torch.nn import functional as F
 
-from batchnorm.kernels.reference import ACTIVATIONS
+from batchnorm.backends.reference import ACTIVATIONS
 from batchnorm.layers import BatchNorm
-from batchnorm.tools.forward import joined, source_of, trace, with_forward, without_forward
+from batchnorm.tools.forward_graph import joined, source_of, trace, with_forward, without_forward
 
 MODULES: dict[type[nn.Module], str] = {
     nn.ReLU: "relu",

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from batchnorm.moments import Moments
+from batchnorm.core.moments import Moments
 
 Thing = TypeVar("Thing", nn.Module, dict[str, Any])
 

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.moments import Moments, weights_of
-from batchnorm.sharing import pooled_over_ranks, resolve
-from batchnorm.tools.levels import Use, levels
+from batchnorm.core.moments import Moments, weights_of
+from batchnorm.core.sharing import pooled_over_ranks, resolve
+from batchnorm.tools.dependency_levels import Use, levels
+from batchnorm.tools.model_populations import bank, write
 from batchnorm.tools.progress import track
-from batchnorm.tools.state import bank, write
 
 Feed = Callable[[nn.Module, Any], Any]
 Settle = Callable[[str, Moments, int], tuple[Tensor, Tensor]]

@@ -31,8 +31,8 @@ def warmup(
     progress: Callable[[int, int, str], None] = lambda done, total, what: None,
 ) -> Warmed:
     """Compile what common networks need into the cache on disk: each dtype with each activation."""
-    from batchnorm.kernels import cpu
-    from batchnorm.kernels.cpu_compile import cache_directory, get
+    from batchnorm.backends.numba import cpu
+    from batchnorm.backends.numba.cpu_compile import cache_directory, get
 
     directory = cache_directory()
     before, loaded = _files(directory), get.cache_info().currsize

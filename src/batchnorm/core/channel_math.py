@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm.kernels.reference import statistics_dtype
-from batchnorm.moments import Moments, at_least_something
+from batchnorm.backends.reference import statistics_dtype
+from batchnorm.core.moments import Moments, at_least_something
 
 
 class Standard(NamedTuple):

@@ -7,7 +7,7 @@ import torch
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.validation import FLOAT_DTYPES, check_is_fitted, validate_data
 
-from batchnorm.standardize import Standardize
+from batchnorm.tools.standardize import Standardize
 
 
 class StandardizeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
@@ -20,7 +20,7 @@ class StandardizeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimat
         clip: the largest absolute value of the output, or None.
 
     >>> import numpy as np
-    >>> from batchnorm.sklearn import StandardizeTransformer
+    >>> from batchnorm.integrations.sklearn import StandardizeTransformer
     >>> StandardizeTransformer().fit_transform(np.array([[1.0], [2.0], [3.0]])).ravel().round(4)
     array([-1.2247,  0.    ,  1.2247])
     """

@@ -4,8 +4,8 @@ from typing import TypeVar
 
 from torch import nn
 
-from batchnorm.layers import BatchNorm
 from batchnorm.tools.convert import convert
+from batchnorm.training.own_layers import own_layers
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -25,7 +25,7 @@ def freeze(model: Model, affine: bool = False) -> Model:
     >>> model[1].frozen
     'statistics'
     """
-    layers = _layers(convert(model))
+    layers = own_layers(convert(model))
     for layer in layers:
         if layer.running_mean is None:
             raise ValueError(f"{layer!r} has no running statistics to normalise by: it cannot be frozen")
@@ -42,10 +42,6 @@ def unfreeze(model: Model) -> Model:
     >>> bn.unfreeze(bn.freeze(nn.BatchNorm1d(8), affine=True)).weight.requires_grad
     True
     """
-    for layer in _layers(model):
+    for layer in own_layers(model):
         layer.unfreeze()
     return model
-
-
-def _layers(model: nn.Module) -> list[BatchNorm]:
-    return [m for m in model.modules() if isinstance(m, BatchNorm)]

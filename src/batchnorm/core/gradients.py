@@ -1,4 +1,4 @@
-"""Autograd: the derivative of every path is `between.backward`; where a gradient is itself to be differentiated
+"""Autograd: the derivative of every path is `channel_math.backward`; where a gradient is itself to be differentiated
 (`create_graph=True`), the reference is, by torch.
 
 What is kept for the backward pass: the input, per-channel values, and the residual (or the output) where the
@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from batchnorm import between
-from batchnorm.between import Details, Standard
-from batchnorm.kernels import reference
-from batchnorm.moments import Moments
-from batchnorm.options import Running
+from batchnorm.backends import reference
+from batchnorm.core import channel_math
+from batchnorm.core.channel_math import Details, Standard
+from batchnorm.core.moments import Moments
+from batchnorm.core.rules import Running
 
 Gradients = tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]  # of x, residual, weight and bias
 
@@ -46,7 +46,7 @@ def by_batch(
     """Normalise by the batch's own moments: y, what normalised, the moments."""
     batch = Moments(*kernels.moments(x))
     standard = Standard.of_batch(batch, eps)
-    return between.forward(kernels, x, weight, bias, standard, Details(residual, activation)), standard, batch
+    return channel_math.forward(kernels, x, weight, bias, standard, Details(residual, activation)), standard, batch
 
 
 def by_constants(
@@ -61,7 +61,7 @@ def by_constants(
 ) -> Tensor:
     """Normalise by given statistics."""
     standard = Standard(mean, rstd, torch.zeros_like(mean))
-    return between.forward(kernels, x, weight, bias, standard, Details(residual, activation))
+    return channel_math.forward(kernels, x, weight, bias, standard, Details(residual, activation))
 
 
 def by_decisions(
@@ -76,7 +76,7 @@ def by_decisions(
     """Normalise by what is decided between the primitives: y, what normalised, the moments for the population."""
     standard, batch = decisions.standard(Moments(*kernels.moments(x, decisions.virtual, mask)))
     details = Details(residual, decisions.activation, decisions.virtual, mask)
-    return between.forward(kernels, x, weight, bias, standard, details), standard, batch
+    return channel_math.forward(kernels, x, weight, bias, standard, details), standard, batch
 
 
 class Call(NamedTuple):
@@ -177,7 +177,9 @@ class Frozen(torch.autograd.Function):
             grads = differentiable(y, grad, (x, residual, weight, bias), needs)
         else:
             standard = Standard(mean, rstd, torch.zeros_like(mean))
-            grads = between.backward(ctx.kernels, grad, x, weight, bias, standard, Details(residual, ctx.activation))
+            grads = channel_math.backward(
+                ctx.kernels, grad, x, weight, bias, standard, Details(residual, ctx.activation)
+            )
         return None, *asked_for(ctx, grads, grad, needs), None, None, None
 
 
@@ -207,7 +209,9 @@ class General(torch.autograd.Function):
             grads = differentiable(y, grad, (x, residual, weight, bias), needs)
         else:
             details = Details(residual, ctx.activation, ctx.decisions.virtual, mask)
-            grads = between.backward(ctx.kernels, grad, x, weight, bias, ctx.standard, details, ctx.decisions.reduce)
+            grads = channel_math.backward(
+                ctx.kernels, grad, x, weight, bias, ctx.standard, details, ctx.decisions.reduce
+            )
         grad = grad if mask is None else torch.where(mask > 0, grad, 0)
         return None, *asked_for(ctx, grads, grad, needs), None, None
 

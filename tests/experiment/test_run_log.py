@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from batchnorm.experiment.recording import Recording, describe_normalised, drift, rank_correlation
+from batchnorm.experiment.run_log import RunLog, describe_normalised, drift, rank_correlation
 
 
 def network() -> nn.Sequential:
@@ -16,30 +16,30 @@ def network() -> nn.Sequential:
 def test_looking_leaves_the_network_and_the_generator_as_they_were() -> None:
     model = network()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
-    recording = Recording()
-    recording.look(model, torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), 5)
-    recording.examine(model, torch.randn(32, 4, generator=torch.Generator().manual_seed(1)))
+    log = RunLog()
+    log.look(model, torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), 5)
+    log.examine(model, torch.randn(32, 4, generator=torch.Generator().manual_seed(1)))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert recording.steps == [5]
+    assert log.steps == [5]
 
 
 def test_percentiles_of_a_normalised_site() -> None:
-    recording = Recording()
-    recording.look(network(), torch.randn(2000, 4), 0)
-    (found,) = recording.percentiles["1"]
+    log = RunLog()
+    log.look(network(), torch.randn(2000, 4), 0)
+    (found,) = log.percentiles["1"]
     assert found.shape == (3, 6)
     # of a normal distribution: ∓1.036 standard deviations and 0
     torch.testing.assert_close(found.mean(1), torch.tensor([-1.036, 0.0, 1.036]), atol=0.05, rtol=0)
 
 
 def test_gradients_are_root_mean_squares_of_weights_only() -> None:
-    model, recording = network(), Recording()
+    model, log = network(), RunLog()
     model(torch.randn(8, 4)).square().sum().backward()
-    recording.take_gradients(model, 3)
-    assert list(recording.gradients) == ["0.weight", "4.weight"]
+    log.take_gradients(model, 3)
+    assert list(log.gradients) == ["0.weight", "4.weight"]
     expected = model[4].weight.grad.double().square().mean().sqrt().item()
-    assert recording.gradients["4.weight"] == [pytest.approx(expected)]
+    assert log.gradients["4.weight"] == [pytest.approx(expected)]
 
 
 def test_drift_is_in_widths() -> None:

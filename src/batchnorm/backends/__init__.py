@@ -9,11 +9,11 @@ from types import ModuleType
 
 from torch import Tensor
 
-from batchnorm.kernels import reference
+from batchnorm.backends import reference
 
 # Kernels beside the reference, each for the device of its name; loaded when the first tensor comes.
 # What they do not support runs the reference, unless `backend` asks for them.
-KERNELS = {"cpu": "batchnorm.kernels.cpu"}
+KERNELS = {"cpu": "batchnorm.backends.numba.cpu"}
 
 _forced: ContextVar[str | None] = ContextVar("batchnorm_backend", default=None)
 

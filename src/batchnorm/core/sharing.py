@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from batchnorm.moments import Moments
+from batchnorm.core.moments import Moments
 
 Group = Any  # a torch.distributed.ProcessGroup; True stands for all ranks
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .networks import Plain
+from .study_networks import Plain
 
 PERCENTILES = (0.15, 0.5, 0.85)  # Ioffe & Szegedy 2015, figure 1
 VALUES = 4096  # values a channel that percentiles and ranks are taken from
@@ -20,7 +20,7 @@ BINS = 40
 
 
 @dataclass
-class Recording:
+class RunLog:
     """One run's inside: sites are where batch norms stand, or stood; their output is the next layer's input."""
 
     steps: list[int] = field(default_factory=list)

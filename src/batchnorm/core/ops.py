@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from batchnorm import between
-from batchnorm.backends import KERNELS, kernels_for
-from batchnorm.between import Details, Standard
-from batchnorm.gradients import (
+from batchnorm.backends import KERNELS, kernels_for, reference
+from batchnorm.core import channel_math
+from batchnorm.core.channel_math import Details, Standard
+from batchnorm.core.gradients import (
     Call,
     Decisions,
     Frozen,
@@ -30,9 +30,8 @@ from batchnorm.gradients import (
     fused,
     keep,
 )
-from batchnorm.kernels import reference
-from batchnorm.moments import Moments
-from batchnorm.options import Running
+from batchnorm.core.moments import Moments
+from batchnorm.core.rules import Running
 
 _library = torch.library.Library("batchnorm", "DEF")
 _library.define(
@@ -188,7 +187,7 @@ def _backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     standard = Standard(mean, rstd, torch.full_like(mean, 0.0 if frozen else x.shape[1] / x.numel()))
     details = Details(residual, activation)
-    dx, dresidual, dweight, dbias = between.backward(kernels_for(x), grad, x, weight, bias, standard, details)
+    dx, dresidual, dweight, dbias = channel_math.backward(kernels_for(x), grad, x, weight, bias, standard, details)
     dresidual = x.new_empty(0) if dresidual is None else dresidual  # an operator has no optional results
     return dx, dresidual, dweight.to(affine_dtype), dbias.to(affine_dtype)
 

@@ -5,9 +5,9 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from batchnorm.kernels.reference import ACTIVATIONS
-from batchnorm.ops import transformed
-from batchnorm.options import Options
+from batchnorm.backends.reference import ACTIVATIONS
+from batchnorm.core.ops import transformed
+from batchnorm.core.rules import Options
 
 
 def validate(

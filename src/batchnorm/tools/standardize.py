@@ -7,9 +7,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
-from batchnorm import streams
-from batchnorm.moments import Moments
-from batchnorm.sharing import Group, pooled_over_ranks, resolve
+from batchnorm.core.moments import Moments
+from batchnorm.core.sharing import Group, pooled_over_ranks, resolve
+from batchnorm.tools import streams
 
 # Values at a time. On a CPU their float64 copy stays in cache and torch starts no threads: 10⁶×20 float32 took 0.08 s
 # in pieces of 20,000 values and 1.4 s in pieces of 320,000 on 2 busy cores.

@@ -8,7 +8,7 @@ from torch import nn
 
 import batchnorm as bn
 from batchnorm.experiment.data import Data, InputError, split
-from batchnorm.experiment.networks import Plain, build, check, conv, mlp, named, norms, without_norms
+from batchnorm.experiment.study_networks import Plain, build, check, conv, mlp, named, norms, without_norms
 
 
 def images(outputs: int = 3) -> Data:

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from batchnorm.moments import Moments
+from batchnorm.core.moments import Moments
 
 NonFinite = Literal["skip", "raise", "propagate"]
 

@@ -14,9 +14,9 @@ from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from batchnorm.moments import Moments, values_per_channel, weights_of
-from batchnorm.population import recomputing
-from batchnorm.sharing import resolve
+from batchnorm.core.moments import Moments, values_per_channel, weights_of
+from batchnorm.core.population import recomputing
+from batchnorm.core.sharing import resolve
 
 Phase = Literal["evaluation", "training", "step"]
 
@@ -48,7 +48,7 @@ class Seen:
         return [even.merge(odd) for even, odd in self.halves]
 
 
-class Recorder:
+class Observer:
     """Hooks on batch norms, for as long as the `with` lasts; `phase` says what a forward pass is for."""
 
     def __init__(self, layers: dict[str, _BatchNorm]) -> None:
@@ -57,7 +57,7 @@ class Recorder:
         self.calls: dict[str, int] = {}
         self.order: list[str] = []  # as first called
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> Observer:
         self.handles = []
         for name, seen in self.seen.items():
             before, after = partial(self._before, name), partial(self._after, name)
@@ -70,7 +70,7 @@ class Recorder:
             handle.remove()
 
     @contextmanager
-    def recording(self, phase: Phase) -> Iterator[None]:
+    def observing(self, phase: Phase) -> Iterator[None]:
         """One forward pass (and, in a step, its backward pass)."""
         self.phase, self.calls = phase, dict.fromkeys(self.seen, 0)
         try:

@@ -14,11 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from batchnorm.backends.reference import BY_OUTPUT
+
 from .cpu_args import KINDS, Args, Spec
 from .cpu_compile import get
 from .cpu_memory import empty_like
 from .cpu_plan import Plan, plan
-from .reference import BY_OUTPUT
 from .threads import launch
 
 calls: Counter[str] = Counter()  # how often each function ran, so that a test can prove which did

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
-from batchnorm.kernels.reference import ACTIVATIONS
+from batchnorm.backends.reference import ACTIVATIONS
 from batchnorm.layers import BatchNorm
 
 # A forward that uses these asks what its input is, or does more than compute.

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from batchnorm.kernels import reference
+from batchnorm.backends import reference
 
 
 @dataclass(frozen=True)

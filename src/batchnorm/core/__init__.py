@@ -1,0 +1,1 @@
+"""What a batch norm computes, on any device."""

@@ -1,0 +1,1 @@
+"""Other packages, each imported only when its module is asked for."""

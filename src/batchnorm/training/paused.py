@@ -1,0 +1,40 @@
+"""Batch statistics are used for the length of a `with`, and nothing is remembered."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from torch import nn
+
+from batchnorm.layers import BatchNorm
+from batchnorm.training.own_layers import require_own_layers
+
+_lock = threading.Lock()
+
+
+@contextmanager
+def paused(model: nn.Module) -> Iterator[None]:
+    """Batch norms of `model` go on normalising by the batch, and remember nothing of it.
+
+    For a forward pass that is not a training step of its own: sharpness-aware minimisation, virtual adversarial
+    training. May be nested and used from several threads; a layer remembers again when the last one has left.
+
+    >>> import torch, batchnorm as bn
+    >>> layer = bn.BatchNorm(3)
+    >>> with bn.paused(layer):
+    ...     y = layer(torch.randn(8, 3) + 5)
+    >>> layer.running_mean
+    tensor([0., 0., 0.])
+    """
+    layers = require_own_layers(model)
+    _add_to_paused(layers, 1)
+    try:
+        yield
+    finally:
+        _add_to_paused(layers, -1)
+
+
+def _add_to_paused(layers: list[BatchNorm], by: int) -> None:
+    with _lock:
+        for layer in layers:
+            layer._paused += by
