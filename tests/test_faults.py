@@ -7,7 +7,7 @@ import torch
 
 import batchnorm as bn
 from batchnorm.backends import _forced
-from faults import EVERY, FAULTS, PAGE, STATISTICS, Fault, observe, prepare, table
+from tests.support.faults import EVERY, FAULTS, PAGE, STATISTICS, Fault, observe, prepare, table
 
 CASES = [pytest.param(f, path, id=f"{f.place}: {f.what}, {path}") for f in FAULTS for path in f.paths]
 
@@ -77,4 +77,4 @@ def test_paused_by_two_threads_ends_with_the_last() -> None:
 
 
 def test_the_page_is_what_the_command_writes() -> None:
-    assert PAGE.read_text() == table(), "run `python tests/faults.py`"
+    assert PAGE.read_text() == table(), "run `python tests/support/faults.py`"

@@ -7,8 +7,8 @@ import torch
 from torch.nn import functional as F
 
 import batchnorm as bn
-from material import LAYOUTS, drifting
-from oracle import ACTIVATIONS, Answer, away_from_kinks, exact, judge
+from tests.support.material import LAYOUTS, drifting
+from tests.support.oracle import ACTIVATIONS, Answer, away_from_kinks, exact, judge
 
 SHAPES = [
     (37, 5),

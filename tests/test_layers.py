@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import batchnorm as bn
-from material import LAYOUTS, drifting
-from oracle import exact, judge
+from tests.support.material import LAYOUTS, drifting
+from tests.support.oracle import exact, judge
 
 PAIRS = {
     "1d": (bn.BatchNorm1d, nn.BatchNorm1d, (6, 4)),

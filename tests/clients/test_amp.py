@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import batchnorm as bn
-from material import drifting
+from tests.support.material import drifting
 
 
 @pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])

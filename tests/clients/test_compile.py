@@ -8,7 +8,7 @@ from torch import nn
 from torch._dynamo.testing import CompileCounterWithBackend
 
 import batchnorm as bn
-from material import drifting
+from tests.support.material import drifting
 
 
 @pytest.fixture(autouse=True)

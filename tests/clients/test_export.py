@@ -8,7 +8,7 @@ from torch import nn
 from torch.export import Dim, export
 
 import batchnorm as bn
-from material import drifting
+from tests.support.material import drifting
 
 
 def trained():

@@ -19,7 +19,7 @@ from torch.func import (
 )
 
 import batchnorm as bn
-from material import drifting
+from tests.support.material import drifting
 
 # torch's own decompositions for forward mode are scripted when the first dual tensor comes
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")

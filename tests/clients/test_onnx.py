@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 import batchnorm as bn
-from material import drifting
+from tests.support.material import drifting
 
 onnx = pytest.importorskip("onnx")
 onnxruntime = pytest.importorskip("onnxruntime")

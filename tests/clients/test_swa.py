@@ -8,8 +8,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, update_bn
 
 import batchnorm as bn
-from material import drifting
-from oracle import judge
+from tests.support.material import drifting
+from tests.support.oracle import judge
 
 
 def model():

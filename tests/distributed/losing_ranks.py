@@ -16,7 +16,7 @@ from torch import distributed as dist
 from torch import nn
 
 import batchnorm as bn
-from launch import meet
+from tests.support.launch import meet
 
 TIMEOUT = 3.0  # of the process groups, in seconds
 

@@ -17,8 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.testing import assert_close
 
 import batchnorm as bn
-import test_matrix as matrix
-from launch import meet
+from tests.support import option_matrix as matrix
+from tests.support.launch import meet
 
 EACH = 4  # samples of a rank
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 def results(tmp_path_factory):
     """What every rank saw; the ranks meet in a file, so no port can be taken."""
     folder = tmp_path_factory.mktemp("ranks")
-    script = Path(__file__).with_name("ranks.py")
+    script = Path(__file__).with_name("ddp_ranks.py")
     ranks = [
         subprocess.Popen(
             [sys.executable, *WARNINGS, str(script), str(rank), str(WORLD_SIZE), str(folder)],

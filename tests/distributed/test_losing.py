@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch import finish, start
-from losing_ranks import SCENES, TIMEOUT
+from tests.distributed.losing_ranks import SCENES, TIMEOUT
+from tests.support.launch import finish, start
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the survivors have written what they saw."""
     folder = tmp_path_factory.mktemp("ranks")
-    ended = finish(start("losing_ranks.py", 4, folder))
+    ended = finish(start(Path(__file__).with_name("losing_ranks.py"), 4, folder))
     assert [code for code, _ in ended] == [0, 0, -signal.SIGKILL, -signal.SIGKILL], ended
     return folder
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from launch import finish, start
-from sync_ranks import CASES
+from tests.distributed.sync_ranks import CASES
+from tests.support.launch import finish, start
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch was built without distributed")
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="to
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str]]]:
     folder = tmp_path_factory.mktemp("ranks")
-    return folder, finish(start("sync_ranks.py", 3, folder))
+    return folder, finish(start(Path(__file__).with_name("sync_ranks.py"), 3, folder))
 
 
 @pytest.mark.parametrize("case", [case.__name__ for case in CASES])

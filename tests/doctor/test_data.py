@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import batchnorm as bn
 from batchnorm.doctor import rules_data
-from patients import batches, digits, trained
+from tests.support.patients import batches, digits, trained
 
 both = pytest.mark.parametrize("ours", [False, True], ids=["torch's", "ours"])
 

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from batchnorm import cli
 from batchnorm.doctor import diagnose_states, files
 from batchnorm.doctor.files import BadFileError, read
-from patients import network, trained
+from tests.support.patients import network, trained
 
 
 def save_onnx(state, path, external=False):

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 import batchnorm as bn
 from batchnorm.doctor import TroubleError, TroubleWarning, rules_training
 from batchnorm.doctor.watch import Watch
-from patients import digits, network, trained
+from tests.support.patients import digits, network, trained
 
 both = pytest.mark.parametrize("ours", [False, True], ids=["torch's", "ours"])
 

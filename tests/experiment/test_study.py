@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from batchnorm.experiment import study
 from batchnorm.experiment.data import InputError
-from studies import OPTIONS, arrays, make_network, quick
+from tests.support.studies import OPTIONS, arrays, make_network, quick
 
 
 def numbers(result: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import batchnorm as bn
-from oracle import judge
+from tests.support.oracle import judge
 
 onnx = pytest.importorskip("onnx")
 from onnx import numpy_helper  # noqa: E402

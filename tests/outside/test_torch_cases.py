@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import batchnorm as bn
-from oracle import exact, judge
+from tests.support.oracle import exact, judge
 
 common_modules = pytest.importorskip("torch.testing._internal.common_modules", reason="needs expecttest")
 common_methods = pytest.importorskip("torch.testing._internal.common_methods_invocations", reason="needs expecttest")

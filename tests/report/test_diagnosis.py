@@ -11,9 +11,9 @@ from rich.console import Console
 
 import batchnorm as bn
 from batchnorm.doctor.findings import Finding, report
-from browsers import chromium
-from patients import batches, trained
-from studies import EVIL
+from tests.support.browsers import chromium
+from tests.support.patients import batches, trained
+from tests.support.studies import EVIL
 
 
 @cache

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from batchnorm.report.html import page
-from browsers import chromium
-from studies import EVIL, quick
+from tests.support.browsers import chromium
+from tests.support.studies import EVIL, quick
 
 
 def named(name: str) -> dict[str, Any]:

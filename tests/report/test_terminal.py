@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from batchnorm.report.terminal import show
-from studies import quick
+from tests.support.studies import quick
 
 
 def shown(result: dict[str, Any], width: int) -> str:

@@ -9,7 +9,7 @@ from torch import nn
 
 import batchnorm as bn
 from batchnorm.tools import convert as room
-from material import drifting
+from tests.support.material import drifting
 
 THEIRS = {
     nn.BatchNorm1d: bn.BatchNorm1d,

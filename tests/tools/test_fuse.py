@@ -14,7 +14,7 @@ from torch.nn import functional as F
 import batchnorm as bn
 from batchnorm.benchmark.whole_networks import NETWORKS
 from batchnorm.tools.fuse import Fused
-from material import drifting
+from tests.support.material import drifting
 
 
 def layers(model: nn.Module) -> dict[str, bn.BatchNorm]:

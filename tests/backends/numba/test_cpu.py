@@ -10,8 +10,7 @@ from batchnorm.backends.numba import cpu
 from batchnorm.backends.reference import BY_OUTPUT
 from batchnorm.core.rules import Running
 from batchnorm.layers import BatchNorm
-
-from .oracle import ACTIVATIONS, KINKS, by_torch, close, data, moments, per_sample
+from tests.support.kernel_oracle import ACTIVATIONS, KINKS, by_torch, close, data, moments, per_sample
 
 F32 = torch.float32
 # sizes around a block (1024), a run that is a block of its own (512), a slice of columns (512), and a tile

@@ -1,4 +1,6 @@
-"""Faults, each injected into one training step, and what must come of it. `python tests/faults.py` writes the table.
+"""Faults, each injected into one training step, and what must come of it.
+
+`python tests/support/faults.py` writes the table.
 
 The layer has three channels and has learned from one good batch; faults go into channel 1. `test_faults.py` injects
 each on both backends, and checks what no fault may touch: the other channels, the modes, the next step.
@@ -21,7 +23,7 @@ import batchnorm as bn
 NAN, INF = float("nan"), float("inf")
 NONE, ONE, EVERY = frozenset[int](), frozenset({1}), frozenset({0, 1, 2})
 STATISTICS = ("running_mean", "running_var")
-PAGE = Path(__file__).parents[1] / "docs" / "faults.md"
+PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
 
 
 @dataclass
@@ -253,9 +255,11 @@ def table() -> str:
         "",
         "What one bad training step does to a layer, and what it cannot do. The layer has channels 0, 1 and 2 and has",
         "learned from one good batch; faults go into channel 1. Each is injected along the paths named (`virtual` is",
-        "`virtual_batch_size=4`, `renorm` is `renorm=bn.Renorm(2, 1)`). `python tests/faults.py` wrote this page;",
-        "`tests/test_faults.py` holds both backends to it, and checks that after every fault the modes are as before,",
-        "that channels 0 and 2 remember what they would have without it, and that the next good batch works.",
+        "`virtual_batch_size=4`, `renorm` is `renorm=bn.Renorm(2, 1)`).",
+        "",
+        "`python tests/support/faults.py` wrote this page. `tests/test_faults.py` holds both backends to it, and checks",
+        "that after every fault the modes are as before, that channels 0 and 2 remember what they would have without",
+        "it, and that the next good batch works.",
         "",
         "| where | fault | paths | what happens | what is remembered |",
         "|---|---|---|---|---|",

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from material import LAYOUTS, drifting
-from oracle import exact, judge
+from tests.support.material import LAYOUTS, drifting
+from tests.support.oracle import exact, judge
 
 
 def test_poison():

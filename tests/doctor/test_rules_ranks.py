@@ -10,7 +10,7 @@ import torch
 
 from batchnorm.doctor.rules_ranks import ranks_disagree
 from batchnorm.doctor.states import of_model
-from patients import trained
+from tests.support.patients import trained
 
 # torch 2.13 renames a collective; older ones know the old name only
 WARNINGS = ["-W", "error", "-W", "ignore:`torch.distributed.:FutureWarning"]
@@ -31,7 +31,7 @@ def test_the_distance_is_in_standard_deviations():
 
 @needs_ranks
 def test_two_processes(tmp_path):
-    script = Path(__file__).with_name("rank.py")
+    script = Path(__file__).with_name("diagnosed_rank.py")
     ranks = [
         subprocess.Popen([sys.executable, *WARNINGS, script, str(i), tmp_path], stdout=subprocess.PIPE, text=True)
         for i in range(2)

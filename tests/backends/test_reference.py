@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from batchnorm.backends import reference
-from material import LAYOUTS, drifting
-from oracle import ACTIVATIONS, away_from_kinks, judge
+from tests.support.material import LAYOUTS, drifting
+from tests.support.oracle import ACTIVATIONS, away_from_kinks, judge
 
 every_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]

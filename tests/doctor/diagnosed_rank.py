@@ -1,4 +1,4 @@
-"""What one rank does, in a process of its own: `python rank.py RANK FOLDER`. It prints the rules that speak."""
+"""One rank of `test_rules_ranks.py`: `python diagnosed_rank.py RANK FOLDER`. It prints the rules that were broken."""
 
 import sys
 from datetime import timedelta

@@ -1,4 +1,4 @@
-"""What one rank does, in a process of its own: `python ranks.py RANK WORLD_SIZE FOLDER`.
+"""What one rank does, in a process of its own: `python ddp_ranks.py RANK WORLD_SIZE FOLDER`.
 
 It trains under DistributedDataParallel over gloo, once with torch's layers and once with ours, and leaves what it saw
 in FOLDER; the assertions are in `test_ddp.py`.

@@ -9,17 +9,16 @@ from pathlib import Path
 
 from torch import distributed as dist
 
-HERE = Path(__file__).parent
+ROOT = Path(__file__).parents[2]  # ranks import `tests`
 WARNINGS = ["-W", "error", "-W", "ignore:`broadcast_buffers` is deprecated:FutureWarning"]
 
 
-def start(program: str, world_size: int, folder: Path) -> list[subprocess.Popen[str]]:
+def start(program: Path, world_size: int, folder: Path) -> list[subprocess.Popen[str]]:
     """`python program RANK WORLD_SIZE FOLDER` for every rank."""
     commands = [
-        [sys.executable, *WARNINGS, str(HERE / program), str(r), str(world_size), str(folder)]
-        for r in range(world_size)
+        [sys.executable, *WARNINGS, str(program), str(r), str(world_size), str(folder)] for r in range(world_size)
     ]
-    paths = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     settings = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "env": os.environ | {"PYTHONPATH": paths}}
     return [subprocess.Popen(c, text=True, **settings) for c in commands]
 

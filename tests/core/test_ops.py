@@ -11,8 +11,8 @@ import batchnorm as bn
 from batchnorm import backends
 from batchnorm.backends import reference
 from batchnorm.core import ops
-from material import LAYOUTS, drifting
-from oracle import ACTIVATIONS
+from tests.support.material import LAYOUTS, drifting
+from tests.support.oracle import ACTIVATIONS
 
 every_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 # torch's own decompositions for forward mode are scripted when the first dual tensor comes

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from batchnorm import Moments
-from material import LAYOUTS, drifting
-from oracle import judge
+from tests.support.material import LAYOUTS, drifting
+from tests.support.oracle import judge
 
 
 def by_numpy(x):

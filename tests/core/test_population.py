@@ -5,8 +5,8 @@ import torch
 
 from batchnorm import Moments
 from batchnorm.core import population
-from material import drifting
-from oracle import judge
+from tests.support.material import drifting
+from tests.support.oracle import judge
 
 
 @pytest.mark.parametrize("momentum", [0.0, 0.1, 1.0, -0.5, torch.tensor(0.25)], ids=str)

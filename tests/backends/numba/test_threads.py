@@ -14,8 +14,7 @@ from torch import Tensor
 from batchnorm.backends.numba import cpu
 from batchnorm.backends.numba import threads as launcher
 from batchnorm.backends.numba.cpu import _plan
-
-from .oracle import data
+from tests.support.kernel_oracle import data
 
 # one piece of work per channel; few channels, so several per channel; rows
 SHAPES = {"fused": (6, 40, 31, 33), "chunked": (6, 2, 131, 133), "rows": (3000, 40)}

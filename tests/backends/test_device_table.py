@@ -7,7 +7,7 @@ import batchnorm as bn
 from batchnorm.backends import reference
 from batchnorm.backends.numba import cpu
 from batchnorm.backends.numba.cpu_activations import _TABLE
-from material import drifting
+from tests.support.material import drifting
 
 
 def ran(layer, x):
