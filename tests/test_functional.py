@@ -231,7 +231,7 @@ def test_errors_as_torch(call):
     [
         ({"running_mean": ZEROS, "running_var": None}, ValueError, "both"),
         ({"residual": torch.ones(2, 3, 1)}, RuntimeError, r"residual of shape \(2, 3\).* got \(2, 3, 1\)"),
-        ({"activation": "tanh"}, ValueError, "unknown activation 'tanh'; there are 'relu'"),
+        ({"activation": "tanh"}, ValueError, "activation must be one of None, 'relu'.*; got 'tanh'"),
         ({"weight": torch.ones(4)}, RuntimeError, r"weight should contain 3 elements not 4.*shape \(2, 3\)"),
     ],
 )

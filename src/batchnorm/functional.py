@@ -4,15 +4,29 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from batchnorm.backends.reference import ACTIVATIONS
-from batchnorm.core import ops, population, sharing
-from batchnorm.core.channel_math import Standard
-from batchnorm.core.gradients import Decisions
+from batchnorm import backends
+from batchnorm.backends import aten, native, reference
+from batchnorm.core import channel_math, composition, ops, population, sharing
+from batchnorm.core.channel_math import Details, Standard
+from batchnorm.core.composition import NO_ANCHOR, Anchor, Composed, Decisions
 from batchnorm.core.moments import Moments, values_per_channel, weights_of
-from batchnorm.core.rules import Options, Renorm, Running, Single
-from batchnorm.core.validation import validate
+from batchnorm.core.rules import NonFinite, Renorm, Rules, Single
+from batchnorm.core.torch_internals import transformed
+from batchnorm.core.validation import Call, validate
+
+Statistic = Tensor | None
+Limits = tuple[float | Tensor, float | Tensor]
+
+
+class Moving(NamedTuple):
+    """A population that the call itself may move."""
+
+    running_mean: Tensor
+    running_var: Tensor
+    batches: Tensor | None
+    skipped: Tensor | None  # counts batches that left a channel alone
+    momentum: float | None
 
 
 def batch_norm(
@@ -33,7 +47,7 @@ def batch_norm(
     process_group: Any | None = None,
     renorm: Renorm | None = None,
     single: Single = "error",
-    nonfinite: population.NonFinite = "skip",
+    nonfinite: NonFinite = "skip",
     return_stats: bool = False,
 ) -> Any:
     """Batch normalization, as `torch.nn.functional.batch_norm` with more to it.
@@ -77,150 +91,216 @@ def batch_norm(
 
     Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
-    limits = None if renorm is None else renorm.limits(None)
-    running: Running | Literal[False] | None = None
-    if running_mean is None or running_var is None:
-        running = False
-    elif not return_stats and nonfinite != "raise" and isinstance(momentum, float):
-        running = Running(running_mean, running_var, None, momentum, nonfinite)
-    options = Options(residual, activation, mask, lengths, virtual_batch_size, process_group, limits, single, running)
-    output, batch = normalized(input, running_mean, running_var, weight, bias, training, eps, options)
-    stats = running_mean, running_var
-    if isinstance(batch, Moments) and running_mean is not None and running_var is not None:
-        *new, _ = population.moved(running_mean, running_var, batch, momentum, nonfinite)
-        stats = new[0], new[1]
-        if not return_stats:
-            population.remember(running_mean, running_var, (new[0], new[1]))
-    return (output, *stats) if return_stats else output
+    rules = Rules(activation, virtual_batch_size, process_group, renorm, single, nonfinite)
+    moving = None
+    if running_mean is not None and running_var is not None and training and not return_stats and nonfinite != "raise":
+        moving = Moving(running_mean, running_var, None, None, momentum) if isinstance(momentum, float) else None
+    call = Call(input, residual, mask, lengths, weight, bias, running_mean, running_var, training, eps, rules)
+    output, batch = normalized(
+        call, None if renorm is None else renorm.limits(None), moving, sharing.resolve(process_group), "batch_norm"
+    )
+    if not return_stats:
+        if batch is not None and running_mean is not None and running_var is not None:
+            population.move(running_mean, running_var, None, batch, momentum, nonfinite)
+        return output
+    if batch is None or running_mean is None or running_var is None:
+        return output, running_mean, running_var
+    new_mean, new_var, _ = population.moved(running_mean, running_var, batch, momentum, nonfinite)
+    return output, new_mean, new_var
+
+
+Route = Literal["operators", "aten", "open"]
 
 
 def normalized(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    eps: float,
-    options: Options,
-) -> tuple[Tensor, Moments | ops.Remembered | None]:
-    """The output, and the batch's moments per channel (C,) where there is something to remember.
+    call: Call, limits: Limits | None, moving: Moving | None, group: Any, label: str
+) -> tuple[Tensor, Moments | None]:
+    """The output, and the batch's moments (C,) if the population has yet to be moved by them.
 
-    Where the kernels have remembered it already, in `options.running`, that is said instead.
+    `limits` are those of batch renormalisation. `moving` is moved on the way if it can be. `label` is the layer's name
+    in errors.
     """
-    if not torch.jit.is_tracing():  # sizes are tensors there: to compare them is to warn, and to bake them in
-        validate(input, running_mean, running_var, weight, bias, training, eps, options)
-    stats, affine = (running_mean, running_var), (weight, bias)
-    mask = weights_of(input, options.mask, options.lengths)
-    if not training:
-        return _by_population(input, *stats, *affine, eps, options, mask), None
-    group = sharing.resolve(options.process_group)
-    virtual = options.virtual_batch_size or 0
-    virtual = virtual if virtual and virtual < input.shape[0] else 0
-    if mask is None and not virtual and group is None and options.renorm is None:  # nearly every call
-        if input.numel() == 0:
-            return _of_nothing(input, *affine), None
-        if values_per_channel(input) == 1:
-            return _by_population(input, *stats, *affine, eps, options, None), None
-        x, (residual,) = _dense(input, options.residual)
-        return ops.train(x, residual, *affine, eps, options.activation, options.running)
+    route = _route(call.input)
+    plain = call.mask is None and call.lengths is None and (not call.by_batch or (group is None and call.rules.plain))
+    if plain and route == "operators" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        try:  # nearly every call: the operator does its own checks
+            return _by_operator(call, moving)
+        except Exception:
+            _validate(call, group)  # finds the words; an input that is right, but not for the operator, goes on below
+            if call.input.numel() > 0 and not (call.by_batch and values_per_channel(call.input) == 1):
+                raise
+    _validate(call, group)
+    mask = weights_of(call.input, call.mask, call.lengths)
+    if not call.by_batch:
+        return _by_population(call, mask, route), None
+    virtual = call.rules.virtual_batch_size or 0
+    virtual = virtual if virtual < call.input.shape[0] else 0
     if virtual and group is not None:
         raise ValueError(
             "virtual_batch_size and process_group exclude one another: the first makes the group that shares "
             "statistics smaller than the batch, the second larger. Choose one"
         )
-    x, (residual, mask) = _dense(input, options.residual, mask)
-    by_population = options.renorm is not None or options.single == "population"
-    constant = Standard.of_population(*_population(running_mean, running_var), eps) if by_population else None
-    choice = _Choice(group, options.label, eps, constant, options.renorm, options.single == "population")
-    decisions = Decisions(choice.standard, choice.reduce, options.activation, virtual)
-    y, batch = ops.general(x, residual, *affine, mask, decisions)
-    return y, batch.channels()
+    if mask is None and not virtual and group is None and call.rules.renorm is None:
+        if call.input.numel() == 0:
+            return _of_nothing(call), _no_moments(call.input, 0)
+        if values_per_channel(call.input) == 1:
+            return _by_population(call, None, route), _no_moments(call.input, 1)
+        return _by_batch(call, moving, route)
+    return _composed(call, mask, Decisions(
+        call.eps, call.rules.activation, virtual, group, label, call.rules.single == "population"
+    ), limits, route)  # fmt: skip
 
 
-class _Choice(NamedTuple):
-    """Decisions 2 and 3 between the primitives: who shares statistics, and what we normalise by."""
-
-    group: Any | None
-    label: str
-    eps: float
-    constant: Standard | None  # the population as it was before this batch
-    renorm: tuple[float | Tensor, float | Tensor] | None
-    single_by_population: bool
-
-    def standard(self, own: Moments) -> tuple[Standard, Moments]:
-        shared = own if self.group is None else sharing.pooled_over_ranks(own, self.group, self.label)
-        standard = Standard.of_batch(shared, self.eps)
-        if self.constant is not None and self.single_by_population and isinstance(shared.count, Tensor):
-            several = shared.count > 1
-            standard = standard._replace(
-                mean=torch.where(several, standard.mean, self.constant.mean),
-                rstd=torch.where(several, standard.rstd, self.constant.rstd),
-                share=torch.where(several, standard.share, 0),
-            )
-        if self.constant is not None and self.renorm is not None:
-            standard = _renormalized(standard, self.constant, *self.renorm)
-        return standard, shared.pooled()
-
-    def reduce(self, sums: Tensor) -> Tensor:
-        return sums if self.group is None else sharing.summed_over_ranks(sums, self.group, self.label)
+def _validate(call: Call, group: Any) -> None:
+    if not torch.jit.is_tracing():  # sizes are tensors there: to compare them would warn, and fix them
+        validate(call, shared=group is not None)
 
 
-def _renormalized(standard: Standard, constant: Standard, r_max: float | Tensor, d_max: float | Tensor) -> Standard:
-    r_max, d_max = (torch.as_tensor(limit).to(standard.mean) for limit in (r_max, d_max))
-    r = (constant.rstd / standard.rstd.detach()).clamp(1 / r_max, r_max)
-    d = ((standard.mean.detach() - constant.mean) * constant.rstd).clamp(-d_max, d_max)
-    return standard._replace(r=r, d=d)
+def _route(x: Tensor) -> Route:
+    """The way for `x`: our operators, torch's, or the reference in the open, for transforms and compilers."""
+    if transformed() or _is_distributed(x):
+        return "open"
+    compiling = torch.compiler.is_compiling()
+    asked = None if compiling else backends.forced()
+    if asked is None:
+        if x.is_cpu:
+            return "operators" if native.available() else "aten"
+        return "open" if compiling else "aten"
+    if asked == "reference":
+        return "open"
+    if asked == "native" and not (x.is_cpu and native.available()):
+        _cannot_serve(x, "native", "it runs on CPU tensors, with a C++ compiler")
+    return "operators" if asked == "native" else "aten"
 
 
-def _population(running_mean: Tensor | None, running_var: Tensor | None) -> tuple[Tensor, Tensor]:
-    if running_mean is None or running_var is None:
+def _is_distributed(x: Tensor) -> bool:
+    """Whether `x` is a DTensor: plain operations shard as torch knows how to, and share their statistics."""
+    return type(x) is not Tensor and hasattr(x, "placements")
+
+
+def _cannot_serve(x: Tensor, name: str, why: str) -> None:
+    raise RuntimeError(
+        f"backend {name!r} was asked for and cannot serve {x.dtype} {tuple(x.shape)} on {x.device}: {why}. "
+        "Use bn.backend('reference'), or none"
+    )
+
+
+def _by_operator(call: Call, moving: Moving | None) -> tuple[Tensor, Moments | None]:
+    x = call.input
+    if not x.is_contiguous():
+        x = _dense(x)[0]
+    rules = call.rules
+    if (call.mean is None) is not (call.var is None):
+        raise ValueError("one running statistic without the other")
+    if not call.by_batch:
+        mean, var = _population(call)
+        y, _ = ops.forward(
+            x, call.residual, call.weight, call.bias, mean, var, None, None, None, None, None, call.eps,
+            rules.activation, False,
+        )  # fmt: skip
+        return y, None
+    if moving is None:
+        y, statistics = ops.forward(
+            x, call.residual, call.weight, call.bias, None, None, None, None, None, None, None, call.eps,
+            rules.activation, False,
+        )  # fmt: skip
+        count = values_per_channel(x)
+        mean, _, variance = statistics.unbind()
+        return y, Moments(count, mean, variance * count)
+    y, _ = ops.forward(
+        x, call.residual, call.weight, call.bias, None, None, moving.running_mean, moving.running_var, moving.batches,
+        moving.skipped, moving.momentum, call.eps, rules.activation, rules.nonfinite == "skip",
+    )  # fmt: skip
+    return y, None
+
+
+def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, Moments | None]:
+    if route == "operators":
+        return _by_operator(call, moving)
+    x, (residual,) = _dense(call.input, call.residual)
+    count = values_per_channel(x)
+    if route == "aten":
+        y, mean, var = aten.by_batch(x, residual, call.weight, call.bias, call.eps, call.rules.activation)
+        wide = reference.statistics_dtype(x)
+        return y, Moments(count, mean.to(wide), var.to(wide) * (count - 1))
+    batch = Moments(*reference.moments(x))
+    details = Details(residual, call.rules.activation)
+    standard = Standard.of_batch(batch, call.eps)
+    y = channel_math.forward(reference, x, call.weight, call.bias, standard, details)
+    return y, Moments(count, batch.mean[0].detach(), batch.m2[0].detach())
+
+
+def _composed(
+    call: Call, mask: Tensor | None, decisions: Decisions, limits: Limits | None, route: Route
+) -> tuple[Tensor, Moments]:
+    x, (residual, mask) = _dense(call.input, call.residual, mask)
+    towards: Anchor | None = None
+    if limits is not None or decisions.single_by_population:
+        towards = composition.anchor(*_population(call), call.eps, limits)
+    if backends.forced() == "aten" and not torch.compiler.is_compiling():
+        _cannot_serve(x, "aten", "torch has no batch norm with masks, virtual batches, shared statistics or renorm")
+    inputs = x, residual, call.weight, call.bias, mask
+    if route == "open":
+        y, _, batch = composition.in_the_open(reference, *inputs, towards, decisions)
+    else:
+        y, *moments = Composed.apply(*inputs, *(towards or NO_ANCHOR), *decisions)
+        batch = Moments(*moments)
+    batch = Moments(batch.count, batch.mean.detach(), batch.m2.detach()).channels()
+    return y, batch
+
+
+def _population(call: Call) -> tuple[Tensor, Tensor]:
+    if call.mean is None or call.var is None:
         raise RuntimeError(
             "running_mean and running_var must be given when training is False: there is nothing to normalise by. "
             "Pass them, or training=True to use the batch's own statistics"
         )
-    return running_mean, running_var
+    return call.mean, call.var
 
 
-def _by_population(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    options: Options,
-    mask: Tensor | None,
-) -> Tensor:
-    residual, activation = options.residual, options.activation
+def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
+    mean, var = _population(call)
+    input, residual, activation = call.input, call.residual, call.rules.activation
     if mask is not None:
         input, (mask,) = _dense(input, mask)
         input = torch.where(mask > 0, input, 0)  # whatever stands there, NaN too
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         # A standard operator: exporters know it, and compilers fuse it with its neighbours.
-        y = F.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)
-        y = y if residual is None else y + residual
-        y = y if activation is None else ACTIVATIONS[activation][0](y)
+        y = aten.by_population(input, residual, call.weight, call.bias, mean, var, call.eps, activation)
     elif input.numel() == 0:
-        return _of_nothing(input, weight, bias)
+        return _of_nothing(call)
+    elif route == "operators":
+        y, _ = _by_operator(call._replace(input=input, by_batch=False), None)
     else:
         x, (residual,) = _dense(input, residual)
-        y = ops.frozen(x, residual, weight, bias, *_population(running_mean, running_var), eps, activation)
+        if route == "aten":
+            y = aten.by_population(x, residual, call.weight, call.bias, mean, var, call.eps, activation)
+        else:
+            constant = Standard.of_population(mean, var, call.eps)
+            y = channel_math.forward(
+                reference, x, call.weight, call.bias, constant, Details(residual, activation)
+            )  # fmt: skip
     return y if mask is None else torch.where(mask > 0, y, 0)
 
 
-def _of_nothing(input: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+def _no_moments(x: Tensor, count: int) -> Moments:
+    """Moments of too few values to move a population; the batch still counts."""
+    nothing = x.new_zeros(x.shape[1], dtype=reference.statistics_dtype(x))
+    return Moments(count, nothing, nothing)
+
+
+def _of_nothing(call: Call) -> Tensor:
     """An empty output that still reaches the parameters: their gradients are zeros rather than None."""
-    y = input.clone()
-    for parameter in (weight, bias):
+    y = call.input.clone()
+    for parameter in (call.weight, call.bias):
         if parameter is not None:
-            y = y * parameter.reshape(1, -1, *[1] * (input.dim() - 2)).to(y.dtype)
+            y = y * parameter.reshape(1, -1, *[1] * (y.dim() - 2)).to(y.dtype)
     return y
 
 
 def _dense(x: Tensor, *others: Any) -> tuple[Tensor, list[Any]]:
     """`x` as torch lays out the result, contiguous or channels_last (copied if it is not), and the others like it."""
-    if ops.transformed():  # plain operations follow: any layout will do, and vmap cannot say which one it is
+    if transformed():  # plain operations follow: any layout will do, and vmap cannot say which one it is
         return x, list(others)
     memory_format = torch.contiguous_format
     if x.dim() in (4, 5) and not x.is_contiguous():

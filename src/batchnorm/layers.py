@@ -1,40 +1,20 @@
 """The layers: state and options. What they compute is in `functional`."""
 
 import warnings
-from collections.abc import Callable
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.backends.reference import ACTIVATIONS
+from batchnorm.core import population
 from batchnorm.core.moments import Moments
-from batchnorm.core.ops import Remembered, transformed
-from batchnorm.core.population import Bank, NonFinite, Window, moved, recomputing, remember, unfit
-from batchnorm.core.rules import Options, Renorm, Running, Single
+from batchnorm.core.population import Bank, Window, unfit
+from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
 from batchnorm.core.sharing import resolve
-from batchnorm.functional import normalized
-
-
-def _one_of(*values: Any) -> Callable[[Any], str | None]:
-    return lambda value: None if value in values else f"must be one of {', '.join(map(repr, values))}"
-
-
-def _a(what: str, fits: Callable[[Any], bool]) -> Callable[[Any], str | None]:
-    return lambda value: None if value is None or fits(value) else f"must be {what}, or None"
-
-
-# Each option beyond torch's, and what is wrong with a value of it, or None.
-OPTIONS: dict[str, Callable[[Any], str | None]] = {
-    "activation": _one_of(None, *ACTIVATIONS),
-    "virtual_batch_size": _a("a number of samples ≥ 1", lambda v: isinstance(v, int) and v >= 1),
-    "process_group": _a("True or a process group", lambda v: v is True or isinstance(v, dist.ProcessGroup)),
-    "renorm": _a("a bn.Renorm", lambda v: isinstance(v, Renorm)),
-    "single": _one_of(*get_args(Single)),
-    "nonfinite": _one_of(*get_args(NonFinite)),
-}
+from batchnorm.core.torch_internals import recomputing, transformed
+from batchnorm.core.validation import Call
+from batchnorm.functional import Moving, normalized
 
 
 class BatchNorm(_BatchNorm):
@@ -81,18 +61,14 @@ class BatchNorm(_BatchNorm):
     Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
 
-    # Options and states at their defaults live on the class: a layer that torch made or pickled has them too.
-    activation: str | None = None
-    virtual_batch_size: int | None = None
-    process_group: Any = None
-    renorm: Renorm | None = None
-    single: Single = "error"
-    nonfinite: NonFinite = "skip"
+    # States at their defaults live on the class: a layer that torch made or pickled has them too.
+    rules: Rules = Rules()
     frozen: Literal[False, "statistics", "all"] = False  # `freeze`
     _paused: int = 0  # how many `bn.paused` are open
     _window: Window | None = None  # `bn.accumulate`
     _domain: str | None = None  # `bn.domain`
     _skips: int | Tensor = 0
+    _skips_reported: int = 0
     _name: str | None = None  # in the model, as `convert` found it
     _fused: bool = False  # `convert` took what followed the layer into it
 
@@ -121,16 +97,20 @@ class BatchNorm(_BatchNorm):
             TypeError: an unknown option.
             ValueError: an unknown value; then none is set.
         """
-        for name, value in options.items():
-            if name not in OPTIONS:
-                raise TypeError(f"unknown option {name!r}; there are {', '.join(OPTIONS)}")
-            if wrong := OPTIONS[name](value):
-                raise ValueError(f"{name} {wrong}; got {value!r}")
-        for name, value in options.items():
-            setattr(self, name, value)
+        self.rules = self.rules.changed(**options)
         if not isinstance(self._skips, Tensor):
             self._skips = torch.tensor(0, device="cpu")  # a tensor from the start: compiled code adds to it
         return self
+
+    def adopt_options(self) -> None:
+        """Take over options that are attributes of the layer: torch's SyncBatchNorm and old pickles keep them so."""
+        found = {name: self.__dict__.pop(name) for name in OPTIONS if name in self.__dict__}
+        if found:
+            self.set_options(**found)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.adopt_options()
 
     @property
     def skipped_batches(self) -> int:
@@ -150,36 +130,29 @@ class BatchNorm(_BatchNorm):
     ) -> Tensor:
         self._check_input_dim(input)
         bank: Any = self if self._domain is None else self.banks[self._domain]
+        training, rules = self.training, self.rules
         # In training, running statistics that are not tracked are neither read nor written.
-        known = self.track_running_stats or not self.training
+        known = self.track_running_stats or not training
         mean, var = (bank.running_mean, bank.running_var) if known else (None, None)
-        by_batch = (self.training and not self.frozen) or (mean is None and var is None)
+        by_batch = (training and not self.frozen) or (mean is None and var is None)
         affine = bank if bank.affine else self
-        limits = self.renorm.limits(bank.num_batches_tracked) if self.renorm and by_batch else None
-        group = resolve(self._group()) if by_batch else None
-        label = "" if group is None else self._label()
-        learns = self.training and by_batch and mean is not None and not self._paused and not recomputing()
-        running: Running | Literal[False] | None = None if learns else False
-        if learns and mean is not None and var is not None and self._window is None and self.nonfinite != "raise":
-            running = Running(mean, var, bank.num_batches_tracked, self.momentum, self.nonfinite)
-        options = Options(
-            residual,
-            self.activation,
-            mask,
-            lengths,
-            self.virtual_batch_size,
-            group,
-            limits,
-            self.single,
-            running,
-            label,
-        )
-        output, batch = normalized(input, mean, var, affine.weight, affine.bias, by_batch, self.eps, options)
-        if isinstance(batch, Remembered):
-            if batch.skipped:
-                self._count_skip(unfit(Moments.of(input.detach()), bank.running_var.dtype))
-        elif learns:
-            self._remember(bank, batch)
+        limits, group, label, moving = None, None, "", None
+        if by_batch:
+            limits = rules.renorm.limits(bank.num_batches_tracked) if rules.renorm else None
+            if (group := resolve(self._group())) is not None:
+                label = self._label()
+        learns = training and by_batch and mean is not None and not self._paused and not recomputing()
+        if learns and self._window is None and rules.nonfinite != "raise":
+            moving = Moving(mean, var, bank.num_batches_tracked, self._skip_counter(), self.momentum)
+        call = Call(
+            input, residual, mask, lengths, affine.weight, affine.bias, mean, var, by_batch, self.eps, rules
+        )  # fmt: skip
+        output, batch = normalized(call, limits, moving, group, label)
+        if batch is not None:
+            if learns:
+                self._remember(bank, batch)
+        elif learns and not torch.compiler.is_compiling() and int(self._skips) != self._skips_reported:
+            self._report_skip(unfit(Moments.of(input.detach()), bank.running_var.dtype))
         return output
 
     def _group(self) -> Any:
@@ -193,23 +166,19 @@ class BatchNorm(_BatchNorm):
             return name
         return f"{name}, step {int(batches) + 1}"
 
-    def _remember(self, bank: Any, batch: Moments | None) -> None:
+    def _remember(self, bank: Any, batch: Moments) -> None:
         """Move the population by the batch, or by the window of micro-batches that it completes."""
-        if batch is not None and self._window is not None:
-            batch = self._window.add(batch)
-            if batch is None:
+        if self._window is not None:
+            window = self._window.add(batch)
+            if window is None:
                 return
-        batches = bank.num_batches_tracked
-        if batch is not None:
-            # in the statistics' dtype: 1 over an integer tensor is float32
-            momentum = 1.0 / (batches.to(batch.mean.dtype) + 1) if self.momentum is None else self.momentum
-            label = self._label() if self.nonfinite == "raise" else ""
-            *new, skipped = moved(bank.running_mean, bank.running_var, batch, momentum, self.nonfinite, label)
-            remember(bank.running_mean, bank.running_var, (new[0], new[1]))
-            if self.nonfinite == "skip":
-                self._count_skip(skipped)
-        if batches is not None:
-            batches.add_(1)
+            batch = window
+        nonfinite = self.rules.nonfinite
+        label = self._label() if nonfinite == "raise" else ""
+        statistics = bank.running_mean, bank.running_var, bank.num_batches_tracked
+        skipped = population.move(*statistics, batch, self.momentum, nonfinite, label)
+        if nonfinite == "skip":
+            self._count_skip(skipped)
 
     def close_window(self) -> None:
         """Move the population by the micro-batches of a window that is not full, if there are any."""
@@ -217,21 +186,33 @@ class BatchNorm(_BatchNorm):
         if window is not None and (batch := window.drain()) is not None:
             self._remember(self if self._domain is None else self.banks[self._domain], batch)
 
+    def _skip_counter(self) -> Tensor | None:
+        """The counter of skipped batches as the operators add to it, on the CPU; layers that torch made have none."""
+        if not isinstance(self._skips, Tensor):
+            return None
+        if not self._skips.is_cpu:  # the layer was on another device
+            self._skips = self._skips.cpu()
+        return self._skips
+
     def _count_skip(self, channels: Tensor) -> None:
-        """Count without waiting for the device; asking a CPU costs nothing, and there the first time is said."""
+        """Count without waiting for the device. On CPU the first skip is reported, since asking costs nothing there."""
         if torch.compiler.is_compiling() or channels.device.type != "cpu":
-            if not torch.compiler.is_exporting() and not transformed():
+            if not (channels.is_meta or torch.compiler.is_exporting() or transformed()):
                 self._skips = self._skips + channels.any()
         elif type(channels) is Tensor and not transformed() and channels.any():  # there are values to read
-            if not self._skips:
-                which = channels.nonzero().flatten().tolist()
-                warnings.warn(
-                    f"{self!r}: the batch statistics of channels {which} are not finite; "
-                    "their running statistics stay as they were. Said once; layer.skipped_batches counts",
-                    RuntimeWarning,
-                    stacklevel=2,
-                )
             self._skips = self._skips + 1
+            self._report_skip(channels)
+
+    def _report_skip(self, channels: Tensor) -> None:
+        if not self._skips_reported:
+            which = channels.nonzero().flatten().tolist()
+            warnings.warn(
+                f"{self!r}: the batch statistics of channels {which} are not finite; their running statistics were not "
+                "updated. This is shown once; layer.skipped_batches counts",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        self._skips_reported = int(self._skips)
 
     def freeze(self, affine: bool = False) -> None:
         """Normalise by the population and remember nothing, in training too; with `affine`, γ and β do not train."""
@@ -270,8 +251,22 @@ class BatchNorm(_BatchNorm):
             self.freeze(affine=frozen == "all")
 
     def extra_repr(self) -> str:
-        changed = [f"{k}={v!r}" for k in (*OPTIONS, "frozen") if (v := getattr(self, k)) != getattr(BatchNorm, k)]
-        return ", ".join([super().extra_repr(), *changed])
+        default = Rules()
+        changed = [f"{k}={v!r}" for k in OPTIONS if (v := getattr(self.rules, k)) != getattr(default, k)]
+        frozen = [f"frozen={self.frozen!r}"] if self.frozen else []
+        return ", ".join([super().extra_repr(), *changed, *frozen])
+
+
+def _option(name: str) -> property:
+    """An option of the layer, kept in its rules."""
+    return property(
+        lambda layer: getattr(layer.rules, name),
+        lambda layer, value: layer.set_options(**{name: value}),
+    )
+
+
+for _name in OPTIONS:
+    setattr(BatchNorm, _name, _option(_name))
 
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):

@@ -1,15 +1,11 @@
 """The operators: torch's own checks of them, and their derivatives of every order."""
 
-from importlib import import_module
-
 import pytest
 import torch
 from torch.autograd import forward_ad
 from torch.autograd.gradcheck import gradcheck, gradgradcheck
 
 import batchnorm as bn
-from batchnorm import backends
-from batchnorm.backends import reference
 from batchnorm.core import ops
 from tests.support.material import LAYOUTS, drifting
 from tests.support.oracle import ACTIVATIONS
@@ -28,10 +24,9 @@ def arguments(shape=(5, 3, 4, 2), dtype=torch.float64, residual=True, affine=Tru
     return [None if t is None else t.requires_grad_(requires_grad) for t in (x, residual, weight, bias)]
 
 
-def statistics(x):
-    """Mean and 1/√(var + eps)."""
-    count, mean, m2 = reference.moments(x.detach())
-    return mean, (m2 / count + 1e-5).rsqrt()
+def buffers(channels, dtype):
+    """Running mean and variance, the counter, and the counter of skipped batches."""
+    return torch.zeros(channels, dtype=dtype), torch.ones(channels, dtype=dtype), torch.tensor(0), torch.tensor(0)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
@@ -42,16 +37,33 @@ def test_opcheck(residual, affine, activation, dtype, layout):
     x, residual, weight, bias = arguments(dtype=dtype, residual=residual, affine=affine)
     with torch.no_grad():
         x, residual = (None if t is None else LAYOUTS[layout](t).requires_grad_() for t in (x, residual))
-    affines = weight, bias
-    stats = statistics(x)
-    torch.library.opcheck(torch.ops.batchnorm.train.default, (x, residual, *affines, 1e-5, activation))
-    torch.library.opcheck(torch.ops.batchnorm.frozen.default, (x, residual, *affines, *stats, activation))
-    constants = [None if t is None else t.detach() for t in (x, residual, *affines)]
-    for frozen in (True, False):
+    inputs, nothing = (x, residual, weight, bias), (None,) * 4
+    population = torch.randn(3, dtype=dtype), torch.rand(3, dtype=dtype)
+    moved = buffers(3, dtype)
+    for given in ((None, None, *moved), (None, None, *nothing), (*population, *nothing)):
+        torch.library.opcheck(ops.forward, (*inputs, *given, 0.1, 1e-5, activation, True))
+    x, residual, weight, bias = (None if t is None else t.detach() for t in inputs)
+    y, statistics = ops.forward(x, residual, weight, bias, *(None,) * 6, None, 1e-5, activation, False)
+    extra = y if activation else None
+    for constant in (True, False):
         torch.library.opcheck(
-            torch.ops.batchnorm.backward.default,
-            (torch.randn_like(constants[0]), *constants, *stats, activation, frozen, torch.float32),
+            ops.backward,
+            (torch.randn_like(x), x, extra, weight, bias, statistics, 1e-5, activation, constant, [True] * 4),
         )
+
+
+@pytest.mark.parametrize("mask", [None, "positions", "values"])
+@pytest.mark.parametrize("virtual", [0, 2])
+def test_opcheck_of_the_primitives(virtual, mask):
+    x, residual, *_ = arguments(requires_grad=False)
+    mask = {None: None, "positions": torch.rand(5, 1, 4, 2), "values": torch.rand(x.shape)}[mask]
+    _, mean, m2 = ops.moments(x, virtual, mask)
+    tables = mean, m2, mean
+    torch.library.opcheck(torch.ops.batchnorm.moments.default, (x, virtual, mask))
+    torch.library.opcheck(torch.ops.batchnorm.normalize.default, (x, *tables, residual, "silu", virtual, mask))
+    rest = (residual, "silu", virtual, mask)
+    torch.library.opcheck(torch.ops.batchnorm.backward_reduce.default, (x, x, *tables, *rest))
+    torch.library.opcheck(torch.ops.batchnorm.backward_apply.default, (x, x, *tables, *tables, *rest))
 
 
 def function(training, activation, residual):
@@ -180,9 +192,9 @@ def test_gradients_arriving_in_any_layout(grad):
 
 def test_statistics_take_no_part_in_the_gradient():
     x, _, weight, bias = arguments()
-    _, batch = ops.train(x, None, weight, bias, 1e-5, None)
-    assert not batch.mean.requires_grad
-    assert not batch.m2.requires_grad
+    y, statistics = ops.forward(x, None, weight, bias, *(None,) * 6, None, 1e-5, None, False)
+    assert y.requires_grad
+    assert not statistics.requires_grad
 
 
 @scripts
@@ -195,10 +207,3 @@ def test_forward_mode_tangents_without_gradients():
     f = lambda x: bn.batch_norm(x, None, None, training=True)  # noqa: E731
     difference = (f(x + 1e-6 * tangent) - f(x - 1e-6 * tangent)) / 2e-6
     torch.testing.assert_close(got, difference, rtol=1e-6, atol=1e-7)
-
-
-def test_device_table_holds_complete_kernels():
-    """Every kernel module offers what the operators call."""
-    for module in (reference, *map(import_module, backends.KERNELS.values())):
-        for name in ("moments", "normalize", "backward_reduce", "backward_apply"):
-            assert callable(getattr(module, name)), (module, name)

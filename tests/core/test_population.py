@@ -35,7 +35,7 @@ def test_the_average_with_weights_1_over_k_is_the_plain_average():
     mean, var = torch.zeros(3), torch.ones(3)
     batches = [drifting(5, 3, offset=o) for o in (0.0, 10.0, -20.0, 1e3)]
     for k, x in enumerate(batches, start=1):
-        population.remember(mean, var, population.moved(mean, var, Moments.of(x), 1 / k, "skip")[:2])
+        population.move(mean, var, None, Moments.of(x), 1 / k, "skip")
     judge("mean", mean, torch.stack([x.double().mean(0) for x in batches]).mean(0), budget=1e-4)
     judge("var", var, torch.stack([x.double().var(0) for x in batches]).mean(0), budget=1e-5)
 
@@ -58,12 +58,13 @@ def test_skip_is_per_channel_and_looks_at_both_statistics():
         population.moved(*old, batch, 1.0, "raise")
 
 
-def test_remember_writes_in_place_outside_autograd():
-    mean, var = torch.zeros(3), torch.ones(3)
+def test_a_step_writes_in_place_outside_autograd():
+    mean, var, batches = torch.zeros(3), torch.ones(3), torch.tensor(4)
     addresses = mean.data_ptr(), var.data_ptr()
-    new = torch.full((3,), 2.0, requires_grad=True), torch.full((3,), 3.0, requires_grad=True)
-    population.remember(mean, var, new)
+    batch = Moments(5, torch.full((3,), 2.0, requires_grad=True), torch.full((3,), 12.0, requires_grad=True))
+    population.move(mean, var, batches, batch, 1.0, "skip")
     assert (mean.data_ptr(), var.data_ptr()) == addresses
     assert mean.tolist() == [2.0] * 3
     assert var.tolist() == [3.0] * 3
+    assert batches == 5
     assert not mean.requires_grad

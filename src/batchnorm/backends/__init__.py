@@ -1,40 +1,97 @@
-"""The device table: which kernels serve which tensor, and how to force some."""
+"""The backends: what they offer, and how to force one.
+
+On CPU the native kernels serve every call. Without a compiler, and on other devices, torch's own operator (`aten`)
+serves the plain case and the reference the rest.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
-from importlib import import_module
-from types import ModuleType
+from typing import Protocol
 
 from torch import Tensor
 
-from batchnorm.backends import reference
 
-# Kernels beside the reference, each for the device of its name; loaded when the first tensor comes.
-# What they do not support runs the reference, unless `backend` asks for them.
-KERNELS = {"cpu": "batchnorm.backends.numba.cpu"}
+class Primitives(Protocol):
+    """The four primitives that any batch norm is composed of. `backends/reference.py` says what they compute.
+
+    x, residual and gradients are (N, C, *). Statistics and coefficients are (G, C) or (1, C) in float64, a row for each
+    virtual batch. A mask holds weights ≥ 0 that broadcast over x.
+    """
+
+    def moments(
+        self, x: Tensor, virtual_batch_size: int = 0, mask: Tensor | None = None
+    ) -> tuple[int | Tensor, Tensor, Tensor]:
+        """Count, mean, and the sum of squared deviations from it."""
+
+    def normalize(
+        self,
+        x: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Tensor | None = None,
+        activation: str | None = None,
+        virtual_batch_size: int = 0,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """act((x − mean)·scale + shift + residual)."""
+
+    def backward_reduce(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        residual: Tensor | None = None,
+        activation: str | None = None,
+        virtual_batch_size: int = 0,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Σ g′ and Σ g′·(x − mean), where g′ is the gradient before the activation."""
+
+    def backward_apply(
+        self,
+        grad: Tensor,
+        x: Tensor,
+        mean: Tensor,
+        scale: Tensor,
+        shift: Tensor,
+        a: Tensor,
+        b: Tensor,
+        c: Tensor,
+        residual: Tensor | None = None,
+        activation: str | None = None,
+        virtual_batch_size: int = 0,
+        mask: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """a·g′ + b·(x − mean) + c, and g′ for the residual."""
+
+
+NAMES = ("native", "aten", "reference")
 
 _forced: ContextVar[str | None] = ContextVar("batchnorm_backend", default=None)
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Have every batch norm in this context (of this thread) run the kernels `name`: "reference" or "cpu".
+    """Have every batch norm in this context (of this thread) use one backend; "native", "aten" or "reference".
 
-    What those cannot serve is an error, never another backend in silence. The backward pass runs the kernels that
-    its forward pass ran.
+    "native" are the C++ kernels for CPU. "aten" is torch's own operator, for the plain case on any device. "reference"
+    is plain torch, for everything on any device. A call that the backend cannot serve is an error, never another
+    backend in silence. The backward pass uses the backend of its forward pass.
 
     Raises:
         ValueError: an unknown name.
-        RuntimeError: in a layer, a tensor that the backend cannot serve.
+        RuntimeError: in a layer, a call that the backend cannot serve.
 
     >>> import torch, batchnorm as bn
     >>> with bn.backend("reference"):
     ...     y = bn.BatchNorm(3)(torch.randn(8, 3))
     """
-    if name != "reference" and name not in KERNELS:
-        raise ValueError(f"unknown backend {name!r}; there are 'reference', {', '.join(map(repr, KERNELS))}")
+    if name not in NAMES:
+        raise ValueError(f"unknown backend {name!r}; there are {', '.join(map(repr, NAMES))}")
     token = _forced.set(name)
     try:
         yield
@@ -42,24 +99,6 @@ def backend(name: str) -> Iterator[None]:
         _forced.reset(token)
 
 
-@cache
-def _load(name: str) -> ModuleType:
-    return import_module(KERNELS[name])
-
-
-def kernels_for(x: Tensor, mask: Tensor | None = None) -> ModuleType:
-    """The kernels that serve `x`."""
-    forced = _forced.get()
-    name = forced or x.device.type
-    if name not in KERNELS or x.numel() == 0:  # nothing to serve: any will do
-        return reference
-    kernels = _load(name)
-    if kernels.supports(x, mask):
-        return kernels
-    if forced:
-        masked = "" if mask is None else f" and mask {tuple(mask.shape)}"
-        raise RuntimeError(
-            f"backend {name!r} was asked for and cannot serve {x.dtype} {tuple(x.shape)} on {x.device}{masked}; "
-            "use bn.backend('reference'), or none"
-        )
-    return reference
+def forced() -> str | None:
+    """The backend that a `backend` context asks for."""
+    return _forced.get()

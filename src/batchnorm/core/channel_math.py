@@ -4,14 +4,17 @@ moments → `Standard` (what normalises) → normalize; backward_reduce → thre
 """
 
 from collections.abc import Callable
-from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from batchnorm.backends import Primitives
 from batchnorm.backends.reference import statistics_dtype
 from batchnorm.core.moments import Moments, at_least_something
+
+
+Reduction = Callable[[Tensor], Tensor]  # of a gradient's sums, over all who share the statistics
 
 
 class Standard(NamedTuple):
@@ -60,20 +63,20 @@ class Details(NamedTuple):
 
 
 def forward(
-    kernels: ModuleType, x: Tensor, weight: Tensor | None, bias: Tensor | None, standard: Standard, details: Details
+    kernels: Primitives, x: Tensor, weight: Tensor | None, bias: Tensor | None, standard: Standard, details: Details
 ) -> Tensor:
     return kernels.normalize(x, *standard.with_affine(weight, bias), *details)
 
 
 def backward(
-    kernels: ModuleType,
+    kernels: Primitives,
     grad: Tensor,
     x: Tensor,
     weight: Tensor | None,
     bias: Tensor | None,
     standard: Standard,
     details: Details,
-    reduce: Callable[[Tensor], Tensor] = lambda sums: sums,
+    reduce: Reduction = lambda sums: sums,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The gradients of x, the residual, γ and β; `reduce` sums over all who share the statistics.
 
@@ -90,3 +93,21 @@ def backward(
     dscale = own[1] * standard.rstd
     dscale = dscale if standard.r is None else dscale * standard.r + own[0] * standard.d
     return dx, dresidual, dscale.sum(0), own[0].sum(0)
+
+
+def differentiable(
+    function: Callable[..., Tensor],
+    grad: Tensor,
+    inputs: tuple[Tensor | None, ...],
+    needs: tuple[bool, ...],
+) -> list[Tensor | None]:
+    """The gradients of `function` as functions of its inputs: it runs once more, and autograd derives it."""
+    views = [None if t is None else t.view_as(t) for t in inputs]  # one tensor in two roles has a gradient in each
+    y = function(*views)
+    wanted = {i: t for i, t in enumerate(views) if t is not None and needs[i]}
+    grads: list[Tensor | None] = [None] * len(views)
+    if wanted:
+        derived = torch.autograd.grad(y, list(wanted.values()), grad, create_graph=True)
+        for i, g in zip(wanted, derived, strict=True):
+            grads[i] = g
+    return grads

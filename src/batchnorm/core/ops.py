@@ -1,251 +1,321 @@
-"""The operators: schemas, fakes, derivatives, and the choice between them, a fast function and plain torch.
+"""The operators: schemas, fakes, second derivatives, and kernels for devices without kernels of their own.
 
-`batchnorm::train`, `::frozen` and `::backward` are what compilers, exporters and tensor modes see. Loading this file
-loads torch and the reference alone.
+Compilers, exporters and tensor modes see these operators. On CPU the native library implements them and gives
+`forward` its autograd node; elsewhere, and without a compiler, the reference does.
 
-Shapes: x, residual and gradients (N, C, *), dense; weight and bias (C,); mean, rstd = 1/√(var + eps) and var (1, C).
+Shapes: x, residual and gradients (N, C, *); weight, bias, mean and var (C,); statistics (3, C): the mean, 1/√(var + eps)
+and the biased variance that normalised, in float64. Parameters of the primitives are (G, C), a row for each virtual
+batch, or (1, C).
 """
 
-from types import ModuleType
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from batchnorm.backends import KERNELS, kernels_for, reference
-from batchnorm.core import channel_math
+from batchnorm.backends import reference
+from batchnorm.core import channel_math, population
 from batchnorm.core.channel_math import Details, Standard
-from batchnorm.core.gradients import (
-    Call,
-    Decisions,
-    Frozen,
-    Fused,
-    General,
-    asked_for,
-    by_batch,
-    by_constants,
-    by_decisions,
-    differentiable,
-    fused,
-    keep,
-)
 from batchnorm.core.moments import Moments
-from batchnorm.core.rules import Running
 
-_library = torch.library.Library("batchnorm", "DEF")
-_library.define(
-    "train(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, float eps, str? activation)"
-    " -> (Tensor y, Tensor mean, Tensor rstd, Tensor var)"
+library = torch.library.Library("batchnorm", "DEF")
+library.define("moments(Tensor x, int virtual_batch_size, Tensor? mask) -> (Tensor count, Tensor mean, Tensor m2)")
+library.define(
+    "normalize(Tensor x, Tensor mean, Tensor scale, Tensor shift, Tensor? residual, str? activation,"
+    " int virtual_batch_size, Tensor? mask) -> Tensor"
 )
-_library.define(
-    "frozen(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd, str? activation)"
-    " -> Tensor"
+library.define(
+    "backward_reduce(Tensor grad, Tensor x, Tensor mean, Tensor scale, Tensor shift, Tensor? residual,"
+    " str? activation, int virtual_batch_size, Tensor? mask) -> (Tensor sum_g, Tensor sum_gx)"
 )
-_library.define(
-    "backward(Tensor grad, Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor mean, Tensor rstd,"
-    " str? activation, bool frozen, ScalarType affine_dtype)"
+library.define(
+    "backward_apply(Tensor grad, Tensor x, Tensor mean, Tensor scale, Tensor shift, Tensor a, Tensor b, Tensor c,"
+    " Tensor? residual, str? activation, int virtual_batch_size, Tensor? mask) -> (Tensor dx, Tensor dresidual)"
+)
+# By the batch, or where `mean` and `var` are given by those. The batch moves the running statistics and is counted;
+# `skipped_batches` counts batches that left a channel's running statistics alone.
+library.define(
+    "forward(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var,"
+    " Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked,"
+    " Tensor(d!)? skipped_batches, float? momentum, float eps, str? activation, bool skip_nonfinite)"
+    " -> (Tensor y, Tensor statistics)"
+)
+# `extra` is the residual, or for activations whose derivative follows from it, the output. A result that is not needed
+# is empty.
+library.define(
+    "backward(Tensor grad, Tensor x, Tensor? extra, Tensor? weight, Tensor? bias, Tensor statistics, float eps,"
+    " str? activation, bool constant, bool[4] needs)"
     " -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)"
 )
 
-
-class Remembered(NamedTuple):
-    """What stands in place of a batch's moments where the kernels have moved the population by them, or nobody will."""
-
-    skipped: bool
+forward = torch.ops.batchnorm.forward.default
+backward = torch.ops.batchnorm.backward.default
 
 
-def train(
+# ---- the primitives, as the reference computes them
+
+
+def moments(x: Tensor, virtual_batch_size: int = 0, mask: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Count, mean and m2 of each group and channel, (G, C) in float64."""
+    return torch.ops.batchnorm.moments.default(x, virtual_batch_size, mask)
+
+
+def normalize(
     x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    activation: str | None,
-    running: Running | Literal[False] | None = None,
-) -> tuple[Tensor, Moments | Remembered]:
-    """Normalise by the batch: y and the batch's moments, or word that nobody needs them any more.
-
-    That is where the kernels have moved `running` by them, or where it is False: nothing is to be remembered.
-    """
-    if _eager(x):
-        kernels = kernels_for(x)
-        if running is not None and _fuses(kernels, weight, bias, *(running[:2] if running else ())):
-            y, skipped = _fused(x, residual, weight, bias, Call(kernels, eps, activation, running or None, None))
-            return y, Remembered(skipped)
-        by_itself = Decisions(lambda own: (Standard.of_batch(own, eps), own), lambda sums: sums, activation, 0)
-        y, *batch = General.apply(kernels, x, residual, weight, bias, None, by_itself)
-        return y, Moments(*batch).channels()
-    if _wants_plain_torch(x):
-        y, _, batch = by_batch(reference, x, residual, weight, bias, eps, activation)
-        return y, Moments(batch.count, batch.mean[0].detach(), batch.m2[0].detach())
-    y, mean, _, var = torch.ops.batchnorm.train(x, residual, weight, bias, eps, activation)
-    count = x.numel() // x.shape[1]
-    return y, Moments(count, mean[0], var[0] * count)
-
-
-def frozen(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
     mean: Tensor,
-    var: Tensor,
-    eps: float,
-    activation: str | None,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    virtual_batch_size: int = 0,
+    mask: Tensor | None = None,
 ) -> Tensor:
-    """Normalise by a population's mean and variance (C,), constants to the gradient."""
-    eager = _eager(x)
-    if eager and _fuses(kernels := kernels_for(x), weight, bias, mean, var):
-        return _fused(x, residual, weight, bias, Call(kernels, eps, activation, None, (mean, var)))[0]
-    constant = Standard.of_population(mean, var, eps)
-    arguments = x, residual, weight, bias, constant.mean, constant.rstd, activation
-    if eager:
-        return Frozen.apply(kernels_for(x), *arguments)
-    return by_constants(reference, *arguments) if _wants_plain_torch(x) else torch.ops.batchnorm.frozen(*arguments)
+    """act((x − mean)·scale + shift + residual)."""
+    return torch.ops.batchnorm.normalize.default(
+        x, mean, scale, shift, residual, activation, virtual_batch_size, mask
+    )
 
 
-def _fuses(kernels: ModuleType, *raw: Tensor | None) -> bool:
-    """Whether the kernels have fused paths, and may take these parameters and buffers by address."""
-    if kernels is reference:
-        return False
-    for t in raw:
-        if t is not None and not t.is_contiguous():
-            return False
-    return len(raw) < 4 or raw[2].dtype is raw[3].dtype  # type: ignore[union-attr]  # buffers are never None
+def backward_reduce(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    virtual_batch_size: int = 0,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Σ g′ and Σ g′·(x − mean), where g′ is the gradient before the activation."""
+    return torch.ops.batchnorm.backward_reduce.default(
+        grad, x, mean, scale, shift, residual, activation, virtual_batch_size, mask
+    )
 
 
-# Autograd's own, below the wrapper for torch.func, which comes another way (`transformed`)
-_apply_fused = super(torch.autograd.Function, Fused).apply
+def backward_apply(
+    grad: Tensor,
+    x: Tensor,
+    mean: Tensor,
+    scale: Tensor,
+    shift: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    residual: Tensor | None = None,
+    activation: str | None = None,
+    virtual_batch_size: int = 0,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """a·g′ + b·(x − mean) + c, and g′ for the residual if there is one."""
+    dx, dresidual = torch.ops.batchnorm.backward_apply.default(
+        grad, x, mean, scale, shift, a, b, c, residual, activation, virtual_batch_size, mask
+    )
+    return dx, None if residual is None else dresidual
 
 
-def _fused(*inputs: Any) -> tuple[Tensor, bool]:
-    """`Fused`, where a gradient may be asked for: autograd's bookkeeping costs as much as a small tensor's kernel."""
-    if torch.is_grad_enabled():
-        for t in inputs[:4]:
-            if t is not None and t.requires_grad:
-                return _apply_fused(*inputs)
-    y, _, skipped = fused(*inputs)
-    return y, skipped
+def _moments(x: Tensor, virtual_batch_size: int, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    count, mean, m2 = reference.moments(x, virtual_batch_size, mask)
+    return torch.zeros_like(mean) + count, mean, m2
 
 
-def general(
+def _backward_apply(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    dx, dresidual = reference.backward_apply(grad, x, *rest)
+    return dx, x.new_empty(0) if dresidual is None else dresidual.to(x.dtype)
+
+
+# ---- the plain and the frozen case, as the reference computes them
+
+
+class Statistics(NamedTuple):
+    """The rows of an operator's statistics, each (1, C)."""
+
+    mean: Tensor
+    rstd: Tensor
+    variance: Tensor
+
+
+def rows(statistics: Tensor) -> Statistics:
+    """The rows by name."""
+    return Statistics(*statistics.unsqueeze(1).unbind())
+
+
+def _forward(
     x: Tensor,
     residual: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    mask: Tensor | None,
-    decisions: Decisions,
-) -> tuple[Tensor, Moments]:
-    """Any combination of masks, virtual batches, shared statistics and renormalisation: y and the batch's moments."""
-    if _wants_plain_torch(x) or torch.compiler.is_compiling():
-        y, _, batch = by_decisions(reference, x, residual, weight, bias, mask, decisions)
-        count, mean, m2 = batch.count, batch.mean.detach(), batch.m2.detach()
+    mean: Tensor | None,
+    var: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    num_batches_tracked: Tensor | None,
+    skipped_batches: Tensor | None,
+    momentum: float | None,
+    eps: float,
+    activation: str | None,
+    skip_nonfinite: bool,
+) -> tuple[Tensor, Tensor]:
+    """`forward` in plain torch: on any device, and differentiable by autograd."""
+    if mean is not None and var is not None:
+        standard, batch = Standard.of_population(mean, var, eps), None
+        variance = var.to(standard.mean.dtype).unsqueeze(0)
     else:
-        y, count, mean, m2 = General.apply(kernels_for(x, mask), x, residual, weight, bias, mask, decisions)
-    return y, Moments(count, mean, m2)
-
-
-def transformed() -> bool:
-    """Whether a transform is active that differentiates or vectorises plain torch operations only."""
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
-
-
-def _eager(x: Tensor) -> bool:
-    """Whether nobody is watching: no transform, no compiler, no tensor mode, no subclass that has to see operators."""
-    if transformed() or torch.compiler.is_compiling():
-        return False
-    plain = type(x) is Tensor or type(x) is torch.nn.Parameter
-    return plain and torch._C._len_torch_dispatch_stack() == 0
-
-
-def _wants_plain_torch(x: Tensor) -> bool:
-    """Whether to run the reference in the open: for a transform, or for a compiler that fuses it best."""
-    return transformed() or (torch.compiler.is_compiling() and x.device.type not in KERNELS)
-
-
-def _train(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    y, standard, batch = by_batch(kernels_for(x), x, *rest)
-    return y, batch.mean, standard.rstd, batch.variance
-
-
-def _frozen(x: Tensor, *rest: Any) -> Tensor:
-    return by_constants(kernels_for(x), x, *rest)
+        batch = Moments(*reference.moments(x))
+        standard, variance = Standard.of_batch(batch, eps), batch.variance
+    y = channel_math.forward(reference, x, weight, bias, standard, Details(residual, activation))
+    if batch is not None and running_mean is not None and running_var is not None:
+        with torch.no_grad():
+            skipped = population.move(
+                running_mean, running_var, num_batches_tracked, batch.channels(), momentum,
+                "skip" if skip_nonfinite else "propagate",
+            )  # fmt: skip
+            if skipped_batches is not None:
+                skipped_batches.add_(skipped.any())
+    return y, torch.cat([standard.mean, standard.rstd, variance]).detach()
 
 
 def _backward(
     grad: Tensor,
     x: Tensor,
-    residual: Tensor | None,
+    extra: Tensor | None,
     weight: Tensor | None,
     bias: Tensor | None,
-    mean: Tensor,
-    rstd: Tensor,
+    statistics: Tensor,
+    eps: float,
     activation: str | None,
-    frozen: bool,
-    affine_dtype: torch.dtype,
+    constant: bool,
+    needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    standard = Standard(mean, rstd, torch.full_like(mean, 0.0 if frozen else x.shape[1] / x.numel()))
-    details = Details(residual, activation)
-    dx, dresidual, dweight, dbias = channel_math.backward(kernels_for(x), grad, x, weight, bias, standard, details)
-    dresidual = x.new_empty(0) if dresidual is None else dresidual  # an operator has no optional results
-    return dx, dresidual, dweight.to(affine_dtype), dbias.to(affine_dtype)
+    grad, residual, activation = _before_output(grad, extra, activation)
+    mean, rstd, _ = rows(statistics)
+    share = torch.full_like(mean, 0.0 if constant else x.shape[1] / x.numel())
+    dx, dresidual, dweight, dbias = channel_math.backward(
+        reference, grad, x, weight, bias, Standard(mean, rstd, share), Details(residual, activation)
+    )
+    dresidual = grad if extra is not None and dresidual is None else dresidual
+    results = (dx, dresidual, None if weight is None else dweight.to(weight.dtype), None)
+    results = (*results[:3], None if bias is None else dbias.to(bias.dtype))
+    dx, dresidual, dweight, dbias = (
+        r.clone() if r is grad else r if r is not None and need else x.new_empty(0)
+        for r, need in zip(results, needs, strict=True)
+    )
+    return dx, dresidual, dweight, dbias
 
 
-for _name, _function in {"train": _train, "frozen": _frozen, "backward": _backward}.items():
-    _library.impl(_name, _function, "CompositeExplicitAutograd")  # below autograd, on every device
+def _before_output(
+    grad: Tensor, extra: Tensor | None, activation: str | None
+) -> tuple[Tensor, Tensor | None, str | None]:
+    """The gradient, the residual and the activation, where the output may stand in the residual's place."""
+    if extra is None or activation not in reference.BY_OUTPUT:
+        return grad, extra, activation
+    return reference.ACTIVATIONS[activation][1](grad, extra.detach()), None, None
 
 
-@torch.library.register_fake("batchnorm::train", lib=_library)
-def _(x: Tensor, *_: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    mean = x.new_empty((1, x.shape[1]), dtype=reference.statistics_dtype(x))
-    return torch.empty_like(x), mean, torch.empty_like(mean), torch.empty_like(mean)
+def _twice_differentiable_backward(
+    grad: Tensor,
+    x: Tensor,
+    extra: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    statistics: Tensor,
+    eps: float,
+    activation: str | None,
+    constant: bool,
+    needs: Sequence[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """`backward` as a function that autograd can differentiate: the reference runs again, and torch derives it."""
+    grad, residual, activation = _before_output(grad, extra, activation)
+    mean, rstd, _ = rows(statistics)
+
+    def y(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+        standard = Standard.of_batch(Moments(*reference.moments(x)), eps)
+        if constant:
+            standard = Standard(mean, rstd, torch.zeros_like(mean))
+        return channel_math.forward(reference, x, weight, bias, standard, Details(residual, activation))
+
+    linear = extra is not None and residual is None  # the output is linear in the residual, which was not kept
+    wanted = (needs[0], needs[1] and not linear, needs[2], needs[3])
+    dx, dresidual, dweight, dbias = channel_math.differentiable(y, grad, (x, residual, weight, bias), wanted)
+    dresidual = grad if linear and needs[1] else dresidual
+    empty = x.new_empty(0)
+    return (
+        empty if dx is None else dx,
+        empty if dresidual is None else dresidual,
+        empty if dweight is None else dweight,
+        empty if dbias is None else dbias,
+    )
 
 
-@torch.library.register_fake("batchnorm::frozen", lib=_library)
+for _name, _function in {
+    "moments": _moments,
+    "normalize": reference.normalize,
+    "backward_reduce": reference.backward_reduce,
+    "backward_apply": _backward_apply,
+    "forward": _forward,
+    "backward": _backward,
+}.items():
+    library.impl(_name, _function, "CompositeExplicitAutograd")  # below autograd, on every device
+library.impl("forward", _forward, "Autograd")
+library.impl("backward", _twice_differentiable_backward, "Autograd")
+
+
+# ---- fakes: shapes, dtypes and strides
+
+
+def _like(x: Tensor, *others: Tensor | None) -> Tensor:
+    """A result laid out as the kernels lay it out, once all tensors are known to be on one device."""
+    for t in others:
+        if t is not None and t.device != x.device:
+            raise RuntimeError(f"expected all tensors on {x.device}, as the input, got one on {t.device}")
+    dense = x.is_contiguous() or x.movedim(1, -1).is_contiguous()
+    return torch.empty_like(x) if dense else torch.empty_like(x, memory_format=torch.contiguous_format)
+
+
+def _table(x: Tensor, groups: int) -> Tensor:
+    return x.new_empty((groups, x.shape[1]), dtype=reference.statistics_dtype(x))
+
+
+def _groups(x: Tensor, virtual_batch_size: int) -> int:
+    return -(-x.shape[0] // virtual_batch_size) if virtual_batch_size else 1
+
+
+@torch.library.register_fake("batchnorm::moments", lib=library)
+def _(x: Tensor, virtual_batch_size: int, mask: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    groups = _groups(x, virtual_batch_size)
+    return _table(x, groups), _table(x, groups), _table(x, groups)
+
+
+@torch.library.register_fake("batchnorm::normalize", lib=library)
 def _(x: Tensor, *_: Any) -> Tensor:
-    return torch.empty_like(x)
+    return _like(x)
 
 
-@torch.library.register_fake("batchnorm::backward", lib=_library)
-def _(grad: Tensor, x: Tensor, residual: Tensor | None, *rest: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    dresidual = x.new_empty(0) if residual is None else torch.empty_like(residual)
-    affine = x.new_empty(x.shape[1], dtype=rest[-1])
-    return torch.empty_like(x), dresidual, affine, torch.empty_like(affine)
+@torch.library.register_fake("batchnorm::backward_reduce", lib=library)
+def _(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    groups = _groups(x, rest[-2])
+    return _table(x, groups), _table(x, groups)
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, residual, weight, bias, *rest, activation = inputs
-    ctx.frozen = len(rest) == 2
-    if ctx.frozen:
-        mean, rstd = rest
-    else:
-        (ctx.eps,), (_, mean, rstd, _) = rest, output
-        ctx.mark_non_differentiable(*output[1:])
-    ctx.set_materialize_grads(False)
-    keep(ctx, x, residual, weight, bias, activation, mean, rstd)
+@torch.library.register_fake("batchnorm::backward_apply", lib=library)
+def _(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _like(x), x.new_empty(0) if rest[6] is None else _like(x)
 
 
-def _differentiate(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    nothing = (None,) * (7 if ctx.frozen else 6)
-    if grad is None:
-        return nothing
-    needs = ctx.needs_input_grad[:4]
-    x, residual, weight, bias, mean, rstd = ctx.saved_tensors
-    if torch.is_grad_enabled():
-
-        def y(x: Any, residual: Any, weight: Any, bias: Any) -> Tensor:
-            if ctx.frozen:
-                return by_constants(reference, x, residual, weight, bias, mean, rstd, ctx.activation)
-            return by_batch(reference, x, residual, weight, bias, ctx.eps, ctx.activation)[0]
-
-        grads: Any = differentiable(y, grad, (x, residual, weight, bias), needs)
-    else:
-        grads = torch.ops.batchnorm.backward(
-            grad, x, residual, weight, bias, mean, rstd, ctx.activation, ctx.frozen, ctx.affine_dtype
-        )
-    return *asked_for(ctx, grads, grad, needs), *nothing[4:]
+@torch.library.register_fake("batchnorm::forward", lib=library)
+def _(x: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    return _like(x, *rest[:9]), _table(x, 3)
 
 
-for _name in ("train", "frozen"):
-    torch.library.register_autograd(f"batchnorm::{_name}", _differentiate, setup_context=_setup, lib=_library)
+@torch.library.register_fake("batchnorm::backward", lib=library)
+def _(
+    grad: Tensor, x: Tensor, extra: Tensor | None, weight: Tensor | None, bias: Tensor | None, *rest: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    needs = rest[-1]
+    return (
+        _like(x) if needs[0] or needs[1] else x.new_empty(0),
+        _like(x) if needs[1] else x.new_empty(0),
+        x.new_empty(0) if weight is None or not needs[2] else torch.empty_like(weight),
+        x.new_empty(0) if bias is None or not needs[3] else torch.empty_like(bias),
+    )

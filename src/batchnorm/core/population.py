@@ -1,15 +1,40 @@
-"""What is remembered: the running statistics, how a batch moves them, and when."""
+"""The population: running statistics, the step that a batch moves them, and windows of micro-batches."""
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from batchnorm.core.moments import Moments
+from batchnorm.core.rules import NonFinite
 
-NonFinite = Literal["skip", "raise", "propagate"]
+
+
+def move(
+    running_mean: Tensor,
+    running_var: Tensor,
+    batches: Tensor | None,
+    batch: Moments,
+    momentum: float | Tensor | None,
+    nonfinite: NonFinite,
+    label: str = "batch_norm",
+) -> Tensor:
+    """Move a population towards `batch` in place, and count the batch; returns which channels were skipped.
+
+    A momentum of None averages over all batches counted so far.
+    """
+    if momentum is None:
+        if batches is None:
+            raise ValueError("a cumulative average (momentum=None) needs num_batches_tracked")
+        momentum = 1.0 / (batches.to(batch.mean.dtype) + 1)  # 1 over an integer tensor would be float32
+    mean, var, skipped = moved(running_mean, running_var, batch, momentum, nonfinite, label)
+    with torch.no_grad():
+        running_mean.copy_(mean)
+        running_var.copy_(var)
+        if batches is not None:
+            batches.add_(1)
+    return skipped
 
 
 def moved(
@@ -22,10 +47,10 @@ def moved(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The population after `batch` (per channel, (C,)), and which channels were skipped for a value not finite.
 
-    Each statistic s becomes (1 − momentum)·s + momentum·s_batch; the variance remembered is the unbiased one. Channels
-    with fewer than two values (a mask may leave so few) have none, and keep what they had. A channel whose batch
-    statistics are `unfit` keeps its old values under "skip", takes them under "propagate", and raises
-    `FloatingPointError` under "raise", which calls the layer `label`.
+    Each statistic s becomes (1 − momentum)·s + momentum·s_batch, with the unbiased variance. Channels with fewer than
+    two values (a mask may leave so few) keep what they had. A channel whose batch statistics are `unfit` keeps its old
+    values under "skip", takes them under "propagate", and raises `FloatingPointError` under "raise", which calls the
+    layer `label`.
     """
     news = batch.mean.detach(), batch.unbiased_variance.detach()
     olds = running_mean.detach().to(news[0].dtype), running_var.detach().to(news[1].dtype)
@@ -36,7 +61,8 @@ def moved(
         channels = not_fit.nonzero().flatten().tolist()
         raise FloatingPointError(
             f"{label}: the batch statistics of channels {channels} are not finite in {running_var.dtype}, and "
-            "nonfinite='raise'; nothing was remembered. Look for NaN or Inf in the input, or pass nonfinite='skip'"
+            "nonfinite='raise'; the running statistics were not updated. Look for NaN or Inf in the input, or pass "
+            "nonfinite='skip'"
         )
     known = enough if nonfinite == "propagate" else enough & ~not_fit
     mean, var = torch.where(known, mean, olds[0]), torch.where(known, var, olds[1])
@@ -44,22 +70,10 @@ def moved(
 
 
 def unfit(batch: Moments, dtype: torch.dtype) -> Tensor:
-    """Which channels (C,) have statistics that are NaN, Inf, or too large for buffers of `dtype`."""
+    """Channels (C,) whose statistics are NaN, Inf, or too large for buffers of `dtype`."""
     largest = torch.finfo(dtype).max
     mean, var = batch.mean.detach(), batch.unbiased_variance.detach()
     return (torch.zeros_like(mean) + batch.count > 1) & ~((mean.abs() <= largest) & (var <= largest))
-
-
-def remember(running_mean: Tensor, running_var: Tensor, new: tuple[Tensor, Tensor]) -> None:
-    """Write a moved population into the buffers."""
-    with torch.no_grad():
-        running_mean.copy_(new[0])
-        running_var.copy_(new[1])
-
-
-def recomputing() -> bool:
-    """Whether this forward pass runs inside a backward pass: an activation checkpoint repeats what is known already."""
-    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 @dataclass

@@ -1,11 +1,15 @@
-"""What a batch norm can be told beyond torch's arguments: an answer to each of the five decisions."""
+"""The five decisions of a batch norm as one value, validated once."""
 
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, Self, get_args
 
 from torch import Tensor
+from torch import distributed as dist
+
+from batchnorm.backends.reference import ACTIVATIONS
 
 Single = Literal["error", "population"]
+NonFinite = Literal["skip", "raise", "propagate"]
 
 
 @dataclass(frozen=True)
@@ -14,7 +18,7 @@ class Renorm:
 
     x̂ = (x − μ)/σ·r + d with r = σ/σ_pop clipped to [1/r_max, r_max] and d = (μ − μ_pop)/σ_pop clipped to
     [−d_max, d_max], both constants to the gradient. Over the first `warmup` batches the limits grow linearly from
-    (1, 0), which is plain batch norm; how many there have been is read off `num_batches_tracked`.
+    (1, 0), which is plain batch norm; `num_batches_tracked` counts the batches.
 
     Raises:
         ValueError: r_max < 1, d_max < 0 or warmup < 0.
@@ -34,33 +38,71 @@ class Renorm:
             raise ValueError(f"expected r_max ≥ 1, d_max ≥ 0 and warmup ≥ 0, got {self}")
 
     def limits(self, batches: Tensor | None) -> tuple[float | Tensor, float | Tensor]:
-        """(r_max, d_max) after so many batches, or at the end of the warm-up where that is not known."""
+        """(r_max, d_max) after so many batches, or those at the end of the warm-up if the number is unknown."""
         if batches is None or not self.warmup:
             return self.r_max, self.d_max
         part = (batches / self.warmup).clamp(max=1)
         return 1 + (self.r_max - 1) * part, self.d_max * part
 
 
-class Running(NamedTuple):
-    """A population to move in place while normalising, as the kernels take it."""
+@dataclass(frozen=True)
+class Rules:
+    """The decisions beyond torch's arguments, with torch's behaviour as the default.
 
-    mean: Tensor
-    var: Tensor
-    batches: Tensor | None
-    momentum: float | None
-    nonfinite: str
+    Args:
+        activation: applied to the output in the same pass.
+        virtual_batch_size: samples of a ghost batch.
+        process_group: the ranks that share statistics; True for all.
+        renorm: batch renormalisation.
+        single: what one value per channel is normalised by in training: an "error", or the "population".
+        nonfinite: the effect of NaN and Inf on the running statistics.
 
+    Raises:
+        ValueError: a value that an option does not have.
+    """
 
-class Options(NamedTuple):
-    """The decisions beyond torch's, as `batch_norm` takes them."""
-
-    residual: Tensor | None = None
     activation: str | None = None
-    mask: Tensor | None = None
-    lengths: Tensor | None = None
     virtual_batch_size: int | None = None
-    process_group: Any | None = None
-    renorm: tuple[float | Tensor, float | Tensor] | None = None
+    process_group: Any = None
+    renorm: Renorm | None = None
     single: Single = "error"
-    running: Running | Literal[False] | None = None  # what kernels may remember on the way; False: nothing will be
-    label: str = "batch_norm"  # what errors between ranks call the layer
+    nonfinite: NonFinite = "skip"
+    # whether the batch's own statistics are all that normalises in training: nearly every layer
+    plain: bool = field(init=False, repr=False, compare=False, default=True)
+
+    def __post_init__(self) -> None:
+        _one_of("activation", self.activation, None, *ACTIVATIONS)
+        size, group = self.virtual_batch_size, self.process_group
+        if size is not None and (not isinstance(size, int) or isinstance(size, bool) or size < 1):
+            _refuse("virtual_batch_size", "must be a number of samples ≥ 1, or None", size)
+        if group is not None and group is not True and not isinstance(group, dist.ProcessGroup):
+            _refuse("process_group", "must be True or a process group, or None", group)
+        if self.renorm is not None and not isinstance(self.renorm, Renorm):
+            _refuse("renorm", "must be a bn.Renorm, or None", self.renorm)
+        _one_of("single", self.single, *get_args(Single))
+        _one_of("nonfinite", self.nonfinite, *get_args(NonFinite))
+        object.__setattr__(self, "plain", size is None and self.renorm is None)
+
+    def changed(self, **options: Any) -> Self:
+        """These rules with some options changed.
+
+        Raises:
+            TypeError: an unknown option.
+            ValueError: a value that an option does not have.
+        """
+        for name in options:
+            if name not in OPTIONS:
+                raise TypeError(f"unknown option {name!r}; there are {', '.join(OPTIONS)}")
+        return replace(self, **options)
+
+
+OPTIONS = tuple(f.name for f in fields(Rules) if f.init)
+
+
+def _one_of(name: str, value: Any, *values: Any) -> None:
+    if value not in values:
+        _refuse(name, f"must be one of {', '.join(map(repr, values))}", value)
+
+
+def _refuse(name: str, wrong: str, value: Any) -> None:
+    raise ValueError(f"{name} {wrong}; got {value!r}")

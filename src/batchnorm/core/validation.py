@@ -1,40 +1,48 @@
-"""What `batch_norm` accepts. Errors say what was expected, what came, and what to do."""
+"""The arguments of a batch norm, and their checks. Errors say what was expected, what came, and what to do."""
 
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
-from batchnorm.backends.reference import ACTIVATIONS
-from batchnorm.core.ops import transformed
-from batchnorm.core.rules import Options
+from batchnorm.core.rules import Rules
+from batchnorm.core.torch_internals import dispatch_mode_active, transformed
 
 
-def validate(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    training: bool,
-    eps: float,
-    options: Options,
-) -> None:
+class Call(NamedTuple):
+    """The arguments of a batch norm."""
+
+    input: Tensor
+    residual: Tensor | None
+    mask: Tensor | None
+    lengths: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    mean: Tensor | None  # the population's
+    var: Tensor | None
+    by_batch: bool  # or by the population
+    eps: float
+    rules: Rules
+
+
+def validate(call: Call, shared: bool) -> None:
+    """Raise what is wrong with a call; `shared` statistics may rest on the values of other ranks."""
+    input, rules, eps = call.input, call.rules, call.eps
     if not input.is_floating_point():
         raise NotImplementedError(
             f"batch_norm needs a floating-point input, got {input.dtype}; convert it, say .float()"
         )
-    if (running_mean is None) != (running_var is None):
+    if (call.mean is None) != (call.var is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")
-    if eps < 0 or (training and eps == 0):
-        raise ValueError(f"eps must be {'positive in training' if training else 'non-negative'}, got {eps}")
+    if eps < 0 or (call.by_batch and eps == 0):
+        raise ValueError(f"eps must be {'positive in training' if call.by_batch else 'non-negative'}, got {eps}")
     channels = input.shape[1] if input.dim() > 1 else 0
     dtype, device = input.dtype, input.device
     for name, t in (
-        ("running_mean", running_mean),
-        ("running_var", running_var),
-        ("weight", weight),
-        ("bias", bias),
+        ("running_mean", call.mean),
+        ("running_var", call.var),
+        ("weight", call.weight),
+        ("bias", call.bias),
     ):
         if t is None:
             continue
@@ -52,24 +60,20 @@ def validate(
             _wrong_device(name, t, input)
     if input.dim() < 2 and input.numel() > 0:
         raise IndexError(f"batch_norm needs an input of shape (N, C, *), got {tuple(input.shape)}: it has no channels")
-    if training and input.dim() > 1 and options.single == "error" and options.process_group is None:
-        _check_single(input, options)
-    residual = options.residual
+    if call.by_batch and input.dim() > 1 and rules.single == "error" and not shared:
+        _check_single(input, rules)
+    residual = call.residual
     if residual is not None and residual.shape != input.shape:
         raise RuntimeError(
             f"expected residual of shape {tuple(input.shape)}, as the input, got {tuple(residual.shape)}"
         )
     if residual is not None and residual.device != device:
         _wrong_device("residual", residual, input)
-    if options.activation is not None and options.activation not in ACTIVATIONS:
-        raise ValueError(f"unknown activation {options.activation!r}; there are {', '.join(map(repr, ACTIVATIONS))}")
-    if training and running_mean is None and (options.renorm is not None or options.single == "population"):
-        wants = "renorm" if options.renorm is not None else "single='population'"
+    if call.by_batch and call.mean is None and (rules.renorm is not None or rules.single == "population"):
+        wants = "renorm" if rules.renorm is not None else "single='population'"
         raise ValueError(f"{wants} needs running statistics: pass them, or track_running_stats=True to the layer")
-    if options.virtual_batch_size is not None and options.virtual_batch_size < 1:
-        raise ValueError(f"virtual_batch_size must be at least 1 sample, got {options.virtual_batch_size}")
-    if options.mask is not None or options.lengths is not None:
-        _check_mask(input, options.mask, options.lengths)
+    if call.mask is not None or call.lengths is not None:
+        _check_mask(input, call.mask, call.lengths)
 
 
 def _wrong_device(name: str, t: Tensor, input: Tensor) -> NoReturn:
@@ -79,13 +83,13 @@ def _wrong_device(name: str, t: Tensor, input: Tensor) -> NoReturn:
     )
 
 
-def _check_single(input: Tensor, options: Options) -> None:
+def _check_single(input: Tensor, rules: Rules) -> None:
     samples = input.shape[0]
-    if options.virtual_batch_size and options.virtual_batch_size < samples:
-        samples = samples % options.virtual_batch_size or options.virtual_batch_size
-        samples = min(samples, options.virtual_batch_size)
+    if rules.virtual_batch_size and rules.virtual_batch_size < samples:
+        samples = samples % rules.virtual_batch_size or rules.virtual_batch_size
+        samples = min(samples, rules.virtual_batch_size)
     if samples * input.shape[2:].numel() == 1:
-        which = "" if samples == input.shape[0] else f" and groups of {options.virtual_batch_size} samples"
+        which = "" if samples == input.shape[0] else f" and groups of {rules.virtual_batch_size} samples"
         raise ValueError(
             f"Expected more than 1 value per channel when training, got input size {input.shape}{which}: one value has "
             "no variance. Use a larger batch, drop the last incomplete one (drop_last=True), .eval(), or "
@@ -126,7 +130,7 @@ def _check_mask(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> N
 
 def _check_values(name: str, t: Tensor, most: float) -> None:
     """From 0 to `most`; asked on the CPU, where the answer is at hand."""
-    traced = torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack() > 0 or transformed()
+    traced = torch.compiler.is_compiling() or dispatch_mode_active() or transformed()
     if type(t) is not Tensor or t.device.type != "cpu" or traced or t.numel() == 0:
         return
     low, high = (value.item() for value in t.aminmax())

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from batchnorm.core.population import recomputing
+from batchnorm.core.torch_internals import recomputing
 
 from .findings import Finding, Report, report
 from .rules_training import RULES, Reading

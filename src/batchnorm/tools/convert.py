@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.layers import OPTIONS, BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
+from batchnorm.core.rules import OPTIONS
+from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from batchnorm.tools import fuse as fusion
 
 Model = TypeVar("Model", bound=nn.Module)

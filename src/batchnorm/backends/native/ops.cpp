@@ -439,10 +439,13 @@ struct BatchNormBackward : torch::autograd::Node {
       needs[1] = false;
     }
     if (!(needs[0] || needs[1] || needs[2] || needs[3])) return results;
-    auto unpack = [](const Variable& v) { return v.defined() ? Optional(v) : Optional(); };
+    // unpacked before dispatch goes below autograd: a hook may run a part of the model again
+    auto optional = [](Variable v) { return v.defined() ? Optional(std::move(v)) : Optional(); };
+    const Tensor x_ = x.unpack(), statistics_ = statistics.unpack();
+    const Optional extra_ = optional(extra.unpack(getptr())), weight_ = optional(weight.unpack()),
+                   bias_ = optional(bias.unpack());
     auto call = [&] {
-      return backward_op().call(grad, x.unpack(), unpack(extra.unpack(getptr())), unpack(weight.unpack()),
-                                unpack(bias.unpack()), statistics.unpack(),  eps,
+      return backward_op().call(grad, x_, extra_, weight_, bias_, statistics_, eps,
                                 activation ? Name(*activation) : Name(), constant, needs);
     };
     auto computed = [&] {

@@ -218,7 +218,7 @@ INLINE void store_one(T* p, double value) {
 
 enum class Activation : int { none, relu, relu6, leaky_relu, silu, gelu, hardswish };
 
-constexpr float kSlope = 0.01f;  // torch's default for leaky_relu
+constexpr double kSlope = 0.01;  // torch's default for leaky_relu
 
 template <class F>
 INLINE Doubles each_lane(Doubles v, F f) {

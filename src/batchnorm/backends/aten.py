@@ -1,0 +1,45 @@
+"""torch's own operator for the plain case: on accelerators, and on CPU without a compiler.
+
+It is as exact as torch, and autograd differentiates it. A residual and an activation follow as plain torch.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from batchnorm.backends.reference import ACTIVATIONS
+
+
+def by_batch(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Normalise by the batch: y, and the batch's mean and unbiased variance (C,)."""
+    dtype = torch.promote_types(x.dtype, torch.float32) if weight is None else weight.dtype
+    mean, var = x.new_zeros((2, x.shape[1]), dtype=dtype).unbind()
+    # with a momentum of 1 the running statistics become the batch's
+    y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)
+    return _after(y, residual, activation), mean, var
+
+
+def by_population(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    eps: float,
+    activation: str | None,
+) -> Tensor:
+    """Normalise by a population's mean and variance (C,)."""
+    return _after(F.batch_norm(x, mean, var, weight, bias, eps=eps), residual, activation)
+
+
+def _after(y: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+    y = y if residual is None else y + residual
+    return y if activation is None else ACTIVATIONS[activation][0](y)

@@ -1,0 +1,158 @@
+"""Every batch norm beyond the plain case, composed of the four primitives.
+
+Between the primitives stand decisions 2 and 3: who shares statistics, and what values are normalised by. In eager mode
+one autograd Function keeps the input and per-channel values only; transforms and compilers that fuse plain torch
+operations get the same composition in the open.
+"""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from batchnorm.backends import Primitives, reference
+from batchnorm.core import channel_math, ops, sharing
+from batchnorm.core.channel_math import Details, Standard
+from batchnorm.core.moments import Moments
+
+
+class Decisions(NamedTuple):
+    """The answers between the primitives, as a call needs them."""
+
+    eps: float
+    activation: str | None
+    virtual_batch_size: int  # 0: one batch
+    group: Any | None
+    label: str  # the name of the layer in errors between ranks
+    single_by_population: bool
+
+
+class Anchor(NamedTuple):
+    """The population as it was before this batch, and the limits of renormalisation towards it, if any."""
+
+    mean: Tensor  # (1, C)
+    rstd: Tensor
+    r_max: Tensor | None
+    d_max: Tensor | None
+
+
+NO_ANCHOR = (None, None, None, None)
+
+
+def anchor(
+    running_mean: Tensor, running_var: Tensor, eps: float, limits: tuple[float | Tensor, float | Tensor] | None
+) -> Anchor:
+    """The population as constants, copied: later batches move the buffers."""
+    constant = Standard.of_population(running_mean, running_var, eps)
+    if limits is None:
+        return Anchor(constant.mean, constant.rstd, None, None)
+    r_max, d_max = (
+        limit.to(constant.mean) if isinstance(limit, Tensor) else constant.mean.new_tensor(limit) for limit in limits
+    )
+    return Anchor(constant.mean, constant.rstd, r_max, d_max)
+
+
+def in_the_open(
+    kernels: Primitives,
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mask: Tensor | None,
+    population: Anchor | None,
+    decisions: Decisions,
+) -> tuple[Tensor, Standard, Moments]:
+    """The output, what normalised, and the moments (1, C) of all values for the population."""
+    own = Moments(*kernels.moments(x, decisions.virtual_batch_size, mask))
+    shared = own if decisions.group is None else sharing.pooled_over_ranks(own, decisions.group, decisions.label)
+    standard = Standard.of_batch(shared, decisions.eps)
+    if population is not None:
+        standard = _towards(population, standard, shared, decisions)
+    details = Details(residual, decisions.activation, decisions.virtual_batch_size, mask)
+    return channel_math.forward(kernels, x, weight, bias, standard, details), standard, shared.pooled()
+
+
+def _towards(population: Anchor, standard: Standard, shared: Moments, decisions: Decisions) -> Standard:
+    """Groups of one value normalised by the population, and batch renormalisation."""
+    if decisions.single_by_population and isinstance(shared.count, Tensor):
+        several = shared.count > 1
+        standard = standard._replace(
+            mean=torch.where(several, standard.mean, population.mean),
+            rstd=torch.where(several, standard.rstd, population.rstd),
+            share=torch.where(several, standard.share, 0),
+        )
+    if population.r_max is None or population.d_max is None:
+        return standard
+    r = (population.rstd / standard.rstd.detach()).clamp(1 / population.r_max, population.r_max)
+    d = ((standard.mean.detach() - population.mean) * population.rstd).clamp(-population.d_max, population.d_max)
+    return standard._replace(r=r, d=d)
+
+
+class Composed(torch.autograd.Function):
+    """`in_the_open` over the operators, with its derivative: y, and the batch's count, mean and m2 (1, C).
+
+    All that backward needs is saved in forward: nothing is read again that a later step may have moved.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mask: Tensor | None,
+        mean: Tensor | None,
+        rstd: Tensor | None,
+        r_max: Tensor | None,
+        d_max: Tensor | None,
+        *decisions: Any,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        population = None if mean is None or rstd is None else Anchor(mean, rstd, r_max, d_max)
+        chosen = Decisions(*decisions)
+        y, standard, batch = in_the_open(ops, x, residual, weight, bias, mask, population, chosen)
+        kept = residual if chosen.activation else None
+        ctx.decisions = chosen
+        # bias is kept for its dtype, and where the activation's derivative needs it
+        ctx.save_for_backward(x, kept, weight, bias, mask, mean, rstd, r_max, d_max, *standard)
+        count = torch.zeros_like(batch.mean) + batch.count
+        ctx.mark_non_differentiable(count, batch.mean, batch.m2)
+        return y, count, batch.mean, batch.m2
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        x, residual, weight, bias, mask, mean, rstd, r_max, d_max, *standard = ctx.saved_tensors
+        decisions = ctx.decisions
+        needs = ctx.needs_input_grad[:4]
+        dx: Tensor | None
+        dresidual: Tensor | None
+        dweight: Tensor | None
+        dbias: Tensor | None
+        if torch.is_grad_enabled():
+            population = None if mean is None else Anchor(mean, rstd, r_max, d_max)
+
+            def y(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+                return in_the_open(reference, x, residual, weight, bias, mask, population, decisions)[0]
+
+            keeps = (needs[0], needs[1] and residual is not None, needs[2], needs[3])
+            dx, dresidual, dweight, dbias = channel_math.differentiable(y, grad, (x, residual, weight, bias), keeps)
+        else:
+            details = Details(residual, decisions.activation, decisions.virtual_batch_size, mask)
+            dx, dresidual, dweight, dbias = channel_math.backward(
+                ops, grad, x, weight, bias, Standard(*standard), details, _reduction(decisions)
+            )
+        if decisions.activation is None and needs[1]:  # the output is linear in the residual, which was not kept
+            dresidual = grad if mask is None else torch.where(mask > 0, grad, 0)
+        return (
+            dx if needs[0] else None,
+            dresidual if needs[1] else None,
+            dweight.to(weight.dtype) if needs[2] and dweight is not None else None,
+            dbias.to(bias.dtype) if needs[3] and dbias is not None else None,
+            *[None] * (len(ctx.needs_input_grad) - 4),
+        )
+
+
+def _reduction(decisions: Decisions) -> channel_math.Reduction:
+    if decisions.group is None:
+        return lambda sums: sums
+    return lambda sums: sharing.summed_over_ranks(sums, decisions.group, decisions.label)
