@@ -257,7 +257,7 @@ def table() -> str:
         "learned from one good batch; faults go into channel 1. Each is injected along the paths named (`virtual` is",
         "`virtual_batch_size=4`, `renorm` is `renorm=bn.Renorm(2, 1)`).",
         "",
-        "`python tests/support/faults.py` wrote this page. `tests/test_faults.py` holds both backends to it, and checks",
+        "`python tests/support/faults.py` wrote this page. `tests/test_faults.py` holds both backends to it. It checks",
         "that after every fault the modes are as before, that channels 0 and 2 remember what they would have without",
         "it, and that the next good batch works.",
         "",
