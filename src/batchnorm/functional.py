@@ -12,7 +12,7 @@ from batchnorm.core.channel_math import Details, Standard
 from batchnorm.core.composition import NO_ANCHOR, Anchor, Composed, Decisions
 from batchnorm.core.moments import Moments, values_per_channel, weights_of
 from batchnorm.core.rules import NonFinite, Renorm, Rules, Single
-from batchnorm.core.torch_internals import transformed
+from batchnorm.core.torch_internals import constant_to_compilers, transformed
 from batchnorm.core.validation import Call, validate
 
 Statistic = Tensor | None
@@ -164,13 +164,18 @@ def _route(x: Tensor) -> Route:
     asked = None if compiling else backends.forced()
     if asked is None:
         if x.is_cpu:
-            return "operators" if native.available() else "aten"
+            return "operators" if _has_native() else "aten"
         return "open" if compiling else "aten"
     if asked == "reference":
         return "open"
-    if asked == "native" and not (x.is_cpu and native.available()):
+    if asked == "native" and not (x.is_cpu and _has_native()):
         _cannot_serve(x, "native", "it runs on CPU tensors, with a C++ compiler")
     return "operators" if asked == "native" else "aten"
+
+
+@constant_to_compilers
+def _has_native() -> bool:
+    return native.available()
 
 
 def _is_distributed(x: Tensor) -> bool:
@@ -237,7 +242,7 @@ def _composed(
     towards: Anchor | None = None
     if limits is not None or decisions.single_by_population:
         towards = composition.anchor(*_population(call), call.eps, limits)
-    if backends.forced() == "aten" and not torch.compiler.is_compiling():
+    if not torch.compiler.is_compiling() and backends.forced() == "aten":
         _cannot_serve(x, "aten", "torch has no batch norm with masks, virtual batches, shared statistics or renorm")
     inputs = x, residual, call.weight, call.bias, mask
     if route == "open":

@@ -102,7 +102,8 @@ def differentiable(
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """The gradients of `function` as functions of its inputs: it runs once more, and autograd derives it."""
-    views = [None if t is None else t.view_as(t) for t in inputs]  # one tensor in two roles has a gradient in each
+    # views: one tensor in two roles has a gradient in each
+    views = [None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
     y = function(*views)
     wanted = {i: t for i, t in enumerate(views) if t is not None and needs[i]}
     grads: list[Tensor | None] = [None] * len(views)

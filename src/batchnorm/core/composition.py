@@ -14,6 +14,7 @@ from batchnorm.backends import Primitives, reference
 from batchnorm.core import channel_math, ops, sharing
 from batchnorm.core.channel_math import Details, Standard
 from batchnorm.core.moments import Moments
+from batchnorm.core.torch_internals import transformed
 
 
 class Decisions(NamedTuple):
@@ -43,13 +44,14 @@ def anchor(
     running_mean: Tensor, running_var: Tensor, eps: float, limits: tuple[float | Tensor, float | Tensor] | None
 ) -> Anchor:
     """The population as constants, copied: later batches move the buffers."""
-    constant = Standard.of_population(running_mean, running_var, eps)
+    if transformed() or hasattr(running_mean, "placements"):  # plain operations are all that these understand
+        mean, rstd, *_ = Standard.of_population(running_mean, running_var, eps)
+    else:
+        mean, rstd = ops.anchor(running_mean.detach(), running_var.detach(), eps)
     if limits is None:
-        return Anchor(constant.mean, constant.rstd, None, None)
-    r_max, d_max = (
-        limit.to(constant.mean) if isinstance(limit, Tensor) else constant.mean.new_tensor(limit) for limit in limits
-    )
-    return Anchor(constant.mean, constant.rstd, r_max, d_max)
+        return Anchor(mean, rstd, None, None)
+    r_max, d_max = (limit.to(mean) if isinstance(limit, Tensor) else mean.new_tensor(limit) for limit in limits)
+    return Anchor(mean, rstd, r_max, d_max)
 
 
 def in_the_open(

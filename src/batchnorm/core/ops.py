@@ -18,6 +18,7 @@ from batchnorm.backends import reference
 from batchnorm.core import channel_math, population
 from batchnorm.core.channel_math import Details, Standard
 from batchnorm.core.moments import Moments
+from batchnorm.core.torch_internals import below_autograd
 
 library = torch.library.Library("batchnorm", "DEF")
 library.define("moments(Tensor x, int virtual_batch_size, Tensor? mask) -> (Tensor count, Tensor mean, Tensor m2)")
@@ -48,8 +49,12 @@ library.define(
     " str? activation, bool constant, bool[4] needs)"
     " -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)"
 )
+# A copy of a population, opaque to compilers: they would otherwise compute it again in the backward pass, from running
+# statistics that have moved.
+library.define("anchor(Tensor mean, Tensor var, float eps) -> (Tensor mean, Tensor rstd)")
 
 forward = torch.ops.batchnorm.forward.default
+anchor = torch.ops.batchnorm.anchor.default
 backward = torch.ops.batchnorm.backward.default
 
 
@@ -226,6 +231,10 @@ def _twice_differentiable_backward(
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """`backward` as a function that autograd can differentiate: the reference runs again, and torch derives it."""
+    tensors = grad, x, extra, weight, bias
+    if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
+        with below_autograd():
+            return backward(grad, x, extra, weight, bias, statistics, eps, activation, constant, needs)
     grad, residual, activation = _before_output(grad, extra, activation)
     mean, rstd, _ = rows(statistics)
 
@@ -248,7 +257,13 @@ def _twice_differentiable_backward(
     )
 
 
+def _anchor(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    constant = Standard.of_population(mean, var, eps)
+    return constant.mean, constant.rstd
+
+
 for _name, _function in {
+    "anchor": _anchor,
     "moments": _moments,
     "normalize": reference.normalize,
     "backward_reduce": reference.backward_reduce,
@@ -279,6 +294,12 @@ def _table(x: Tensor, groups: int) -> Tensor:
 
 def _groups(x: Tensor, virtual_batch_size: int) -> int:
     return -(-x.shape[0] // virtual_batch_size) if virtual_batch_size else 1
+
+
+@torch.library.register_fake("batchnorm::anchor", lib=library)
+def _(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    row = mean.new_empty((1, mean.shape[0]), dtype=reference.statistics_dtype(mean))
+    return row, torch.empty_like(row)
 
 
 @torch.library.register_fake("batchnorm::moments", lib=library)

@@ -3,8 +3,10 @@
 Public names serve everywhere else; tests/core/test_torch_internals.py holds the tree to that.
 """
 
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
 import torch
-from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -33,3 +35,22 @@ def dispatch_mode_active() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
+
+
+def below_autograd() -> AbstractContextManager[None]:
+    """Dispatch operators below autograd.
+
+    Without `torch._C._AutoDispatchBelowAutograd`, a gradient that nobody differentiates again would take the way of one
+    that somebody does.
+    """
+    return torch._C._AutoDispatchBelowAutograd()
+
+
+def constant_to_compilers(function: Callable[[], bool]) -> Callable[[], bool]:
+    """Have torch.compile call `function` while it traces, and take the result as a constant.
+
+    Without `_dynamo_marked_constant` it would trace into the function; the public decorator for it imports the
+    compiler, which takes seconds.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function

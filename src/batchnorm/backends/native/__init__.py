@@ -10,10 +10,7 @@ from batchnorm.backends.native import build
 
 @cache
 def available() -> bool:
-    """Whether the native kernels are loaded; the first call compiles them if nobody has.
-
-    Without a compiler the reason is shown once.
-    """
+    """Load the native kernels, compiled if nobody has yet; False, with the reason shown once, if that cannot be."""
     try:
         torch.ops.load_library(build.library())
     except build.Unavailable as reason:
