@@ -78,6 +78,7 @@ class Place:
             "TMPDIR": str(self.temporary),
             "CXX": str(self.compiler),
             "PYTHONPATH": str(self.folder),
+            "PYTHONDONTWRITEBYTECODE": "1",  # bytecode of the stand-in for torch would hide a change within a second
         }
 
     def use_compiler(self, refused: str = "nothing") -> None:
