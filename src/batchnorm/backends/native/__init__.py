@@ -13,7 +13,7 @@ def available() -> bool:
     """Load the native kernels, compiled if nobody has yet; False, with the reason shown once, if that cannot be."""
     try:
         torch.ops.load_library(build.library())
-    except build.Unavailable as reason:
+    except (build.Unavailable, OSError) as reason:
         warnings.warn(
             f"batchnorm runs without its native CPU kernels: {reason}. Plain batch norms use torch's own operator, and "
             "options beyond torch's run more slowly",
