@@ -1,14 +1,14 @@
 """C++ kernels for CPU, compiled once for the user's machine, at `batchnorm warmup` or at first use."""
 
+import functools
 import warnings
-from functools import cache
 
 import torch
 
 from batchnorm.backends.native import build
 
 
-@cache
+@functools.cache
 def available() -> bool:
     """Load the native kernels, compiled if nobody has yet; False, with the reason shown once, if that cannot be."""
     try:
