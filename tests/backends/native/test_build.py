@@ -5,7 +5,6 @@ import signal
 import time
 
 import pytest
-
 from support.builds import Place, alive, finish, until
 
 

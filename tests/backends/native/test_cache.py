@@ -11,7 +11,6 @@ from types import ModuleType
 from typing import NoReturn
 
 import pytest
-
 from support.builds import Place, finish
 
 # The superuser may write where the mode forbids it, unless it gives up the capability.

@@ -5,7 +5,6 @@ import time
 from types import ModuleType
 
 import pytest
-
 from support.builds import Place, alive
 
 
