@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from support.builds import NATIVE, REAL, Place
+from tests.support.builds import NATIVE, REAL, Place
 
 
 @pytest.fixture

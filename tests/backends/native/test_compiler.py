@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from support.builds import Place, alive
+from tests.support.builds import Place, alive
 
 
 def test_no_compiler_on_path(place: Place) -> None:
