@@ -1,6 +1,7 @@
 """Batch normalization for PyTorch: exact, composable, and it shows what it does to your network."""
 
 from batchnorm.backends import backend
+from batchnorm.backends.native import empty_cache
 from batchnorm.core.moments import Moments
 from batchnorm.core.rules import Renorm
 from batchnorm.doctor import diagnose, watch
@@ -36,6 +37,7 @@ __all__ = [
     "convert",
     "diagnose",
     "domain",
+    "empty_cache",
     "fold",
     "freeze",
     "from_flax",

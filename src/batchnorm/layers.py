@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchnorm.core import population
 from batchnorm.core.moments import Moments
 from batchnorm.core.population import Bank, Window, unfit
-from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
+from batchnorm.core.rules import OPTIONS, Rules
 from batchnorm.core.sharing import resolve
 from batchnorm.core.torch_internals import recomputing, transformed
 from batchnorm.core.validation import Call

@@ -13,7 +13,6 @@ from batchnorm.backends import Primitives
 from batchnorm.backends.reference import statistics_dtype
 from batchnorm.core.moments import Moments, at_least_something
 
-
 Reduction = Callable[[Tensor], Tensor]  # of a gradient's sums, over all who share the statistics
 
 

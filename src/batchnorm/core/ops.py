@@ -77,9 +77,7 @@ def normalize(
     mask: Tensor | None = None,
 ) -> Tensor:
     """act((x − mean)·scale + shift + residual)."""
-    return torch.ops.batchnorm.normalize.default(
-        x, mean, scale, shift, residual, activation, virtual_batch_size, mask
-    )
+    return torch.ops.batchnorm.normalize.default(x, mean, scale, shift, residual, activation, virtual_batch_size, mask)
 
 
 def backward_reduce(

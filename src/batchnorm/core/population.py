@@ -10,7 +10,6 @@ from batchnorm.core.moments import Moments
 from batchnorm.core.rules import NonFinite
 
 
-
 def move(
     running_mean: Tensor,
     running_var: Tensor,

@@ -1,12 +1,8 @@
 """The allocator of large outputs by itself: its operators, and programs that use them in a process of their own."""
 
-import fcntl
-import hashlib
 import os
-import shutil
 import subprocess
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-import batchnorm
+from batchnorm.backends import native
+from batchnorm.backends.native import build
 
-NATIVE = Path(batchnorm.__file__).parent / "backends" / "native"
 MIB = 1 << 20
 
 # The first lines of a program in a process of its own.
@@ -35,31 +31,10 @@ def status(name): return next(int(line.split()[1]) for line in open("/proc/self/
 
 @cache
 def library() -> Path:
-    """The shared library of the allocator, compiled once for all workers and runs."""
-    sources = [NATIVE / f"{name}.cpp" for name in ("limit", "memory", "pages", "pool")]
-    compiler = shutil.which("g++")
-    if not sys.platform.startswith("linux") or compiler is None:
-        pytest.skip("needs Linux and g++")
-    root = Path(torch.__file__).parent
-    flags = [
-        "-O3",
-        "-std=c++20",
-        "-fPIC",
-        "-shared",
-        f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}",
-    ]
-    flags += ["-isystem", str(root / "include"), f"-L{root / 'lib'}"]
-    parts = [torch.__version__, *flags, *(p.read_text() for p in [*sources, *sorted(NATIVE.glob("*.h"))])]
-    digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"batchnorm-memory-{os.getuid()}-{digest}.so"
-    with path.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not path.exists():
-            unfinished = path.with_suffix(".part")
-            links = ["-ltorch", "-ltorch_cpu", "-lc10"]
-            subprocess.run([compiler, *flags, *map(str, sources), "-o", str(unfinished), *links], check=True)
-            unfinished.replace(path)
-    return path
+    """The native library."""
+    if not native.available():
+        pytest.skip("needs the native library")
+    return build.library()
 
 
 @cache

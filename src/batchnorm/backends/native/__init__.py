@@ -47,3 +47,16 @@ def load() -> Path:
     except OSError as error:
         raise Unavailable(f"{path} cannot be loaded ({error}): delete it, then run `batchnorm warmup`") from error
     return path
+
+
+def empty_cache() -> int:
+    """Give the idle memory of large outputs back to the system; returns how many bytes that were.
+
+    Outputs of 4 MiB and more take memory from a pool, which keeps what they free for the next ones. 0 where no
+    native kernel has been used.
+
+    >>> import batchnorm as bn
+    >>> bn.empty_cache() >= 0
+    True
+    """
+    return torch.ops.batchnorm_memory.empty_cache() if _available else 0
