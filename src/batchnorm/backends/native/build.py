@@ -37,8 +37,8 @@ CPUINFO = Path("/proc/cpuinfo")
 
 # Loops with selections are vectorised only where neither errno nor floating-point traps are kept; results are the same.
 # The first error ends a file, so that the end of the output shows it.
-FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-semantic-interposition", "-fno-math-errno")
-FLAGS += ("-fno-trapping-math", "-Wfatal-errors")
+FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-semantic-interposition", "-fno-math-errno"]
+FLAGS += ["-fno-trapping-math", "-Wfatal-errors"]
 
 # Lines of /proc/cpuinfo, on x86, ARM, POWER, RISC-V and s390, that decide which instructions a program may use.
 _TRAITS = {"vendor_id", "cpu family", "model", "flags", "features", "cpu", "isa", "uarch"}
@@ -47,7 +47,7 @@ _TRAITS |= {"cpu implementer", "cpu architecture", "cpu variant", "cpu part"}
 _known: dict[Path, Path | str] = {}  # by source folder: the library, or the message of `Unavailable`
 
 
-class SwitchedOff(Unavailable):  # noqa: N818  (as `Unavailable`)
+class SwitchedOff(Unavailable):
     """`BATCHNORM_NATIVE=0`: the user does without the native kernels on purpose."""
 
 
