@@ -9,15 +9,13 @@ from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+
 if TYPE_CHECKING:
     from rich.console import Console
 
     from batchnorm.experiment.result import Study
 
-try:
-    import typer
-except ImportError:
-    sys.exit("batchnorm: the command line needs typer: pip install 'batchnorm[study]'")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -267,12 +265,8 @@ def _numbers(text: str) -> list[float]:
 
 
 def _console(stderr: bool = False) -> Console:
-    from batchnorm.experiment.data import needs
+    from rich.console import Console
 
-    try:
-        from rich.console import Console
-    except ImportError:
-        raise needs("rich") from None
     return Console(stderr=stderr)
 
 
