@@ -16,7 +16,6 @@ def show(found: dict[str, Any], console: Console) -> None:
 
     for name, fact in _facts(found).items():
         console.print(Text.assemble((f"{name:<16}", "dim"), fact), soft_wrap=True)
-    console.print()
     table = Table("device", "plain batch norm", "other options", "why", box=SIMPLE_HEAD, pad_edge=False)
     for device in found["devices"]:
         table.add_row(*(Text(device[column]) for column in ("device", "plain", "options", "why")))
