@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-HEAVY = {"numba", "plotly", "pandas", "pyarrow", "sklearn", "scipy", "typer", "rich", "matplotlib", "onnx", "triton"}
+HEAVY = {"plotly", "pandas", "pyarrow", "sklearn", "scipy", "typer", "rich", "matplotlib", "onnx", "triton"}
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -22,10 +22,10 @@ def test_import_loads_nothing_heavy():
 
 def test_a_first_call_on_the_reference_loads_nothing_of_the_study():
     call = "import batchnorm; batchnorm.BatchNorm2d(3)(torch.ones(2, 3, 4, 4)).sum().backward()"
-    assert loaded_by(call) - {"numba", "scipy"} == set()  # the CPU kernels may be Numba's
+    assert loaded_by(call) == set()
 
 
-@pytest.mark.parametrize("package", ["numba", "sklearn"])
+@pytest.mark.parametrize("package", ["sklearn", "plotly"])
 def test_the_check_can_fail(package):
     pytest.importorskip(package)
     assert package in loaded_by(f"import batchnorm, {package}")
