@@ -17,7 +17,7 @@ hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
 
 # Workers share the cores: teams of threads that wait for one another by spinning would leave none for the work.
-# What depends on the number of threads sets it (tests/backends/numba).
+# What depends on the number of threads sets it (tests/backends/native).
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 

@@ -12,7 +12,7 @@ from tests.support.faults import EVERY, FAULTS, PAGE, STATISTICS, Fault, observe
 CASES = [pytest.param(f, path, id=f"{f.place}: {f.what}, {path}") for f in FAULTS for path in f.paths]
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("backend", ["reference", "native"])
 @pytest.mark.parametrize(("fault", "path"), CASES)
 def test_fault(fault: Fault, path: str, backend: str) -> None:
     step = prepare(path)

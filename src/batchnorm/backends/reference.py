@@ -44,7 +44,9 @@ def moments(x: Tensor, virtual: int = 0, mask: Tensor | None = None) -> tuple[in
     some = count.where(count > 0, 1) if isinstance(count, Tensor) else max(count, 1)  # a mask may leave nothing
     mean = _total(x, virtual) / some if weights is None else _weighted_mean(x, weights, some, virtual)
     squares = _centered(x, mean, virtual).square()
-    return count, mean, _total(squares if weights is None else squares * weights, virtual)
+    if weights is not None:
+        squares = torch.where(weights > 0, squares * weights, 0)  # a square that overflows, times 0, is NaN
+    return count, mean, _total(squares, virtual)
 
 
 def _weighted_mean(x: Tensor, weights: Tensor, count: int | Tensor, virtual: int) -> Tensor:
@@ -64,7 +66,11 @@ def normalize(
     mask: Tensor | None = None,
 ) -> Tensor:
     """act((x − mean)·scale + shift + residual) in the dtype of `x`."""
-    y = _preactivation(x, _centered(x, mean, virtual), scale, shift, residual, virtual)
+    centered = _centered(x, mean, virtual)
+    if mask is not None:  # before any product: a gradient of 0 times NaN is NaN
+        centered = torch.where(mask > 0, centered, 0)
+        residual = None if residual is None else torch.where(mask > 0, residual, 0)
+    y = _preactivation(x, centered, scale, shift, residual, virtual)
     if activation is not None:
         y = ACTIVATIONS[activation][0](y)
     return (y if mask is None else torch.where(mask > 0, y, 0)).to(x.dtype)

@@ -112,7 +112,8 @@ class Composed(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         population = None if mean is None or rstd is None else Anchor(mean, rstd, r_max, d_max)
         chosen = Decisions(*decisions)
-        y, standard, batch = in_the_open(ops, x, residual, weight, bias, mask, population, chosen)
+        kernels: Primitives = ops if x.numel() else reference  # a rank may have no values
+        y, standard, batch = in_the_open(kernels, x, residual, weight, bias, mask, population, chosen)
         kept = residual if chosen.activation else None
         ctx.decisions = chosen
         # bias is kept for its dtype, and where the activation's derivative needs it
@@ -141,7 +142,8 @@ class Composed(torch.autograd.Function):
         else:
             details = Details(residual, decisions.activation, decisions.virtual_batch_size, mask)
             dx, dresidual, dweight, dbias = channel_math.backward(
-                ops, grad, x, weight, bias, Standard(*standard), details, _reduction(decisions)
+                ops if x.numel() else reference, grad, x, weight, bias, Standard(*standard), details,
+                _reduction(decisions),
             )
         if decisions.activation is None and needs[1]:  # the output is linear in the residual, which was not kept
             dresidual = grad if mask is None else torch.where(mask > 0, grad, 0)

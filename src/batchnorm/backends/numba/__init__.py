@@ -1,1 +1,0 @@
-"""The CPU kernels, compiled by Numba."""
