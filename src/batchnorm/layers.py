@@ -10,11 +10,19 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from batchnorm.core import population
 from batchnorm.core.moments import Moments
 from batchnorm.core.population import Bank, Window, unfit
-from batchnorm.core.rules import OPTIONS, Rules
+from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
 from batchnorm.core.sharing import resolve
 from batchnorm.core.torch_internals import recomputing, transformed
 from batchnorm.core.validation import Call
 from batchnorm.functional import Moving, normalized
+
+
+def _option(name: str) -> Any:
+    """An option as an attribute of the layer, kept in its rules."""
+    return property(
+        lambda layer: getattr(layer.rules, name),
+        lambda layer, value: layer.set_options(**{name: value}),
+    )
 
 
 class BatchNorm(_BatchNorm):
@@ -63,6 +71,12 @@ class BatchNorm(_BatchNorm):
 
     # States at their defaults live on the class: a layer that torch made or pickled has them too.
     rules: Rules = Rules()
+    activation: str | None = _option("activation")
+    virtual_batch_size: int | None = _option("virtual_batch_size")
+    process_group: Any = _option("process_group")
+    renorm: Renorm | None = _option("renorm")
+    single: Single = _option("single")
+    nonfinite: NonFinite = _option("nonfinite")
     frozen: Literal[False, "statistics", "all"] = False  # `freeze`
     _paused: int = 0  # how many `bn.paused` are open
     _window: Window | None = None  # `bn.accumulate`
@@ -143,6 +157,8 @@ class BatchNorm(_BatchNorm):
                 label = self._label()
         learns = training and by_batch and mean is not None and not self._paused and not recomputing()
         if learns and self._window is None and rules.nonfinite != "raise":
+            assert mean is not None
+            assert var is not None
             moving = Moving(mean, var, bank.num_batches_tracked, self._skip_counter(), self.momentum)
         call = Call(
             input, residual, mask, lengths, affine.weight, affine.bias, mean, var, by_batch, self.eps, rules
@@ -255,18 +271,6 @@ class BatchNorm(_BatchNorm):
         changed = [f"{k}={v!r}" for k in OPTIONS if (v := getattr(self.rules, k)) != getattr(default, k)]
         frozen = [f"frozen={self.frozen!r}"] if self.frozen else []
         return ", ".join([super().extra_repr(), *changed, *frozen])
-
-
-def _option(name: str) -> property:
-    """An option of the layer, kept in its rules."""
-    return property(
-        lambda layer: getattr(layer.rules, name),
-        lambda layer, value: layer.set_options(**{name: value}),
-    )
-
-
-for _name in OPTIONS:
-    setattr(BatchNorm, _name, _option(_name))
 
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
