@@ -121,7 +121,7 @@ def normalized(
     in errors.
     """
     plain = call.mask is None and call.lengths is None and (not call.by_batch or (group is None and call.rules.plain))
-    if plain and unwatched() and _route(call.input) == "operators":
+    if plain and is_everyday(call.input):
         try:  # nearly every call: the operator does its own checks
             return _by_operator(call, moving)
         except Exception:
@@ -149,6 +149,11 @@ def normalized(
     return _composed(call, mask, Decisions(
         call.eps, call.rules.activation, virtual, group, label, call.rules.single == "population"
     ), limits, route)  # fmt: skip
+
+
+def is_everyday(x: Tensor) -> bool:
+    """Whether the native operator can be called on `x` at once: it does its own checks, and nobody follows the call."""
+    return unwatched() and type(x) is Tensor and x.is_cpu and backends.forced() is None and _has_native()
 
 
 def _validate(call: Call, group: Any) -> None:
@@ -193,7 +198,7 @@ def _cannot_serve(x: Tensor, name: str, why: str) -> None:
 def _by_operator(call: Call, moving: Moving | None) -> tuple[Tensor, Moments | None]:
     x = call.input
     if not x.is_contiguous():
-        x = _dense(x)[0]
+        x = dense(x)[0]
     rules = call.rules
     if (call.mean is None) is not (call.var is None):
         raise ValueError("one running statistic without the other")
@@ -222,7 +227,7 @@ def _by_operator(call: Call, moving: Moving | None) -> tuple[Tensor, Moments | N
 def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, Moments | None]:
     if route == "operators":
         return _by_operator(call, moving)
-    x, (residual,) = _dense(call.input, call.residual)
+    x, (residual,) = dense(call.input, call.residual)
     count = values_per_channel(x)
     if route == "aten":
         y, mean, var = aten.by_batch(x, residual, call.weight, call.bias, call.eps, call.rules.activation)
@@ -238,7 +243,7 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
 def _composed(
     call: Call, mask: Tensor | None, decisions: Decisions, limits: Limits | None, route: Route
 ) -> tuple[Tensor, Moments]:
-    x, (residual, mask) = _dense(call.input, call.residual, mask)
+    x, (residual, mask) = dense(call.input, call.residual, mask)
     towards: Anchor | None = None
     if limits is not None or decisions.single_by_population:
         towards = composition.anchor(*_population(call), call.eps, limits)
@@ -267,7 +272,7 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
     mean, var = _population(call)
     input, residual, activation = call.input, call.residual, call.rules.activation
     if mask is not None:
-        input, (mask,) = _dense(input, mask)
+        input, (mask,) = dense(input, mask)
         input = torch.where(mask > 0, input, 0)  # whatever stands there, NaN too
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         # A standard operator: exporters know it, and compilers fuse it with its neighbours.
@@ -277,7 +282,7 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
     elif route == "operators":
         y, _ = _by_operator(call._replace(input=input, by_batch=False), None)
     else:
-        x, (residual,) = _dense(input, residual)
+        x, (residual,) = dense(input, residual)
         if route == "aten":
             y = aten.by_population(x, residual, call.weight, call.bias, mean, var, call.eps, activation)
         else:
@@ -303,7 +308,7 @@ def _of_nothing(call: Call) -> Tensor:
     return y
 
 
-def _dense(x: Tensor, *others: Any) -> tuple[Tensor, list[Any]]:
+def dense(x: Tensor, *others: Any) -> tuple[Tensor, list[Any]]:
     """`x` as torch lays out the result, contiguous or channels_last (copied if it is not), and the others like it."""
     if transformed():  # plain operations follow: any layout will do, and vmap cannot say which one it is
         return x, list(others)
