@@ -5,19 +5,26 @@ BIN    := $(VENV)/bin
 CI     ?=
 JOBS   ?= auto
 
+# The first line of the warning where there is no C++ compiler: the commands then go on without the native kernels.
+NOTICE := ignore:batchnorm runs without its native CPU kernels:RuntimeWarning
+
 .DEFAULT_GOAL := help
-.PHONY: help study test check lint types doctest examples docs bench clean
+.PHONY: help study test test-without-compiler check lint types doctest examples docs bench clean
 
 help:      ## what there is
-	@grep -E '^[a-z]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
-study: $(VENV)/study.installed      ## what normalisation does for a network: a summary here, a page in study/
+study: $(VENV)/study.ready      ## what normalisation does for a network: a summary here, a page in study/
 	@$(BIN)/batchnorm study $(ARGS)
 
-test: $(VENV)/dev.installed         ## every test, in parallel
+test: $(VENV)/dev.ready             ## every test, in parallel
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
-check: lint types test doctest examples docs   ## everything that CI runs
+# Pages, commands and studies compute nothing of their own on batch norms: one run of theirs is enough.
+test-without-compiler: $(VENV)/dev.installed   ## the tests of what a batch norm computes, on torch's operator and the reference
+	@BATCHNORM_NATIVE=0 $(BIN)/python -m pytest -n $(JOBS) $(addprefix --ignore=tests/,report experiment doctor benchmark test_cli.py test_import.py) $(ARGS)
+
+check: lint types test test-without-compiler doctest examples docs   ## everything that CI runs
 
 lint: $(VENV)/dev.installed         ## ruff: lint and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -25,16 +32,16 @@ lint: $(VENV)/dev.installed         ## ruff: lint and format
 types: $(VENV)/dev.installed        ## mypy
 	@$(BIN)/mypy
 
-doctest: $(VENV)/dev.installed      ## the examples in the docstrings
+doctest: $(VENV)/dev.ready          ## the examples in the docstrings
 	@$(BIN)/python -m pytest --doctest-modules src
 
-examples: $(VENV)/dev.installed     ## the gallery, each in a process of its own
-	@for f in examples/*.py; do echo "$$f"; $(BIN)/python -W error $$f >/dev/null || exit 1; done
+examples: $(VENV)/dev.ready         ## the gallery, each in a process of its own
+	@for f in examples/*.py; do echo "$$f"; $(BIN)/python -W error -W "$(NOTICE)" $$f >/dev/null || exit 1; done
 
 docs: $(VENV)/docs.installed        ## the documentation, into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(VENV)/study.installed      ## speed against torch on this machine: tables here, a page in bench/
+bench: $(VENV)/study.ready          ## speed against torch on this machine: tables here, a page in bench/
 	@$(BIN)/python -m batchnorm bench $(ARGS)
 
 clean:     ## remove what these commands made
@@ -48,3 +55,8 @@ $(VENV)/%.installed: $(BIN)/python pyproject.toml constraints.txt
 	@echo "setting up .venv for $*: a few minutes the first time"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
 	@touch $@
+
+# The native library is in the user's cache; without a compiler the notice says what to install, and all goes on.
+NATIVE := $(wildcard src/batchnorm/backends/native/*.cpp src/batchnorm/backends/native/*.h)
+$(VENV)/study.ready $(VENV)/dev.ready: $(VENV)/%.ready: $(VENV)/%.installed $(NATIVE)
+	@$(BIN)/batchnorm warmup >&2 && touch $@ || true

@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,9 @@ from batchnorm import cli
 from batchnorm.benchmark import comparison
 from batchnorm.benchmark.cases import Case
 from batchnorm.layers import BatchNorm
-from batchnorm.tools.warmup import Warmed
+from tests.support.commands import call
 
 SMALL = ("wine", "--quick", "--lr", "0.3", "--seeds", "2", "--epochs", "1")
-
-
-def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """The command in this process; its exit status."""
-    monkeypatch.setattr(sys, "argv", ["batchnorm", *arguments])
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    with pytest.raises(SystemExit) as exited:
-        cli.main()
-    return exited.value.code if isinstance(exited.value.code, int) else 0
 
 
 @pytest.fixture
@@ -148,8 +140,6 @@ BENCH = ("bench", "--quick", "--no-compile", "--no-networks", "--seconds", "0")
         (("bench", "--dtype", "int8"), "--dtype int8: expected one of float32, bfloat16, float16, float64"),
         (("bench", "--layout", "rows"), "--layout rows: expected one of contiguous, channels_last, both"),
         (("bench", "--block", "plain", "--block", "tanh"), "--block tanh: expected one of plain, relu, add-relu"),
-        (("warmup", "--dtype", "int8"), "--dtype int8: expected one of float32"),
-        (("warmup", "--activation", "tanh"), "--activation tanh: expected one of none, relu"),
     ],
 )
 def test_wrong_options_are_one_line_and_status_2(
@@ -214,29 +204,6 @@ def test_bench_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert len(found["cases"]) == 1
 
 
-WARM = """
-import sys
-from batchnorm import cli
-from batchnorm.backends.numba import cpu, cpu_args, cpu_compile
-# one small kernel for each request, in place of fourteen
-spec = lambda activations: cpu_args.Spec(activation=activations[0])
-cpu.warmup = lambda dtypes, activations: cpu_compile.get("channel", "merge_sums", spec(activations))
-sys.argv = ["batchnorm", "warmup", "--dtype", "float32", *sys.argv[1:]]
-cli.main()
-"""
-
-
-def test_warmup_fills_the_cache_once(tmp_path: Path) -> None:
-    def warm(cache: Path, *arguments: str) -> str:
-        source = str(Path(cli.__file__).parents[1])
-        environment = os.environ | {"PYTHONPATH": source, "BATCHNORM_CACHE_DIR": str(cache)}
-        command = [sys.executable, "-c", WARM, *arguments]
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    one = ("--activation", "none")
-    assert warm(tmp_path, *one) == f"1 kernels in {tmp_path}: 1 compiled now, 0 there before\n"
-    assert warm(tmp_path, *one, "--activation", "silu") == f"2 kernels in {tmp_path}: 1 compiled now, 1 there before\n"
-    assert len(list(tmp_path.iterdir())) == 2
-    assert "nowhere to keep them: the user's cache" in str(Warmed(None, 2, []))
+def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"batchnorm {version('batchnorm')}\n"

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from batchnorm.experiment.result import Study
 
-try:
-    import typer
-except ImportError:
-    sys.exit("batchnorm: the command line needs typer: pip install 'batchnorm[study]'")
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -30,8 +29,20 @@ class FailOn(StrEnum):
     warning = "warning"
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        print(f"batchnorm {version('batchnorm')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _batchnorm() -> None:
+def _batchnorm(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
     """Batch normalization for PyTorch, and what it does to a network."""
 
 
@@ -89,19 +100,28 @@ def study(
 @app.command()
 def doctor(
     subject: Annotated[
-        str, typer.Argument(metavar="FILE", help="A state dict (.safetensors, .pt), an .onnx file, or module:factory.")
-    ],
+        str | None,
+        typer.Argument(metavar="FILE", help="A state dict (.safetensors, .pt), an .onnx file, or module:factory."),
+    ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="A state dict for the model of module:factory.")] = None,
     fail_on: Annotated[
         FailOn | None, typer.Option(help="Exit with status 1 if something at least as bad is found.")
     ] = None,
     output: Annotated[Path | None, typer.Option(help="Write a page, as in doctor.html.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the JSON, and nothing else, to stdout.")] = False,
+    environment: Annotated[
+        bool, typer.Option("--environment", help="Say which backend serves here and why, in place of a FILE.")
+    ] = False,
 ) -> None:
     """What is wrong with the batch norms in a checkpoint? Files are read as numbers and never executed."""
     from batchnorm.doctor import diagnose, diagnose_states, files
     from batchnorm.experiment.data import InputError
 
+    if (subject is None) is not environment:
+        raise InputError("doctor: expected a FILE to look at, or --environment, and not both")
+    if subject is None:
+        _environment(json)
+        return
     try:
         if ":" in subject and not Path(subject).exists():
             report = diagnose(files.build(subject, checkpoint))
@@ -119,6 +139,19 @@ def doctor(
         _console(stderr=True).print(str(report.save(output)), markup=False, soft_wrap=True)
     if fail_on is not None and report.reaches(fail_on.value):
         raise typer.Exit(1)
+
+
+def _environment(json: bool) -> None:
+    from json import dumps
+
+    from batchnorm.doctor.environment import environment
+    from batchnorm.report.environment_table import show
+
+    found = environment().to_dict()
+    if json:
+        print(dumps(found, indent=2))
+    else:
+        show(found, _console())
 
 
 @app.command()
@@ -182,26 +215,24 @@ def _deliver_comparison(result: dict[str, Any], output: Path, json: bool) -> Non
         print(saved)
 
 
-@app.command("warmup")
-def warm_up(
-    dtype: Annotated[list[str] | None, typer.Option(help="float32 and bfloat16; may be given several times.")] = None,
-    activation: Annotated[
-        list[str] | None, typer.Option(help="none and relu; none, relu, silu, …; may be given several times.")
-    ] = None,
-) -> None:
-    """Compiles the CPU kernels of common networks into the cache on disk, so that no first step waits for them."""
-    from batchnorm.backends.reference import ACTIVATIONS
-    from batchnorm.benchmark.cases import DTYPES
-    from batchnorm.tools.warmup import warmup
+@app.command()
+def warmup() -> None:
+    """Compiles the CPU kernels for this machine, so that no first step waits for them. Status 1 if that cannot be."""
+    from time import monotonic
 
-    dtypes, activations = dtype or ["float32", "bfloat16"], activation or ["none", "relu"]
-    for name in dtypes:
-        _one_of("--dtype", name, DTYPES)
-    for name in activations:
-        _one_of("--activation", name, ("none", *ACTIVATIONS))
-    with _progress(_console(stderr=True)) as progress:
-        warmed = warmup([DTYPES[name] for name in dtypes], [None if a == "none" else a for a in activations], progress)
-    print(warmed)
+    from batchnorm.backends import native
+    from batchnorm.backends.native import build
+
+    console, start = _console(stderr=True), monotonic()
+    spins = console.is_terminal and not build.describe().built
+    try:
+        with _spinner(console) if spins else nullcontext():
+            build.library(retry=True, quiet=spins)
+        path = native.load()
+    except build.Unavailable as reason:
+        print(f"batchnorm: no native CPU kernels: {reason}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    print(f"{path}\nready after {monotonic() - start:.1f} s")
 
 
 def _one_of(option: str, value: str, allowed: Iterable[str]) -> None:
@@ -234,13 +265,18 @@ def _numbers(text: str) -> list[float]:
 
 
 def _console(stderr: bool = False) -> Console:
-    from batchnorm.experiment.data import needs
+    from rich.console import Console
 
-    try:
-        from rich.console import Console
-    except ImportError:
-        raise needs("rich") from None
     return Console(stderr=stderr)
+
+
+def _spinner(console: Console) -> AbstractContextManager[object]:
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
+    progress = Progress(*columns, console=console, transient=True)
+    progress.add_task("compiling the CPU kernels for this machine, once (about 40 s)", total=None)
+    return progress
 
 
 class _progress:  # noqa: N801  # reads as a function

@@ -12,7 +12,7 @@ from batchnorm.core.channel_math import Details, Standard
 from batchnorm.core.composition import NO_ANCHOR, Anchor, Composed, Decisions
 from batchnorm.core.moments import Moments, values_per_channel, weights_of
 from batchnorm.core.rules import NonFinite, Renorm, Rules, Single
-from batchnorm.core.torch_internals import constant_to_compilers, transformed
+from batchnorm.core.torch_internals import constant_to_compilers, transformed, unwatched
 from batchnorm.core.validation import Call, validate
 
 Statistic = Tensor | None
@@ -120,15 +120,15 @@ def normalized(
     `limits` are those of batch renormalisation. `moving` is moved on the way if it can be. `label` is the layer's name
     in errors.
     """
-    route = _route(call.input)
     plain = call.mask is None and call.lengths is None and (not call.by_batch or (group is None and call.rules.plain))
-    if plain and route == "operators" and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+    if plain and unwatched() and _route(call.input) == "operators":
         try:  # nearly every call: the operator does its own checks
             return _by_operator(call, moving)
         except Exception:
             _validate(call, group)  # finds the words; an input that is right, but not for the operator, goes on below
             if call.input.numel() > 0 and not (call.by_batch and values_per_channel(call.input) == 1):
                 raise
+    route = _route(call.input)
     _validate(call, group)
     mask = weights_of(call.input, call.mask, call.lengths)
     if not call.by_batch:
@@ -158,10 +158,10 @@ def _validate(call: Call, group: Any) -> None:
 
 def _route(x: Tensor) -> Route:
     """The way for `x`: our operators, torch's, or the reference in the open, for transforms and compilers."""
-    if transformed() or _is_distributed(x):
-        return "open"
     compiling = torch.compiler.is_compiling()
     asked = None if compiling else backends.forced()
+    if transformed() or (type(x) is not Tensor and _is_distributed(x)):
+        return "open"
     if asked is None:
         if x.is_cpu:
             return "operators" if _has_native() else "aten"
@@ -180,7 +180,7 @@ def _has_native() -> bool:
 
 def _is_distributed(x: Tensor) -> bool:
     """Whether `x` is a DTensor: plain operations shard as torch knows how to, and share their statistics."""
-    return type(x) is not Tensor and hasattr(x, "placements")
+    return hasattr(x, "placements")
 
 
 def _cannot_serve(x: Tensor, name: str, why: str) -> None:

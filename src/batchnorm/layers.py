@@ -156,7 +156,7 @@ class BatchNorm(_BatchNorm):
         return output
 
     def _group(self) -> Any:
-        return self.process_group
+        return self.rules.process_group
 
     def _label(self) -> str:
         """What errors call this layer and step; on an accelerator the step is not asked for."""
@@ -310,4 +310,5 @@ class SyncBatchNorm(BatchNorm, nn.SyncBatchNorm):
         self.process_group = process_group
 
     def _group(self) -> Any:
-        return True if self.process_group is None else self.process_group
+        group = self.rules.process_group
+        return True if group is None else group

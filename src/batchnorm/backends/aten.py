@@ -19,7 +19,8 @@ def by_batch(
     activation: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise by the batch: y, and the batch's mean and unbiased variance (C,)."""
-    dtype = torch.promote_types(x.dtype, torch.float32) if weight is None else weight.dtype
+    affine = bias if weight is None else weight
+    dtype = torch.promote_types(x.dtype, torch.float32) if affine is None else affine.dtype
     mean, var = x.new_zeros((2, x.shape[1]), dtype=dtype).unbind()
     # with a momentum of 1 the running statistics become the batch's
     y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)
@@ -37,6 +38,8 @@ def by_population(
     activation: str | None,
 ) -> Tensor:
     """Normalise by a population's mean and variance (C,)."""
+    if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
+        mean, var = torch.stack((mean, var)).unbind()  # autograd keeps them, and they may move before the backward pass
     return _after(F.batch_norm(x, mean, var, weight, bias, eps=eps), residual, activation)
 
 

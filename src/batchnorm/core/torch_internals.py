@@ -27,6 +27,19 @@ def transformed() -> bool:
     return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
+def unwatched() -> bool:
+    """Whether no compiler, tracer or transform follows the operations: their results alone count.
+
+    Without `torch._C._is_tracing` and the two names of `transformed`, traces would miss standard operators.
+    """
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._is_tracing()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+    )
+
+
 def dispatch_mode_active() -> bool:
     """Whether a TorchDispatchMode watches: a fake tensor mode, say, whose tensors have no values to read.
 

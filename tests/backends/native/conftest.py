@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.builds import NATIVE, REAL, Place
+
+from tests.support.builds import NATIVE, REAL, Place
 
 
 @pytest.fixture

@@ -5,7 +5,8 @@ import signal
 import time
 
 import pytest
-from support.builds import Place, alive, finish, until
+
+from tests.support.builds import Place, alive, finish, until
 
 
 def test_eight_processes_that_start_cold_build_once(place: Place) -> None:

@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import NoReturn
 
 import pytest
-from support.builds import Place, finish
+
+from tests.support.builds import Place, finish
 
 # The superuser may write where the mode forbids it, unless it gives up the capability.
 PREFIX = ("setpriv", "--bounding-set=-dac_override,-dac_read_search") if os.geteuid() == 0 else ()

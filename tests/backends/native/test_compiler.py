@@ -5,7 +5,8 @@ import time
 from types import ModuleType
 
 import pytest
-from support.builds import Place, alive
+
+from tests.support.builds import Place, alive
 
 
 def test_no_compiler_on_path(place: Place) -> None:

@@ -1,37 +1,62 @@
 """C++ kernels for CPU, compiled once for the user's machine, at `batchnorm warmup` or at first use."""
 
-import functools
 import warnings
+from pathlib import Path
 
 import torch
 
 from batchnorm.backends.native import build
+from batchnorm.backends.native.build import SwitchedOff, Unavailable
+
+_available: bool | None = None  # None: not tried yet
 
 
-@functools.cache
 def available() -> bool:
-    """Load the native kernels, compiled if nobody has yet; False, with the reason shown once, if that cannot be."""
+    """True once the native kernels are loaded, which compiles them if nobody has yet.
+
+    Where they cannot be had, one warning a process gives the reason and the remedy. There is none where
+    `BATCHNORM_NATIVE=0` switches them off: somebody has decided so.
+    """
+    global _available
+    if _available is None:
+        try:
+            load()
+            _available = True
+        except SwitchedOff:
+            _available = False
+        except Unavailable as reason:
+            _available = False  # before the warning, which may be an error
+            warnings.warn(
+                f"batchnorm runs without its native CPU kernels: {reason}. Plain batch norms use torch's own "
+                "operator, and options beyond torch's run more slowly. BATCHNORM_NATIVE=0 chooses that in silence",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return _available
+
+
+def load() -> Path:
+    """Loads the native kernels into this process, compiled if nobody has yet; the shared library that was loaded.
+
+    Raises:
+        Unavailable: switched off, or they cannot be compiled or loaded.
+    """
+    path = build.library()
     try:
-        torch.ops.load_library(build.library())
-    except (build.Unavailable, OSError) as reason:
-        warnings.warn(
-            f"batchnorm runs without its native CPU kernels: {reason}. Plain batch norms use torch's own operator, and "
-            "options beyond torch's run more slowly",
-            RuntimeWarning,
-            stacklevel=2,
-        )
-        return False
-    return True
+        torch.ops.load_library(path)
+    except OSError as error:
+        raise Unavailable(f"{path} cannot be loaded ({error}): delete it, then run `batchnorm warmup`") from error
+    return path
 
 
 def empty_cache() -> int:
     """Give the idle memory of large outputs back to the system; returns how many bytes that were.
 
-    Outputs of 4 MiB and more take memory from a pool, which keeps what they free for the next ones. 0 without the native
-    kernels.
+    Outputs of 4 MiB and more take memory from a pool, which keeps what they free for the next ones. 0 where no
+    native kernel has been used.
 
     >>> import batchnorm as bn
     >>> bn.empty_cache() >= 0
     True
     """
-    return torch.ops.batchnorm_memory.empty_cache() if available() else 0
+    return torch.ops.batchnorm_memory.empty_cache() if _available else 0

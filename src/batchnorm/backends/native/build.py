@@ -28,21 +28,27 @@ import torch
 from . import cache, compiler
 from .compiler import Unavailable
 
-__all__ = ["Status", "Unavailable", "describe", "library"]
+__all__ = ["Status", "SwitchedOff", "Unavailable", "describe", "library"]
+
+SWITCHED_OFF = "switched off by BATCHNORM_NATIVE=0"
 
 FOLDER = Path(__file__).parent
 CPUINFO = Path("/proc/cpuinfo")
 
 # Loops with selections are vectorised only where neither errno nor floating-point traps are kept; results are the same.
 # The first error ends a file, so that the end of the output shows it.
-FLAGS = ("-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-semantic-interposition", "-fno-math-errno")
-FLAGS += ("-fno-trapping-math", "-Wfatal-errors")
+FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-semantic-interposition", "-fno-math-errno"]
+FLAGS += ["-fno-trapping-math", "-Wfatal-errors"]
 
 # Lines of /proc/cpuinfo, on x86, ARM, POWER, RISC-V and s390, that decide which instructions a program may use.
 _TRAITS = {"vendor_id", "cpu family", "model", "flags", "features", "cpu", "isa", "uarch"}
 _TRAITS |= {"cpu implementer", "cpu architecture", "cpu variant", "cpu part"}
 
 _known: dict[Path, Path | str] = {}  # by source folder: the library, or the message of `Unavailable`
+
+
+class SwitchedOff(Unavailable):
+    """`BATCHNORM_NATIVE=0`: the user does without the native kernels on purpose."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +62,7 @@ class Status:
     reason: str | None  # why `library` raises, as far as that is known without a build
 
 
-def library(sources: Path = FOLDER, *, retry: bool = False) -> Path:
+def library(sources: Path = FOLDER, *, retry: bool = False, quiet: bool = False) -> Path:
     """The shared library of all `*.cpp` in `sources`, compiled if it is in no cache (about 1 ms if it is).
 
     The first build writes one line to stderr. Processes that start together build once: one compiles, the others wait.
@@ -65,16 +71,18 @@ def library(sources: Path = FOLDER, *, retry: bool = False) -> Path:
         sources: the folder of the C++ files.
         retry: build again after a failure. Otherwise a failure holds for this process, and for ten minutes for other
             processes with the same compiler.
+        quiet: write no line to stderr.
 
     Raises:
-        Unavailable: it is switched off (`BATCHNORM_NATIVE=0`), or cannot be built; the message says what to install.
+        Unavailable: it cannot be built; the message says what to install.
+        SwitchedOff: `BATCHNORM_NATIVE=0`.
     """
     if os.environ.get("BATCHNORM_NATIVE") == "0":
-        raise Unavailable("switched off by BATCHNORM_NATIVE=0")
+        raise SwitchedOff(SWITCHED_OFF)
     known = _known.get(sources)
     if known is None or (retry and isinstance(known, str)):
         try:
-            known = _find_or_build(sources, retry)
+            known = _find_or_build(sources, retry, quiet)
         except Unavailable as error:
             known = str(error)
         _known[sources] = known
@@ -96,7 +104,7 @@ def describe(sources: Path = FOLDER) -> Status:
     except (Unavailable, OSError) as error:
         reason = None if built else str(error)
     if os.environ.get("BATCHNORM_NATIVE") == "0":
-        reason = "switched off by BATCHNORM_NATIVE=0"
+        reason = SWITCHED_OFF
     return Status(built, path, digest, shlex.join(command) if command else None, reason)
 
 
@@ -137,7 +145,7 @@ def _flags() -> list[str]:
     return [*shlex.split(os.environ.get("CXXFLAGS", "")), *FLAGS, abi]
 
 
-def _find_or_build(sources: Path, retry: bool) -> Path:
+def _find_or_build(sources: Path, retry: bool, quiet: bool) -> Path:
     name = _name(_digest(sources))
     if found := cache.find(name):
         return found
@@ -151,7 +159,8 @@ def _find_or_build(sources: Path, retry: bool) -> Path:
                 return target
             if message := cache.failure(target, identity, since):
                 raise Unavailable(f"{message}\n(Tried in the last minutes; `batchnorm warmup` tries again at once.)")
-            with cache.working_folder(target, held) as folder, _notice(target.parent):
+            notice = contextlib.nullcontext() if quiet else _notice(target.parent)
+            with cache.working_folder(target, held) as folder, notice:
                 try:
                     _compile(sources, command, folder / name)
                 except Unavailable as error:

@@ -35,6 +35,7 @@ Cut cut(bool rows, int64_t N, int64_t C, int64_t S, int64_t virtual_batch_size) 
   Cut cut{};
   cut.rows = rows;
   cut.N = N, cut.C = C, cut.S = S;
+  cut.parallel = N * C * S >= kSerial;
   cut.per_group = virtual_batch_size > 0 ? std::min(virtual_batch_size, N) : N;
   cut.groups = ceil_div(N, cut.per_group);
   const int64_t values = cut.per_group * S;  // of a channel
@@ -56,8 +57,9 @@ Cut cut(bool rows, int64_t N, int64_t C, int64_t S, int64_t virtual_batch_size) 
   } else {
     cut.span = S <= kBlock ? S : ceil_div(S, ceil_div(S, kBlock) * kPiece) * kPiece;
     cut.split = ceil_div(S, cut.span);
-    cut.stack = S < kRun ? std::max<int64_t>(kRun / S, 1) : 1;
-    int64_t band = std::min({kStretch / S, kCached / values, C / kBands, kBand});
+    cut.stack = S < kRun ? std::max<int64_t>(kBlock / S, 1) : 1;
+    const int64_t share = cut.parallel ? C / kBands : C;  // threads need bands to share
+    const int64_t band = std::min({kStretch / S, kCached / values, share, kBand});
     cut.width = std::max<int64_t>(band, 1);
     cut.pieces = ceil_div(C, cut.width);
     const int64_t chunks = cut.groups * C >= kBands ? 1 : std::min(kItems / (cut.groups * C), values / kItem);
@@ -66,7 +68,6 @@ Cut cut(bool rows, int64_t N, int64_t C, int64_t S, int64_t virtual_batch_size) 
   }
   cut.items = cut.groups * cut.pieces * cut.chunks;
   cut.fused = cut.groups == 1 && cut.chunks == 1;
-  cut.parallel = N * C * S >= kSerial;
   return cut;
 }
 
@@ -95,14 +96,17 @@ void remember(Call& call, int64_t c0, int64_t width, const double* count, const 
   double old_mean[kSlice], old_variance[kSlice];
   read_channels(call.running_mean, c0, width, 0, old_mean);
   read_channels(call.running_var, c0, width, 0, old_variance);
-  bool skipped = false;
+  const double momentum = call.momentum, limit = call.limit;
+  int64_t skipped = 0;
   for (int64_t j = 0; j < width; ++j) {
     const double variance = m2[j] / (count[j] - 1);
-    const bool fits = call.limit == 0 || (std::abs(mean[j]) <= call.limit && variance <= call.limit);  // NaN does not
-    const bool moves = fits && count[j] > 1;
-    skipped |= !fits && count[j] > 1;
-    old_mean[j] = moves ? old_mean[j] + call.momentum * (mean[j] - old_mean[j]) : old_mean[j];
-    old_variance[j] = moves ? old_variance[j] + call.momentum * (variance - old_variance[j]) : old_variance[j];
+    const bool known = count[j] > 1;
+    const bool fits = (limit == 0) | ((std::abs(mean[j]) <= limit) & (variance <= limit));  // NaN does not
+    const double to_mean = old_mean[j] + momentum * (mean[j] - old_mean[j]);
+    const double to_variance = old_variance[j] + momentum * (variance - old_variance[j]);
+    old_mean[j] = known & fits ? to_mean : old_mean[j];
+    old_variance[j] = known & fits ? to_variance : old_variance[j];
+    skipped += known & !fits;
   }
   write_channels(call.running_mean, c0, width, old_mean);
   write_channels(call.running_var, c0, width, old_variance);

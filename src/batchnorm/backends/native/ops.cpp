@@ -127,6 +127,7 @@ struct Prepared {
   Input input;
   Call call;
   c10::SmallVector<Tensor, 8> kept;
+  bool few_taken = false;
 
   Prepared(const Tensor& x, const Name& activation, int64_t virtual_batch_size = 0) : input(x) {
     call.cut = cut(input.rows, input.N, input.C, input.S, virtual_batch_size);
@@ -162,8 +163,14 @@ struct Prepared {
     if (has(bias)) call.bias = channels(*bias, "bias");
   }
 
+  double few[512];  // for tables of small tensors: an allocation costs as much as their kernel
+
   // Uninitialised doubles.
   double* doubles(int64_t n) {
+    if (n <= static_cast<int64_t>(std::size(few)) && !few_taken) {
+      few_taken = true;
+      return few;
+    }
     kept.push_back(at::detail::empty_cpu({n}, at::kDouble));
     return kept.back().mutable_data_ptr<double>();
   }

@@ -59,7 +59,7 @@ INLINE auto mask_of(const Call& call, int64_t n, int64_t c, int64_t s) {
 // Sums over a block: of weights, deviations from a centre, and their squares.
 template <class R>
 struct Sums {
-  vector<R> weights{}, off{}, squares{};
+  vector<R> weights, off, squares;
 };
 
 template <class T, class M>
@@ -67,22 +67,20 @@ INLINE void add_moments(const T* x, int64_t n, real<T> centre, const M& mask, Su
   using R = real<T>;
   using V = vector<R>;
   const V middle = broadcast(centre);
-  V off[4] = {}, squares[4] = {};
-  each_vector<R>(n, [&](int64_t i, auto lanes, int k) __attribute__((always_inline)) {
+  sum_vectors<R>(n, sums.off, sums.squares, [&](int64_t i, auto lanes, V& off, V& squares)
+                                                __attribute__((always_inline)) {
     V d = first_lanes(load(x + i, lanes) - middle, lanes);
     if constexpr (masked<M>) {
       const V w = mask.at(i, lanes);
       d = w > V{} ? d : V{};
       sums.weights += w;
-      off[k] += w * d;
-      squares[k] += w * (d * d);
+      off += w * d;
+      squares += w * (d * d);
     } else {
-      off[k] += d;
-      squares[k] += d * d;
+      off += d;
+      squares += d * d;
     }
   });
-  sums.off += (off[0] + off[1]) + (off[2] + off[3]);
-  sums.squares += (squares[0] + squares[1]) + (squares[2] + squares[3]);
 }
 
 // A value about as large as the channel's mean: the mean of the first values that count, or false where none does.
@@ -100,7 +98,7 @@ bool first_centre(const Call& call, const Stack& stack, int64_t c, int64_t s0, i
     if (k == s1 - s0) continue;
     const R first = load_one(run + k);
     const int64_t count = std::min<int64_t>(s1 - s0, k + kFirstValues);
-    Sums<R> sums;
+    Sums<R> sums{};
     add_moments(run, count, first, mask, sums);
     const double weights = Masked ? total(sums.weights) : static_cast<double>(count);
     centre = first + static_cast<R>(total(sums.off) / weights);
@@ -242,16 +240,16 @@ INLINE void add_slopes(
     const Call& call, const T* x, const T* grad, const T* extra, int64_t n, const Normalizer<Same<real<T>>>& by,
     const M& mask, vector<real<T>>& sum_g, vector<real<T>>& sum_gx) {
   using R = real<T>;
-  vector<R> sums_g[4] = {}, sums_gx[4] = {};
-  each_vector<R>(n, [&](int64_t i, auto lanes, int k) __attribute__((always_inline)) {
-    vector<R> d, g;
-    slope(call, x, grad, extra, i, lanes, by, mask, d, g);
-    g = first_lanes(g, lanes);  // lanes beyond hold an activation's derivative at 0, times 0: NaN if that is Inf
-    sums_g[k] += g;
-    sums_gx[k] += g * d;
+  using V = vector<R>;
+  with_activation<special<T, M>>(call, [&](auto activation, auto z) __attribute__((always_inline)) {
+    sum_vectors<R>(n, sum_g, sum_gx, [&](int64_t i, auto lanes, V& by_g, V& by_gx) __attribute__((always_inline)) {
+      V d, g;
+      slope(activation, z, x, grad, extra, i, lanes, by, mask, d, g);
+      g = first_lanes(g, lanes);  // lanes beyond hold 0 times a derivative
+      by_g += g;
+      by_gx += g * d;
+    });
   });
-  sum_g += (sums_g[0] + sums_g[1]) + (sums_g[2] + sums_g[3]);
-  sum_gx += (sums_gx[0] + sums_gx[1]) + (sums_gx[2] + sums_gx[3]);
 }
 
 // Σ g′ and Σ g′·(x − hi) of each channel of a band.

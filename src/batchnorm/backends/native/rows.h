@@ -47,8 +47,11 @@ INLINE void add_to(R* sums, int64_t i, vector<R> v, L lanes) {
 // A tile's sums about a centre, for each column of a slice.
 template <class R>
 struct Tile {
-  R centre[kSlice], weights[kSlice], off[kSlice], squares[kSlice];
-  R state[kSlice];  // 0: the column has no centre yet, 1: it is being found in this tile, 2: it has one
+  alignas(64) R centre[kSlice];
+  alignas(64) R weights[kSlice];
+  alignas(64) R off[kSlice];
+  alignas(64) R squares[kSlice];
+  alignas(64) R state[kSlice];  // 0: the column has no centre yet, 1: it is being found in this tile, 2: it has one
 };
 
 // Columns without a centre get the mean of the tile's first values that count.
@@ -83,6 +86,40 @@ void find_centres(const Call& call, const Item& item, int64_t r0, int64_t r1, Ti
   }
 }
 
+// Of few columns the sums stay in registers.
+template <int N, class T>
+INLINE void sums_in_registers(const T* x, int64_t stride, int64_t r0, int64_t r1, Tile<real<T>>& tile) {
+  using R = real<T>;
+  constexpr all_lanes<R> whole{};
+  vector<R> centre[N], off[N] = {}, squares[N] = {};
+  for (int k = 0; k < N; ++k) centre[k] = load(tile.centre + k * lanes<R>, whole);
+  for (int64_t r = r0; r < r1; ++r) {
+    for (int k = 0; k < N; ++k) {
+      const vector<R> d = load(x + r * stride + k * lanes<R>, whole) - centre[k];
+      off[k] += d;
+      squares[k] += d * d;
+    }
+  }
+  for (int k = 0; k < N; ++k) {
+    store(tile.off + k * lanes<R>, off[k], whole);
+    store(tile.squares + k * lanes<R>, squares[k], whole);
+  }
+}
+
+template <class T>
+void narrow_sums(const T* x, int64_t stride, int64_t r0, int64_t r1, int64_t vectors, Tile<real<T>>& tile) {
+  switch (vectors) {
+    case 1:
+      return sums_in_registers<1>(x, stride, r0, r1, tile);
+    case 2:
+      return sums_in_registers<2>(x, stride, r0, r1, tile);
+    case 3:
+      return sums_in_registers<3>(x, stride, r0, r1, tile);
+    default:
+      return sums_in_registers<4>(x, stride, r0, r1, tile);
+  }
+}
+
 template <class T, Mask kind>
 void tile_sums(const Call& call, const Item& item, int64_t r0, int64_t r1, Tile<real<T>>& tile) {
   using R = real<T>;
@@ -91,6 +128,10 @@ void tile_sums(const Call& call, const Item& item, int64_t r0, int64_t r1, Tile<
   std::fill_n(tile.off, item.width, R(0));
   std::fill_n(tile.squares, item.width, R(0));
   std::fill_n(tile.weights, item.width, kind == Mask::none ? static_cast<R>(r1 - r0) : R(0));
+  if (kind == Mask::none && item.width % lanes<R> == 0 && item.width <= 4 * lanes<R>) {
+    narrow_sums(x + item.c0, call.cut.C, r0, r1, item.width / lanes<R>, tile);
+    return;
+  }
   for (int64_t r = r0; r < r1; ++r) {
     const auto mask = mask_of<R, kind>(call, r, item.c0);
     const T* row = x + r * call.cut.C + item.c0;
@@ -130,29 +171,43 @@ __attribute__((noinline)) void column_in_double(
 
 // Moments of each column of a slice, grown tile by tile.
 struct Columns {
-  double count[kSlice], mean[kSlice], low[kSlice], m2[kSlice];
+  alignas(64) double count[kSlice];
+  alignas(64) double mean[kSlice];
+  alignas(64) double low[kSlice];
+  alignas(64) double m2[kSlice];
 };
 
 template <class T, Mask kind>
 void merge_tile(const Call& call, const Item& item, int64_t r0, int64_t r1, const Tile<real<T>>& tile, Columns& to) {
-  double n[kSlice], centre[kSlice], shift[kSlice], part[kSlice];
-  bool finite = true;
-  for (int64_t j = 0; j < item.width; ++j) {
-    n[j] = tile.weights[j];
-    centre[j] = tile.centre[j];
-    shift[j] = tile.off[j] / (n[j] > 0 ? n[j] : 1);
-    part[j] = std::max(tile.squares[j] - shift[j] * tile.off[j], 0.0);
-    finite &= std::abs(tile.squares[j]) <= kLargest<real<T>>;
+  constexpr all_lanes<double> whole{};
+  alignas(64) double n[kSlice], centre[kSlice], shift[kSlice], part[kSlice];
+  Doubles finite{};
+  for (int64_t j = 0; j < item.width; j += lanes<double>) {
+    const Doubles weights = load_doubles(tile.weights + j), off = load_doubles(tile.off + j);
+    const Doubles squares = load_doubles(tile.squares + j), zero{};
+    const Doubles by = off / (weights > zero ? weights : zero + 1), m2 = squares - by * off;
+    store(n + j, weights, whole);
+    store(centre + j, load_doubles(tile.centre + j), whole);
+    store(shift + j, by, whole);
+    store(part + j, m2 < zero ? zero : m2, whole);
+    finite += squares - squares;  // NaN where a square is not finite
   }
-  if (!finite) {
+  if (total(finite) != 0) {  // columns beyond the slice may say so too: they cost time, and no column is theirs
     for (int64_t j = 0; j < item.width; ++j) {
-      if (std::abs(tile.squares[j]) <= kLargest<real<T>>) continue;
+      if (std::isfinite(tile.squares[j])) continue;
       column_in_double<T, kind>(call, item.c0 + j, r0, r1, n[j], centre[j], part[j]);
       shift[j] = 0;
     }
   }
-  for (int64_t j = 0; j < item.width; ++j) {
-    absorb(to.count[j], to.mean[j], to.low[j], to.m2[j], n[j], centre[j], shift[j], part[j]);
+  for (int64_t j = 0; j < item.width; j += lanes<double>) {
+    Doubles count = load(to.count + j, whole), mean = load(to.mean + j, whole), low = load(to.low + j, whole);
+    Doubles m2 = load(to.m2 + j, whole);
+    absorb(count, mean, low, m2, load(n + j, whole), load(centre + j, whole), load(shift + j, whole),
+           load(part + j, whole));
+    store(to.count + j, count, whole);
+    store(to.mean + j, mean, whole);
+    store(to.low + j, low, whole);
+    store(to.m2 + j, m2, whole);
   }
 }
 
@@ -172,12 +227,12 @@ void slice_moments(const Call& call, const Item& item, Columns& columns) {
     if (!known) find_centres<T, kind>(call, item, r0, r1, tile);
     tile_sums<T, kind>(call, item, r0, r1, tile);
     merge_tile<T, kind>(call, item, r0, r1, tile, columns);
+    for (int64_t j = 0; j < item.width; ++j) tile.centre[j] = static_cast<R>(columns.mean[j]);  // will do from here on
+    if (known) continue;
     known = true;
-    for (int64_t j = 0; j < item.width; ++j) {  // the mean so far will do for the tiles to come
-      const bool has = columns.count[j] > 0;
-      tile.centre[j] = has ? static_cast<R>(columns.mean[j]) : R(0);
-      tile.state[j] = has ? R(2) : R(0);
-      known &= has;
+    for (int64_t j = 0; j < item.width; ++j) {
+      tile.state[j] = columns.count[j] > 0 ? R(2) : R(0);
+      known &= columns.count[j] > 0;
     }
   }
 }
@@ -196,8 +251,12 @@ INLINE void each_stretch(const Cut& cut, const Item& item, bool backwards, F f) 
 
 template <class R>
 struct Slice {
-  R hi[kSlice], scale[kSlice], shift[kSlice];
-  R slope[kSlice], along[kSlice], constant[kSlice];
+  alignas(64) R hi[kSlice];
+  alignas(64) R scale[kSlice];
+  alignas(64) R shift[kSlice];
+  alignas(64) R slope[kSlice];
+  alignas(64) R along[kSlice];
+  alignas(64) R constant[kSlice];
 
   void read_normalizer(const Call& call, const Item& item) {
     batchnorm::read_normalizer(call, item.group, item.c0, item.width, hi, scale, shift);
@@ -229,24 +288,28 @@ void slice_output(const Call& call, const Item& item, bool backwards, const Slic
 template <class T, Mask kind>
 void slice_sums(const Call& call, const Item& item, const Slice<real<T>>& slice, double* sum_g, double* sum_gx) {
   using R = real<T>;
-  R tile_g[kSlice], tile_gx[kSlice];
+  alignas(64) R tile_g[kSlice];
+  alignas(64) R tile_gx[kSlice];
   std::fill_n(sum_g, item.width, 0.0);
   std::fill_n(sum_gx, item.width, 0.0);
   for (int64_t r0 = item.first_row; r0 < item.last_row; r0 += call.cut.stack) {
     const int64_t r1 = std::min(r0 + call.cut.stack, item.last_row);
     std::fill_n(tile_g, item.width, R(0));
     std::fill_n(tile_gx, item.width, R(0));
-    for (int64_t r = r0; r < r1; ++r) {
-      const int64_t at0 = r * call.cut.C + item.c0;
-      const auto mask = mask_of<R, kind>(call, r, item.c0);
-      each_vector<R>(item.width, [&](int64_t i, auto lanes, int) __attribute__((always_inline)) {
-        vector<R> d, g;
-        slope(call, at<T>(call.x, at0), at<T>(call.grad, at0), at<T>(call.extra, at0), i, lanes, slice.normalizer(),
-              mask, d, g);
-        add_to(tile_g, i, g, lanes);
-        add_to(tile_gx, i, g * d, lanes);
-      });
-    }
+    using M = decltype(mask_of<R, kind>(call, 0, 0));
+    with_activation<special<T, M>>(call, [&](auto activation, auto z) __attribute__((always_inline)) {
+      for (int64_t r = r0; r < r1; ++r) {
+        const int64_t first = r * call.cut.C + item.c0;
+        const T *x = at<T>(call.x, first), *grad = at<T>(call.grad, first), *extra = at<T>(call.extra, first);
+        const auto mask = mask_of<R, kind>(call, r, item.c0);
+        each_vector<R>(item.width, [&](int64_t i, auto lanes, int) __attribute__((always_inline)) {
+          vector<R> d, g;
+          slope(activation, z, x, grad, extra, i, lanes, slice.normalizer(), mask, d, g);
+          add_to(tile_g, i, g, lanes);
+          add_to(tile_gx, i, g * d, lanes);
+        });
+      }
+    });
     for (int64_t j = 0; j < item.width; ++j) {
       sum_g[j] += tile_g[j];
       sum_gx[j] += tile_gx[j];

@@ -69,6 +69,45 @@ INLINE void each_vector(int64_t n, F f) {
   if (i < n) f(i, static_cast<int>(n - i), 1);
 }
 
+// The same where f writes each value by itself: the last vector overlaps the one before, so that it need not be partial.
+template <class R, class F>
+INLINE void each_output(int64_t n, F f) {
+  constexpr int L = lanes<R>;
+  constexpr all_lanes<R> whole{};
+  if (n < L) {
+    f(0, static_cast<int>(n));
+    return;
+  }
+  int64_t i = 0;
+  for (; i + 2 * L <= n; i += 2 * L) {
+    f(i, whole);
+    f(i + L, whole);
+  }
+  if (i + L <= n) f(i, whole);
+  if (n % L != 0) f(n - L, whole);
+}
+
+// Sums over a span: spans of several vectors are summed in four parts, which do not wait for one another.
+template <class R, class F>
+INLINE void sum_vectors(int64_t n, vector<R>& first, vector<R>& second, F f) {
+  constexpr int L = lanes<R>;
+  constexpr all_lanes<R> whole{};
+  int64_t i = 0;
+  if (n >= 4 * L) {
+    vector<R> a[4] = {}, b[4] = {};
+    for (; i + 4 * L <= n; i += 4 * L) {
+      f(i, whole, a[0], b[0]);
+      f(i + L, whole, a[1], b[1]);
+      f(i + 2 * L, whole, a[2], b[2]);
+      f(i + 3 * L, whole, a[3], b[3]);
+    }
+    first += (a[0] + a[1]) + (a[2] + a[3]);
+    second += (b[0] + b[1]) + (b[2] + b[3]);
+  }
+  for (; i + L <= n; i += L) f(i, whole, first, second);
+  if (i < n) f(i, static_cast<int>(n - i), first, second);
+}
+
 // A value per channel: the same for a whole run of a plane, or one for each column of a row.
 template <class R>
 struct Same {
@@ -103,37 +142,64 @@ struct Gradient {
   P slope, along, constant;
 };
 
+// Loops of their own for no activation and for ReLU: of the dtypes that networks train in, to keep the build short.
+template <class T, class M>
+constexpr bool special = !masked<M> && (std::is_same_v<T, float> || std::is_same_v<T, bfloat16>);
+
+// Calls f(activation, z) with what the loop over a span can be compiled for: no activation, ReLU, or any looked up for
+// each vector. `z` says where the preactivation comes from in a backward pass.
+enum class Z { unused, output, computed };
+
+template <bool several, class F>
+INLINE void with_activation(const Call& call, F f) {
+  if constexpr (several) {
+    if (call.activation == Activation::none) {
+      return f(Known<Activation::none>{}, std::integral_constant<Z, Z::unused>{});
+    }
+    if (call.activation == Activation::relu && call.by_output) {
+      return f(Known<Activation::relu>{}, std::integral_constant<Z, Z::output>{});
+    }
+    if (call.activation == Activation::relu) {
+      return f(Known<Activation::relu>{}, std::integral_constant<Z, Z::computed>{});
+    }
+  }
+  if (call.by_output) return f(LookedUp{call.activation}, std::integral_constant<Z, Z::output>{});
+  return f(LookedUp{call.activation}, std::integral_constant<Z, Z::computed>{});
+}
+
 template <class T, class P, class M>
 INLINE void normalize_span(
     const Call& call, const T* x, const T* extra, T* y, int64_t n, const Normalizer<P>& by, const M& mask) {
   using R = real<T>;
-  const Activation activation = call.activation;
-  each_vector<R>(n, [&](int64_t i, auto lanes, int) __attribute__((always_inline)) {
-    vector<R> z = (load(x + i, lanes) - by.hi.at(i, lanes)) * by.scale.at(i, lanes) + by.shift.at(i, lanes);
-    if (extra) z += load(extra + i, lanes);
-    if (activation != Activation::none) z = activate(activation, z);
-    if constexpr (masked<M>) z = mask.at(i, lanes) > vector<R>{} ? z : vector<R>{};
-    store(y + i, z, lanes);
-  });
+  auto loop = [&](auto activation) __attribute__((always_inline)) {
+    each_output<R>(n, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
+      vector<R> z = (load(x + i, lanes) - by.hi.at(i, lanes)) * by.scale.at(i, lanes) + by.shift.at(i, lanes);
+      if (extra) z += load(extra + i, lanes);
+      z = activate(activation, z);
+      if constexpr (masked<M>) z = mask.at(i, lanes) > vector<R>{} ? z : vector<R>{};
+      store(y + i, z, lanes);
+    });
+  };
+  if constexpr (special<T, M>) {
+    if (call.activation == Activation::none) return loop(Known<Activation::none>{});
+    if (call.activation == Activation::relu) return loop(Known<Activation::relu>{});
+  }
+  loop(LookedUp{call.activation});
 }
 
 // x − hi and g′, the gradient before the activation; both zero where masked.
-template <class T, class P, class M, class L>
+template <class T, class P, class M, class L, class A, Z z_from>
 INLINE void slope(
-    const Call& call, const T* x, const T* grad, const T* extra, int64_t i, L lanes, const Normalizer<P>& by,
-    const M& mask, vector<real<T>>& d, vector<real<T>>& g) {
+    A activation, std::integral_constant<Z, z_from>, const T* x, const T* grad, const T* extra, int64_t i, L lanes,
+    const Normalizer<P>& by, const M& mask, vector<real<T>>& d, vector<real<T>>& g) {
   using V = vector<real<T>>;
   d = load(x + i, lanes) - by.hi.at(i, lanes);
   g = load(grad + i, lanes);
-  if (call.activation != Activation::none) {
-    V z;
-    if (call.by_output) {
-      z = load(extra + i, lanes);
-    } else {
-      z = d * by.scale.at(i, lanes) + by.shift.at(i, lanes);
-      if (extra) z += load(extra + i, lanes);
-    }
-    g = backprop(call.activation, g, z);
+  if constexpr (z_from == Z::output) g = backprop(activation, g, load(extra + i, lanes));
+  if constexpr (z_from == Z::computed) {
+    V z = d * by.scale.at(i, lanes) + by.shift.at(i, lanes);
+    if (extra) z += load(extra + i, lanes);
+    g = backprop(activation, g, z);
   }
   if constexpr (masked<M>) {
     const V w = mask.at(i, lanes);
@@ -147,13 +213,15 @@ INLINE void apply_span(
     const Call& call, const T* x, const T* grad, const T* extra, T* dx, T* dresidual, int64_t n,
     const Normalizer<P>& by, const Gradient<P>& to, const M& mask) {
   using R = real<T>;
-  each_vector<R>(n, [&](int64_t i, auto lanes, int) __attribute__((always_inline)) {
-    vector<R> d, g;
-    slope(call, x, grad, extra, i, lanes, by, mask, d, g);
-    if (dresidual) store(dresidual + i, g, lanes);
-    vector<R> through = to.along.at(i, lanes) * d + to.constant.at(i, lanes);
-    if constexpr (masked<M>) through *= mask.at(i, lanes);
-    store(dx + i, to.slope.at(i, lanes) * g + through, lanes);
+  with_activation<special<T, M>>(call, [&](auto activation, auto z) __attribute__((always_inline)) {
+    each_output<R>(n, [&](int64_t i, auto lanes) __attribute__((always_inline)) {
+      vector<R> d, g;
+      slope(activation, z, x, grad, extra, i, lanes, by, mask, d, g);
+      if (dresidual) store(dresidual + i, g, lanes);
+      vector<R> through = to.along.at(i, lanes) * d + to.constant.at(i, lanes);
+      if constexpr (masked<M>) through *= mask.at(i, lanes);
+      store(dx + i, to.slope.at(i, lanes) * g + through, lanes);
+    });
   });
 }
 
@@ -213,18 +281,20 @@ struct Out {
 template <class R>
 constexpr double kLargest = std::is_same_v<R, double> ? 1.7976931348623157e308 : 3.4028234663852886e38;
 
-// Moments grow by a part: Chan's formula, the only merge. The mean is mean + low; the part's is centre + shift.
-INLINE void absorb(
-    double& count, double& mean, double& low, double& m2, double n, double centre, double shift, double part_m2) {
-  const double whole = count + n, share = whole > 0 ? n / whole : 0;
-  mean = count > 0 ? mean : centre;  // so that the first difference is exact
-  const double delta = (centre - mean) + (shift - low);
-  const double step = n > 0 ? delta * share : 0;
-  const double sum = mean + step, part = sum - mean;
-  const double rounded_off = (mean - (sum - part)) + (step - part);
-  low += std::abs(sum) <= kLargest<double> ? rounded_off : 0;
+// Moments grow by a part: Chan's formula, the only merge, for a double or a vector of them. The mean is mean + low; the
+// part's is centre + shift.
+template <class D>
+INLINE void absorb(D& count, D& mean, D& low, D& m2, D n, D centre, D shift, D part_m2) {
+  const D zero{};
+  const D whole = count + n, share = whole > zero ? n / whole : zero;
+  mean = count > zero ? mean : centre;  // so that the first difference is exact
+  const D delta = (centre - mean) + (shift - low);
+  const D step = n > zero ? delta * share : zero;
+  const D sum = mean + step, part = sum - mean;
+  const D rounded_off = (mean - (sum - part)) + (step - part);
+  low += sum - sum == zero ? rounded_off : zero;  // unless the sum is Inf or NaN
   mean = sum;
-  m2 += n > 0 ? part_m2 + delta * delta * count * share : 0;
+  m2 += n > zero ? part_m2 + delta * delta * count * share : zero;
   count = whole;
 }
 

@@ -58,25 +58,47 @@ INLINE Bits as_bits(Floats f) { return reinterpret_cast<Bits>(f); }
 
 // ---- loads and stores of whole vectors
 
-template <class V, class T>
-INLINE V load_raw(const T* p) {
-  V v;
-  std::memcpy(&v, p, sizeof v);
-  return v;
-}
+// Vectors at any address. Their type aliases their element's type only: through memcpy, a store would make the compiler
+// read every pointer and size again.
+typedef float LooseFloats __attribute__((vector_size(kRegister), aligned(sizeof(float))));
+typedef double LooseDoubles __attribute__((vector_size(kRegister), aligned(sizeof(double))));
+typedef uint16_t LooseHalves __attribute__((vector_size(kRegister / 2), aligned(sizeof(uint16_t))));
 
-template <class V, class T>
-INLINE void store_raw(T* p, V v) {
-  std::memcpy(p, &v, sizeof v);
+template <class H>
+INLINE Halves load_halves(const H* p) {
+  return *reinterpret_cast<const LooseHalves*>(&p->bits);
+}
+template <class H>
+INLINE void store_halves(H* p, Halves v) {
+  *reinterpret_cast<LooseHalves*>(&p->bits) = v;
 }
 
 INLINE Floats widen(Halves h, bfloat16) { return as_floats(__builtin_convertvector(h, Bits) << 16); }
 
-INLINE Halves narrow(Floats f, bfloat16) {
+// To nearest, ties to even; subnormal numbers stay.
+INLINE Halves narrow_by_integers(Floats f) {
   Bits b = as_bits(f);
-  Bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;  // to nearest, ties to even; subnormal numbers stay
+  Bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
   Bits quiet = (b >> 16) | 0x40;
-  return __builtin_convertvector(f == f ? rounded : quiet, Halves);
+  Bits bits = f == f ? rounded : quiet;
+#if defined(__AVX2__) && !defined(BATCHNORM_AVX512)
+  const auto v = (__m256i)bits;  // each below 2¹⁶, so that packing saturates nothing
+  return (Halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0x08));
+#else
+  return __builtin_convertvector(bits, Halves);
+#endif
+}
+
+INLINE Halves narrow(Floats f, bfloat16) {
+#if defined(BATCHNORM_AVX512) && defined(__AVX512BF16__) && defined(__AVX512DQ__)
+  constexpr int kSubnormal = 0x20;
+  const auto v = reinterpret_cast<__m512>(f);
+  // the instruction is right but for subnormal numbers, which it takes for zero
+  if (__builtin_expect(_mm512_fpclass_ps_mask(v, kSubnormal) == 0, 1)) {
+    return (Halves)_mm512_cvtneps_pbh(v);
+  }
+#endif
+  return narrow_by_integers(f);
 }
 
 #if defined(BATCHNORM_AVX512)
@@ -120,17 +142,17 @@ INLINE Halves narrow(Floats f, float16) {
 }
 #endif
 
-INLINE Floats load(const float* p, all_lanes<float>) { return load_raw<Floats>(p); }
-INLINE Doubles load(const double* p, all_lanes<double>) { return load_raw<Doubles>(p); }
+INLINE Floats load(const float* p, all_lanes<float>) { return *reinterpret_cast<const LooseFloats*>(p); }
+INLINE Doubles load(const double* p, all_lanes<double>) { return *reinterpret_cast<const LooseDoubles*>(p); }
 template <class H>
 INLINE Floats load(const H* p, all_lanes<float>) {
-  return widen(load_raw<Halves>(p), H{});
+  return widen(load_halves(p), H{});
 }
-INLINE void store(float* p, Floats v, all_lanes<float>) { store_raw(p, v); }
-INLINE void store(double* p, Doubles v, all_lanes<double>) { store_raw(p, v); }
+INLINE void store(float* p, Floats v, all_lanes<float>) { *reinterpret_cast<LooseFloats*>(p) = v; }
+INLINE void store(double* p, Doubles v, all_lanes<double>) { *reinterpret_cast<LooseDoubles*>(p) = v; }
 template <class H>
 INLINE void store(H* p, Floats v, all_lanes<float>) {
-  store_raw(p, narrow(v, H{}));
+  store_halves(p, narrow(v, H{}));
 }
 
 // ---- loads and stores of the first `n` lanes
@@ -158,19 +180,61 @@ INLINE void store(H* p, Floats v, int n) {
   _mm256_mask_storeu_epi16(p, static_cast<__mmask16>((1u << n) - 1), h);
 }
 #else
+// Copies n values in pieces of a power of two: a call of memcpy would cost more than the arithmetic.
 template <class T>
-INLINE vector<real<T>> load(const T* p, int n) {
-  T whole[lanes<real<T>>] = {};
-  std::memcpy(whole, p, n * sizeof(T));
-  return load(whole, all_lanes<real<T>>{});
+INLINE void copy_few(T* to, const T* from, int n) {
+  int i = 0;
+  auto piece = [&](auto size) {
+    if constexpr (size < lanes<real<T>>) {
+      if (n & size) std::memcpy(to + i, from + i, size * sizeof(T)), i += size;
+    }
+  };
+  piece(std::integral_constant<int, 8>{});
+  piece(std::integral_constant<int, 4>{});
+  piece(std::integral_constant<int, 2>{});
+  piece(std::integral_constant<int, 1>{});
+}
+#if defined(__AVX2__)
+// The last -1 that a load of kMask + 8 - n sees is in lane n - 1.
+alignas(32) constexpr int32_t kMask[16] = {-1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0};
+INLINE Floats load(const float* p, int n) {
+  return (Floats)_mm256_maskload_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask + 8 - n)));
+}
+INLINE Doubles load(const double* p, int n) {
+  return (Doubles)_mm256_maskload_pd(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kMask + 8 - 2 * n)));
+}
+#else
+INLINE Floats load(const float* p, int n) {
+  float whole[lanes<float>] = {};
+  copy_few(whole, p, n);
+  return load(whole, all_lanes<float>{});
+}
+INLINE Doubles load(const double* p, int n) {
+  double whole[lanes<double>] = {};
+  copy_few(whole, p, n);
+  return load(whole, all_lanes<double>{});
+}
+#endif
+template <class H>
+INLINE Floats load(const H* p, int n) {
+  H whole[lanes<float>] = {};
+  copy_few(whole, p, n);
+  return load(whole, all_lanes<float>{});
 }
 template <class T>
 INLINE void store(T* p, vector<real<T>> v, int n) {
   T whole[lanes<real<T>>];
   store(whole, v, all_lanes<real<T>>{});
-  std::memcpy(p, whole, n * sizeof(T));
+  copy_few(p, whole, n);
 }
 #endif
+
+// A vector's worth of doubles from floats or doubles.
+typedef float DoublesAsFloats __attribute__((vector_size(kRegister / 2), aligned(sizeof(float))));
+INLINE Doubles load_doubles(const float* p) {
+  return __builtin_convertvector(*reinterpret_cast<const DoublesAsFloats*>(p), Doubles);
+}
+INLINE Doubles load_doubles(const double* p) { return load(p, all_lanes<double>{}); }
 
 // `v` with zeros from lane `n` on.
 template <class R>
@@ -188,12 +252,21 @@ INLINE Doubles first_lanes(Doubles v, int n) {
   return index < static_cast<double>(n) ? v : Doubles{};
 }
 
-// The sum of all lanes, in order and in double.
-template <class V>
-INLINE double total(V v) {
-  double sum = 0;
-  for (size_t i = 0; i < sizeof(V) / sizeof(v[0]); ++i) sum += v[i];
-  return sum;
+// The sum of all lanes in double, by halves: always in the same order.
+INLINE double total(Doubles v) {
+  constexpr int n = lanes<double>;
+  double part[n];
+  for (int i = 0; i < n; ++i) part[i] = v[i];
+  for (int width = n / 2; width > 0; width /= 2) {
+    for (int i = 0; i < width; ++i) part[i] += part[i + width];
+  }
+  return part[0];
+}
+INLINE double total(Floats v) {
+  typedef float HalfFloats __attribute__((vector_size(kRegister / 2)));
+  HalfFloats half[2];
+  std::memcpy(half, &v, sizeof v);
+  return total(__builtin_convertvector(half[0], Doubles) + __builtin_convertvector(half[1], Doubles));
 }
 
 template <class T>
@@ -311,6 +384,21 @@ INLINE V activate(Activation activation, V z) {
   return z;
 }
 
+// The activation of a loop: known to the compiler, or looked up for each vector.
+template <Activation known>
+struct Known {};
+struct LookedUp {
+  Activation activation;
+};
+template <class V, Activation known>
+INLINE V activate(Known<known>, V z) {
+  return activate(known, z);
+}
+template <class V>
+INLINE V activate(LookedUp a, V z) {
+  return activate(a.activation, z);
+}
+
 // For relu, relu6 and leaky_relu, z may be the output as well: the derivative is the same.
 template <class V>
 INLINE V backprop(Activation activation, V g, V z) {
@@ -340,6 +428,15 @@ INLINE V backprop(Activation activation, V g, V z) {
     }
   }
   return g;
+}
+
+template <class V, Activation known>
+INLINE V backprop(Known<known>, V g, V z) {
+  return backprop(known, g, z);
+}
+template <class V>
+INLINE V backprop(LookedUp a, V g, V z) {
+  return backprop(a.activation, g, z);
 }
 
 }  // namespace batchnorm
