@@ -222,12 +222,14 @@ def _by_operator(call: Call, moving: Moving | None) -> tuple[Tensor, Moments | N
 def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, Moments | None]:
     if route == "operators":
         return _by_operator(call, moving)
-    x, (residual,) = _dense(call.input, call.residual)
-    count = values_per_channel(x)
-    if route == "aten":
-        y, mean, var = aten.by_batch(x, residual, call.weight, call.bias, call.eps, call.rules.activation)
-        wide = reference.statistics_dtype(x)
+    count = values_per_channel(call.input)
+    if route == "aten":  # it takes any layout, and its result for a copy would be another
+        y, mean, var = aten.by_batch(
+            call.input, call.residual, call.weight, call.bias, call.eps, call.rules.activation
+        )  # fmt: skip
+        wide = reference.statistics_dtype(call.input)
         return y, Moments(count, mean.to(wide), var.to(wide) * (count - 1))
+    x, (residual,) = _dense(call.input, call.residual)
     wide = reference.widen(x)  # once: autograd would round what each use of x passes back
     batch = Moments(*reference.moments(wide))
     details = Details(residual, call.rules.activation)
@@ -281,10 +283,10 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
     elif route == "operators":
         y, _ = _by_operator(call._replace(input=input, residual=residual, by_batch=False), None)
     else:
-        x, (residual,) = _dense(input, residual)
         if route == "aten":
-            y = aten.by_population(x, residual, call.weight, call.bias, mean, var, call.eps, activation)
+            y = aten.by_population(input, residual, call.weight, call.bias, mean, var, call.eps, activation)
         else:
+            x, (residual,) = _dense(input, residual)
             constant = Standard.of_population(mean, var, call.eps)
             y = channel_math.forward(
                 reference, x, call.weight, call.bias, constant, Details(residual, activation)

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 import pytest
 
 import batchnorm as bn
-from batchnorm.backends import native
+from batchnorm.backends import forced, native
 
 NATIVE = native.available()
 needs_native = pytest.mark.skipif(not NATIVE, reason="the native kernels are switched off, or there is no compiler")
@@ -14,3 +14,8 @@ needs_native = pytest.mark.skipif(not NATIVE, reason="the native kernels are swi
 def on(backend: str) -> AbstractContextManager[None]:
     """The backend of this name; "default" is what the device gets: native, or torch's operator and the reference."""
     return nullcontext() if backend == "default" else bn.backend(backend)
+
+
+def as_torch() -> bool:
+    """True where a plain batch norm runs torch's operator: it is then as exact as torch, and no better."""
+    return not NATIVE and forced() is None

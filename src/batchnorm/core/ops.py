@@ -197,11 +197,11 @@ def _backward(
     dx, dresidual, dweight, dbias = channel_math.backward(
         reference, grad, x, weight, bias, Standard(mean, rstd, share), Details(residual, activation)
     )
-    dresidual = grad if extra is not None and dresidual is None else dresidual
+    dresidual = grad if dresidual is None else dresidual  # the output is linear in a residual that was not kept
     results = (dx, dresidual, None if weight is None else dweight.to(weight.dtype), None)
     results = (*results[:3], None if bias is None else dbias.to(bias.dtype))
     dx, dresidual, dweight, dbias = (
-        r.clone() if r is grad else r if r is not None and need else x.new_empty(0)
+        x.new_empty(0) if r is None or not need else torch.empty_like(x).copy_(r) if r is grad else r
         for r, need in zip(results, needs, strict=True)
     )
     return dx, dresidual, dweight, dbias
