@@ -3,9 +3,9 @@
 Compilers, exporters and tensor modes see these operators. On CPU the native library implements them and gives
 `forward` its autograd node; elsewhere, and without a compiler, the reference does.
 
-Shapes: x, residual and gradients (N, C, *); weight, bias, mean and var (C,); statistics (3, C): the mean, 1/√(var + eps)
-and the biased variance that normalised, in float64. Parameters of the primitives are (G, C), a row for each virtual
-batch, or (1, C).
+Shapes: x, residual and gradients (N, C, *); weight, bias, mean and var (C,); statistics (3, C): the mean,
+1/√(var + eps) and the biased variance that normalised, in float64. Parameters of the primitives are (G, C), a row for
+each virtual batch, or (1, C).
 """
 
 from collections.abc import Sequence
@@ -198,11 +198,15 @@ def _backward(
         reference, grad, x, weight, bias, Standard(mean, rstd, share), Details(residual, activation)
     )
     dresidual = grad if dresidual is None else dresidual  # the output is linear in a residual that was not kept
-    results = (dx, dresidual, None if weight is None else dweight.to(weight.dtype), None)
-    results = (*results[:3], None if bias is None else dbias.to(bias.dtype))
+    results: tuple[Tensor | None, ...] = (
+        dx,
+        torch.empty_like(x).copy_(grad) if dresidual is grad else dresidual,  # an operator's results are its own
+        None if weight is None else dweight.to(weight.dtype),
+        None if bias is None else dbias.to(bias.dtype),
+    )
+    empty = (x.new_empty(0) for _ in results)
     dx, dresidual, dweight, dbias = (
-        x.new_empty(0) if r is None or not need else torch.empty_like(x).copy_(r) if r is grad else r
-        for r, need in zip(results, needs, strict=True)
+        r if r is not None and need else e for r, need, e in zip(results, needs, empty, strict=True)
     )
     return dx, dresidual, dweight, dbias
 
