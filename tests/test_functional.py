@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import batchnorm as bn
 from tests.support.material import LAYOUTS, drifting
-from tests.support.oracle import ACTIVATIONS, Answer, away_from_kinks, exact, judge
+from tests.support.oracle import ACTIVATIONS, answer, away_from_kinks, by_torch, exact, judge, judge_all
 
 SHAPES = [
     (37, 5),
@@ -39,36 +39,6 @@ def parameters(channels, dtype=torch.float32):
     return [t.to(dtype, copy=True) for t in (mean, var, weight, bias)]  # not views of one another
 
 
-def answer(function, x, mean, var, weight, bias, *args, grad, residual=None, **keywords) -> Answer:
-    """What a batch_norm of F's kind gives: output, buffers after, gradients for `grad`."""
-    leaves = {"x": x, "weight": weight, "bias": bias, "residual": residual}
-    leaves = {k: None if t is None else t.detach().requires_grad_() for k, t in leaves.items()}
-    mean, var = (None if s is None else s.clone() for s in (mean, var))
-    if residual is not None:
-        keywords["residual"] = leaves["residual"]
-    y = function(leaves["x"], mean, var, leaves["weight"], leaves["bias"], *args, **keywords)
-    y.backward(grad)
-    return Answer(y.detach(), mean, var, {k: None if t is None else t.grad for k, t in leaves.items()})
-
-
-def composed(*args, residual=None, activation=None, **keywords):
-    """torch's way to our residual and activation."""
-    y = F.batch_norm(*args, **keywords)
-    return ACTIVATIONS[activation](y if residual is None else y + residual)
-
-
-def assert_as_good(ours: Answer, truth: Answer, torchs: Answer):
-    """Every part of our answer is judged, and there is one wherever torch has one."""
-    parts = {
-        name: tuple(getattr(a, name) for a in (ours, truth, torchs)) for name in ("y", "running_mean", "running_var")
-    }
-    parts |= {name: tuple(a.grads[name] for a in (ours, truth, torchs)) for name in torchs.grads}
-    for name, (got, right, rival) in parts.items():
-        assert (got is None) == (rival is None), name
-        if got is not None:
-            judge(name, got, right, rival, size=truth.sizes[name])
-
-
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
 @pytest.mark.parametrize("dtypes", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -79,7 +49,7 @@ def test_as_torch(shape, layout, dtypes, training):
     grad = drifting(*shape, dtype=dtype, offset=0.3)
     args = (x, *parameters(shape[1], affine_dtype), training, 0.3)
     ours, torchs = (answer(f, *args, grad=grad) for f in (bn.batch_norm, F.batch_norm))
-    assert_as_good(ours, exact(*args, grad=grad), torchs)
+    judge_all(ours, exact(*args, grad=grad), torchs)
     assert ours.y.dtype == dtype
     assert ours.y.stride() == torchs.y.stride()
 
@@ -95,7 +65,7 @@ def test_parts_left_out(given, dtypes):
     else:
         args = (x, mean, var, weight if given == "weight" else None, bias if given == "bias" else None, True)
     ours, torchs = (answer(f, *args, grad=grad) for f in (bn.batch_norm, F.batch_norm))
-    assert_as_good(ours, exact(*args, grad=grad), torchs)
+    judge_all(ours, exact(*args, grad=grad), torchs)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
@@ -112,8 +82,8 @@ def test_residual_and_activation(activation, with_residual, dtypes, training):
     away = away_from_kinks(exact(*args, **keywords).z, activation, dtype)
     assert away.float().mean() > 0.8
     grad = torch.where(away, grad, 0.0)
-    ours, torchs = (answer(f, *args, **keywords, grad=grad) for f in (bn.batch_norm, composed))
-    assert_as_good(ours, exact(*args, **keywords, grad=grad), torchs)
+    ours, torchs = (answer(f, *args, **keywords, grad=grad) for f in (bn.batch_norm, by_torch))
+    judge_all(ours, exact(*args, **keywords, grad=grad), torchs)
 
 
 @pytest.mark.parametrize("activation", ["relu", "leaky_relu", "hardswish"])
@@ -338,7 +308,7 @@ def test_any_input(shape, layout, dtypes, training):
     x, grad = LAYOUTS[layout](drifting(*shape, dtype=dtype)), drifting(*shape, dtype=dtype, offset=0.3)
     args = (x, *parameters(shape[1], affine_dtype), training, 0.3, 1e-2)  # tiny batches: a larger eps keeps 1/σ sane
     ours, torchs = (answer(f, *args, grad=grad) for f in (bn.batch_norm, F.batch_norm))
-    assert_as_good(ours, exact(*args, grad=grad), torchs)
+    judge_all(ours, exact(*args, grad=grad), torchs)
 
 
 @hypothesis.given(shapes, st.floats(0.01, 100), st.floats(-100, 100))

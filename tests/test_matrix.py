@@ -1,4 +1,4 @@
-"""Every option with every other, sampled, against the oracle of `tests/support/option_matrix.py`."""
+"""Every option with every other, sampled, against the oracle of `tests/support/oracle.py`."""
 
 import itertools
 from collections.abc import Callable
@@ -9,14 +9,15 @@ from hypothesis import given, settings
 from torch import Tensor
 
 import batchnorm as bn
-from tests.support.option_matrix import ACTIVATIONS, LEAVES, SETTINGS, Setting, compare, data, layer_for, preactivation
+from tests.support.option_matrix import EPS, SETTINGS, Setting, compare, data, layer_for
+from tests.support.oracle import ACTIVATIONS, LEAVES, before_activation, weights_like
 
 
 @pytest.mark.filterwarnings("ignore:.*are not finite:RuntimeWarning")
 @settings(max_examples=300, deadline=None)
 @given(SETTINGS)
 def test_every_combination_agrees_with_the_oracle(s: Setting) -> None:
-    compare(s)
+    compare(s, steps=2)
 
 
 # Every pair of a mask, virtual batches and renormalisation, with each of the last four in turn.
@@ -34,8 +35,8 @@ COVERING = [
 @pytest.mark.parametrize(("mask", "virtual", "renorm", "activation", "state"), COVERING)
 def test_first_and_second_derivatives(mask, virtual, renorm, activation, state) -> None:
     s = Setting(
-        (5, 2, 3), torch.float64, False, mask, virtual, renorm, "population", activation is not None, activation, True,
-        state, "skip", False, "reference", 0.5, 3,
+        (5, 2, 3), mask=mask, virtual=virtual, renorm=renorm, residual=activation is not None, activation=activation,
+        state=state, offset=0.5, seed=4,
     )  # fmt: skip
     d = data(s)
     layer = layer_for(s, d)
@@ -48,10 +49,13 @@ def test_first_and_second_derivatives(mask, virtual, renorm, activation, state) 
             parameters = {"weight": rest[0], "bias": rest[1]}
             return torch.func.functional_call(layer, parameters, (x, residual), {"mask": d["mask"]})
 
-    def truth(*tensors: Tensor) -> Tensor:
-        x, *rest = tensors
-        z, counted, _ = preactivation(s, d, x, rest.pop(0) if s.residual else None, *rest)
-        return torch.where(counted, ACTIVATIONS[s.activation](z), 0)
+    def truth(x: Tensor, *rest: Tensor) -> Tensor:
+        residual, weight, bias = rest if s.residual else (None, *rest)
+        population = d["mean"].double(), d["var"].double()
+        options = {"mask": d["mask"], "virtual_batch_size": virtual, "single": s.single}
+        options["renorm"] = renorm if s.by_batch else None
+        z, _ = before_activation(x, residual, weight, bias, *population, s.by_batch, EPS, **options)
+        return torch.where(weights_like(x, d["mask"]) > 0, ACTIVATIONS[activation](z), 0)
 
     # the constants of a renormalisation are constants to the gradient, but not to finite differences
     if renorm is None or state != "train":

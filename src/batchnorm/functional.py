@@ -227,16 +227,19 @@ def _by_operator(call: Call, moving: Moving | None) -> tuple[Tensor, Moments | N
 def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, Moments | None]:
     if route == "operators":
         return _by_operator(call, moving)
+    count = values_per_channel(call.input)
+    if route == "aten":  # it takes any layout, and its result for a copy would be another
+        y, mean, var = aten.by_batch(
+            call.input, call.residual, call.weight, call.bias, call.eps, call.rules.activation
+        )  # fmt: skip
+        dtype = reference.statistics_dtype(call.input)
+        return y, Moments(count, mean.to(dtype), var.to(dtype) * (count - 1))
     x, (residual,) = dense(call.input, call.residual)
-    count = values_per_channel(x)
-    if route == "aten":
-        y, mean, var = aten.by_batch(x, residual, call.weight, call.bias, call.eps, call.rules.activation)
-        wide = reference.statistics_dtype(x)
-        return y, Moments(count, mean.to(wide), var.to(wide) * (count - 1))
-    batch = Moments(*reference.moments(x))
+    wide = reference.widen(x)  # once: autograd would round what each use of x passes back
+    batch = Moments(*reference.moments(wide))
     details = Details(residual, call.rules.activation)
     standard = Standard.of_batch(batch, call.eps)
-    y = channel_math.forward(reference, x, call.weight, call.bias, standard, details)
+    y = channel_math.forward(reference, wide, call.weight, call.bias, standard, details).to(x.dtype)
     return y, Moments(count, batch.mean[0].detach(), batch.m2[0].detach())
 
 
@@ -251,7 +254,9 @@ def _composed(
         _cannot_serve(x, "aten", "torch has no batch norm with masks, virtual batches, shared statistics or renorm")
     inputs = x, residual, call.weight, call.bias, mask
     if route == "open":
-        y, _, batch = composition.in_the_open(reference, *inputs, towards, decisions)
+        wide = reference.widen(x)  # once: autograd would round what each use of x passes back
+        y, _, batch = composition.in_the_open(reference, wide, *inputs[1:], towards, decisions)
+        y = y.to(x.dtype)
     else:
         y, *moments = Composed.apply(*inputs, *(towards or NO_ANCHOR), *decisions)
         batch = Moments(*moments)
@@ -272,20 +277,21 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
     mean, var = _population(call)
     input, residual, activation = call.input, call.residual, call.rules.activation
     if mask is not None:
-        input, (mask,) = dense(input, mask)
+        input, (residual, mask) = dense(input, residual, mask)
         input = torch.where(mask > 0, input, 0)  # whatever stands there, NaN too
+        residual = None if residual is None else torch.where(mask > 0, residual, 0)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         # A standard operator: exporters know it, and compilers fuse it with its neighbours.
         y = aten.by_population(input, residual, call.weight, call.bias, mean, var, call.eps, activation)
     elif input.numel() == 0:
         return _of_nothing(call)
     elif route == "operators":
-        y, _ = _by_operator(call._replace(input=input, by_batch=False), None)
+        y, _ = _by_operator(call._replace(input=input, residual=residual, by_batch=False), None)
     else:
-        x, (residual,) = dense(input, residual)
         if route == "aten":
-            y = aten.by_population(x, residual, call.weight, call.bias, mean, var, call.eps, activation)
+            y = aten.by_population(input, residual, call.weight, call.bias, mean, var, call.eps, activation)
         else:
+            x, (residual,) = dense(input, residual)
             constant = Standard.of_population(mean, var, call.eps)
             y = channel_math.forward(
                 reference, x, call.weight, call.bias, constant, Details(residual, activation)
@@ -295,7 +301,7 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
 
 def _no_moments(x: Tensor, count: int) -> Moments:
     """Moments of too few values to move a population; the batch still counts."""
-    nothing = x.new_zeros(x.shape[1], dtype=reference.statistics_dtype(x))
+    nothing = x.new_zeros(x.shape[1:2], dtype=reference.statistics_dtype(x))
     return Moments(count, nothing, nothing)
 
 

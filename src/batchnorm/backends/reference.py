@@ -35,7 +35,7 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 def moments(x: Tensor, virtual: int = 0, mask: Tensor | None = None) -> tuple[int | Tensor, Tensor, Tensor]:
     """How many values there are, their mean, and the sum of their squared deviations from it: count, mean, m2."""
-    x, weights = _widen(x), None
+    x, weights = widen(x), None
     if mask is not None:
         x, weights = torch.where(mask > 0, x, 0), mask.to(x.dtype)
     count: int | Tensor = x.numel() // max(x.shape[1], 1)
@@ -127,7 +127,7 @@ def _before_activation(
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """x − mean and g′, both 0 where masked, whatever stands there."""
-    centered, grad = _centered(x, mean, virtual), _widen(grad)
+    centered, grad = _centered(x, mean, virtual), widen(grad)
     if activation is not None:
         grad = ACTIVATIONS[activation][1](grad, _preactivation(x, centered, scale, shift, residual, virtual))
     if mask is not None:
@@ -144,13 +144,14 @@ def _preactivation(
 
 def _centered(x: Tensor, mean: Tensor, virtual: int) -> Tensor:
     """x − mean with the mean as two floats: one float32 is off by 0.03 at a mean of 1e6."""
-    x = _widen(x)
+    x = widen(x)
     high = mean.detach().to(x.dtype)
     low = mean - high
     return (x - _over(high, x, virtual)) - _over(low, x, virtual)
 
 
-def _widen(x: Tensor) -> Tensor:
+def widen(x: Tensor) -> Tensor:
+    """The values in the precision that they are computed in."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

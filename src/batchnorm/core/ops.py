@@ -197,10 +197,10 @@ def _backward(
     dx, dresidual, dweight, dbias = channel_math.backward(
         reference, grad, x, weight, bias, Standard(mean, rstd, share), Details(residual, activation)
     )
-    dresidual = grad if extra is not None and dresidual is None else dresidual
+    dresidual = grad if dresidual is None else dresidual  # the output is linear in a residual that was not kept
     results: tuple[Tensor | None, ...] = (
         dx,
-        dresidual.clone() if dresidual is grad else dresidual,  # an operator's results are tensors of their own
+        torch.empty_like(x).copy_(grad) if dresidual is grad else dresidual,  # an operator's results are its own
         None if weight is None else dweight.to(weight.dtype),
         None if bias is None else dbias.to(bias.dtype),
     )
