@@ -65,7 +65,8 @@ def spread(row: Result) -> str:
     if row["measured"] is None or row["unit"] == "s":
         return ""
     if row["low"] is not None:
-        return f"({row['low']:.2f}–{row['high']:.2f})"
+        which = f", {row['which']}" if row["kind"] == "least" else ""
+        return f"({row['low']:.2f}–{row['high']:.2f}){which}"
     ratios = [found["ratio"] for found in row["inputs"]]
     return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
