@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from .bench_words import NAMES, aims, at_least, doubts, judged, load, measured, shape, spread
+from .bench_words import NAMES, aims, at_least, doubts, judged, load, measured, quartiles, shape, spread
 
 Result = dict[str, Any]
 BLOCKS = {"plain": "plain", "relu": "with ReLU", "add-relu": "with residual and ReLU"}
@@ -22,7 +22,8 @@ def run(result: Result) -> str:
     found = result["environment"]
     machine = f"{found['processor']}, {found['cores']} cores, torch {found['torch']}, {found['threads']} threads"
     left_out = len(list(doubts(result)))
-    doubtful = f" {left_out} ratios are not to be trusted and left out." if left_out else ""
+    many = "One ratio is" if left_out == 1 else f"{left_out} ratios are"
+    doubtful = f" {many} not to be trusted and left out." if left_out else ""
     words = load(result["load"])
     return f"Measured on {found['date']}: {machine}. {words[0].upper()}{words[1:]}.{doubtful}\n"
 
@@ -52,7 +53,7 @@ def inputs(result: Result, dtype: str, block: str, layout: str) -> str:
 def _ratio(ratio: Result) -> str:
     if ratio["doubt"] is not None:
         return "not to be trusted"
-    return f"{ratio['median']:.2f} ({ratio['low']:.2f}–{ratio['high']:.2f})"
+    return f"{ratio['median']:.2f} ({quartiles(ratio)})"
 
 
 def networks(result: Result) -> str:

@@ -6,7 +6,7 @@ from html import escape
 from itertools import groupby
 from typing import Any
 
-from .bench_words import NAMES, SIZES, aims, at_least, doubts, load, measured, shape, spread
+from .bench_words import NAMES, SIZES, aims, at_least, doubts, load, measured, quartiles, shape, spread
 from .document import document
 from .figures import blank
 
@@ -99,7 +99,7 @@ def _points(figure: Any, name: str, labels: Any, ratios: list[Result], color: st
     figure.add_scatter(
         x=[x for x, _ in good],
         y=[r["median"] for _, r in good],
-        customdata=[f"{r['low']:.2f}–{r['high']:.2f}" for _, r in good],
+        customdata=[quartiles(r) for _, r in good],
         error_y={
             "type": "data",
             "symmetric": False,

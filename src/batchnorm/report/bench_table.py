@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from .bench_words import aims, at_least, batches, doubts, judged, load, measured, shape, spread
+from .bench_words import aims, at_least, batches, doubts, judged, load, measured, quartiles, shape, spread
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -68,8 +68,8 @@ def _ratio(ratio: Result | None, roomy: bool) -> Text:
     if ratio["doubt"] is not None:
         return Text("?", style="yellow")
     text = _times(ratio["median"])
-    quartiles = f"{ratio['low']:.2f}–{ratio['high']:.2f}"
-    return text.append(f" ({quartiles})" if roomy else f"\n{quartiles}", style="dim")
+    between = quartiles(ratio)
+    return text.append(f" ({between})" if roomy else f"\n{between}", style="dim")
 
 
 def _times(value: float | None) -> Text:

@@ -55,6 +55,11 @@ def number(value: float, unit: str) -> str:
     return f"{value:.0f} s" if unit == "s" else f"{value:.2f}×"
 
 
+def quartiles(ratio: Result) -> str:
+    """Lower and upper quartile, with two decimals below 10."""
+    return "–".join(f"{value:.2f}" if value < 10 else f"{value:.3g}" for value in (ratio["low"], ratio["high"]))
+
+
 def measured(row: Result) -> str:
     """The measured value of a target's row."""
     return "" if row["measured"] is None else number(row["measured"], row["unit"])
@@ -66,7 +71,7 @@ def spread(row: Result) -> str:
         return ""
     if row["low"] is not None:
         which = f", {row['which']}" if row["kind"] == "least" else ""
-        return f"({row['low']:.2f}–{row['high']:.2f}){which}"
+        return f"({quartiles(row)}){which}"
     ratios = [found["ratio"] for found in row["inputs"]]
     return f"{min(ratios):.2f} to {max(ratios):.2f}"
 
