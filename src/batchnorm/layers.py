@@ -177,7 +177,7 @@ class BatchNorm(_BatchNorm):
     def _quickly(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
         """The output of nearly every call, straight from the operator; None if the long way has to be taken.
 
-        Of a small tensor, the long way costs more than the kernel. It also finds the words for what the operator refuses.
+        The long way costs more than the kernel of a small tensor. It finds the words for what the operator refuses.
         """
         rules = self.rules
         if not (rules.everyday and self._alone and self._window is None and self._domain is None):
