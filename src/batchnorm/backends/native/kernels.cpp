@@ -5,6 +5,10 @@
 #include <algorithm>
 #include <cmath>
 
+#if defined(__unix__) || defined(__APPLE__)
+#include <pthread.h>
+#endif
+
 #include "planes.h"
 #include "rows.h"
 
@@ -233,6 +237,12 @@ namespace {
 
 using Kernel = void (*)(Call&);
 
+// A forked child has its parent's record of a team of threads, but not the threads: it would wait for them for ever.
+std::atomic<bool> forked{false};
+#if defined(__unix__) || defined(__APPLE__)
+[[maybe_unused]] const int at_fork = pthread_atfork(nullptr, nullptr, [] { forked.store(true); });
+#endif
+
 struct Team {
   Kernel kernel;
   Call* call;
@@ -241,7 +251,7 @@ struct Team {
 void run(Call& call, Kernel kernel) {
   call.ticket.store(0, std::memory_order_relaxed);
   const int64_t threads = call.cut.parallel ? std::min<int64_t>(call.threads, call.cut.items) : 1;
-  if (threads <= 1 || GOMP_parallel == nullptr) {
+  if (threads <= 1 || GOMP_parallel == nullptr || forked.load(std::memory_order_relaxed)) {
     kernel(call);
     return;
   }
