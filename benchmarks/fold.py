@@ -34,9 +34,9 @@ def compare(name: str, model: nn.Module, x: Tensor, seconds: float) -> None:
     assert not folded.report.left, folded.report
     truth = copy.deepcopy(model).double()(x.double())
     times = alternate({"model": lambda: model(x), "folded": lambda: folded(x)}, seconds)
-    before, after = (1000 * times.seconds(which) for which in ("model", "folded"))
+    before, after = (1000 * times.seconds(which).median for which in ("model", "folded"))
     print(
-        f"{name:<12} {len(x):>5} {before:8.1f} {after:7.1f} {times.ratio('folded', over='model'):6.2f}",
+        f"{name:<12} {len(x):>5} {before:8.1f} {after:7.1f} {times.ratio('folded', over='model').median:6.2f}",
         f"{numbers(model):>12,} {numbers(folded):>10,}",
         f"{error(model, x, truth):9.0e} {error(folded, x, truth):7.0e}",
         flush=True,

@@ -17,7 +17,8 @@ import torch
 
 from batchnorm import cli
 from batchnorm.benchmark import comparison
-from batchnorm.benchmark.cases import Case
+from batchnorm.benchmark.cases import LAYOUTS, Case
+from batchnorm.benchmark.targets import PAIRS, TARGETS
 from batchnorm.layers import BatchNorm
 from tests.support.commands import call
 
@@ -140,6 +141,7 @@ BENCH = ("bench", "--quick", "--no-compile", "--no-networks", "--seconds", "0")
         (("bench", "--dtype", "int8"), "--dtype int8: expected one of float32, bfloat16, float16, float64"),
         (("bench", "--layout", "rows"), "--layout rows: expected one of contiguous, channels_last, both"),
         (("bench", "--block", "plain", "--block", "tanh"), "--block tanh: expected one of plain, relu, add-relu"),
+        (("bench", "--targets", "--block", "relu"), "--targets chooses dtypes, layouts and blocks itself"),
     ],
 )
 def test_wrong_options_are_one_line_and_status_2(
@@ -173,8 +175,22 @@ def test_bench_json_is_all_there_is_on_stdout(
     assert call(monkeypatch, *BENCH, "--json", "--dtype", "bfloat16", "--output", "out") == 0
     found = json.loads(capsys.readouterr().out)
     assert found == json.loads((folder / "out" / "report.json").read_text(encoding="utf-8"))
-    assert found["settings"]["dtype"] == "bfloat16"
+    assert {case["dtype"] for case in found["cases"]} == {"bfloat16"}
     assert (folder / "out" / "report.html").exists()
+
+
+def test_bench_targets(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Every row of the table of aims is printed, beside what was measured of it."""
+    monkeypatch.setattr(comparison, "alternate", lambda subjects, seconds: pytest.fail("no case in this run"))
+    monkeypatch.setattr(comparison, "cases", lambda pairs, layouts, quick: asked.append((pairs, layouts)) or [])
+    monkeypatch.setattr(comparison, "seconds_to_build", lambda: 33.0)
+    asked: list[Any] = []
+    assert call(monkeypatch, "bench", "--targets", "--no-networks") == 0
+    assert asked == [(tuple(PAIRS), LAYOUTS)]
+    out, _ = capsys.readouterr()
+    for target in TARGETS:
+        assert target.name in out
+    assert re.search(r"build of the native kernels, one core +33 s +90 s +40 s", out)
 
 
 def test_bench_refuses_wrong_results_with_status_1(

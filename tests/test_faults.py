@@ -7,12 +7,13 @@ import torch
 
 import batchnorm as bn
 from batchnorm.backends import _forced
+from tests.support.backends import on
 from tests.support.faults import EVERY, FAULTS, PAGE, STATISTICS, Fault, observe, prepare, table
 
 CASES = [pytest.param(f, path, id=f"{f.place}: {f.what}, {path}") for f in FAULTS for path in f.paths]
 
 
-@pytest.mark.parametrize("backend", ["reference", "native"])
+@pytest.mark.parametrize("backend", ["reference", "default"])
 @pytest.mark.parametrize(("fault", "path"), CASES)
 def test_fault(fault: Fault, path: str, backend: str) -> None:
     step = prepare(path)
@@ -20,9 +21,9 @@ def test_fault(fault: Fault, path: str, backend: str) -> None:
     twin = prepare(path)
     observe(twin)
     fault.inject(step)
-    with bn.backend(backend):
+    with on(backend):
         seen, words = observe(step)
-        assert _forced.get() == backend
+        assert _forced.get() == (None if backend == "default" else backend)
     assert seen == fault.seen, words
     if seen.skipped:
         assert f"channels {sorted(seen.kept)} are not finite" in words

@@ -156,7 +156,13 @@ def _environment(json: bool) -> None:
 
 @app.command()
 def bench(
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    targets: Annotated[
+        bool,
+        typer.Option("--targets", help="Measure every row of the table of aims; chooses the cases itself."),
+    ] = False,
+    dtype: Annotated[
+        list[str] | None, typer.Option(help="float32, bfloat16, float16 or float64; may be given several times.")
+    ] = None,
     layout: Annotated[str, typer.Option(help="contiguous, channels_last or both.")] = "both",
     block: Annotated[
         list[str] | None, typer.Option(help="plain, relu, add-relu, silu or gelu; may be given several times.")
@@ -166,31 +172,36 @@ def bench(
     ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="For each case.")] = 2.0,
     networks: Annotated[bool, typer.Option(help="Whole training steps, and the memory that they keep.")] = True,
-    compile: Annotated[bool, typer.Option(help="Against torch.compile as well.")] = True,
+    compile: Annotated[bool, typer.Option(help="Against torch.compile as well, except with --targets.")] = True,
     output: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("bench"),
     json: Annotated[bool, typer.Option("--json", help="Print the JSON, and nothing else, to stdout.")] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Small inputs, to see that it works; no times to quote.")
     ] = False,
 ) -> None:
-    """What does a batch norm cost here, against torch's? Judges the results first, then takes the times in turns."""
+    """Compares the speed with torch's on this machine. Judges the results first, then takes the times in turns."""
     import torch
 
     from batchnorm.benchmark.agreement import DisagreementError
     from batchnorm.benchmark.cases import BLOCKS, DTYPES, LAYOUTS
     from batchnorm.benchmark.comparison import Settings, compare
+    from batchnorm.benchmark.targets import PAIRS
+    from batchnorm.experiment.data import InputError
 
-    blocks = tuple(block or ["plain"])
-    _one_of("--dtype", dtype, DTYPES)
+    for name in dtype or []:
+        _one_of("--dtype", name, DTYPES)
     _one_of("--layout", layout, (*LAYOUTS, "both"))
-    for name in blocks:
+    for name in block or []:
         _one_of("--block", name, BLOCKS)
-    torch.set_num_threads(threads or torch.get_num_threads())
+    if targets and (dtype or block or layout != "both"):
+        raise InputError("--targets chooses dtypes, layouts and blocks itself: leave out --dtype, --layout and --block")
+    pairs = PAIRS if targets else [(d, b) for d in dtype or ["float32"] for b in block or ["plain"]]
     layouts = LAYOUTS if layout == "both" else (layout,)
-    errors = _console(stderr=True)
+    chosen = Settings(tuple(pairs), layouts, seconds, quick, networks, compile and not targets, targets)
+    torch.set_num_threads(threads or torch.get_num_threads())
     try:
-        with _progress(errors) as progress:
-            result = compare(Settings(dtype, layouts, blocks, seconds, quick, networks, compile), progress)
+        with _progress(_console(stderr=True)) as progress:
+            result = compare(chosen, progress)
     except DisagreementError as error:
         print(f"batchnorm: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

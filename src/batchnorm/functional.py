@@ -121,7 +121,7 @@ def normalized(
     in errors.
     """
     plain = call.mask is None and call.lengths is None and (not call.by_batch or (group is None and call.rules.plain))
-    if plain and unwatched() and _route(call.input) == "operators":
+    if plain and is_everyday(call.input):
         try:  # nearly every call: the operator does its own checks
             return _by_operator(call, moving)
         except Exception:
@@ -149,6 +149,11 @@ def normalized(
     return _composed(call, mask, Decisions(
         call.eps, call.rules.activation, virtual, group, label, call.rules.single == "population"
     ), limits, route)  # fmt: skip
+
+
+def is_everyday(x: Tensor) -> bool:
+    """Whether the native operator can be called on `x` at once: it does its own checks, and nobody follows the call."""
+    return unwatched() and type(x) is Tensor and x.is_cpu and backends.forced() is None and _has_native()
 
 
 def _validate(call: Call, group: Any) -> None:
@@ -193,7 +198,7 @@ def _cannot_serve(x: Tensor, name: str, why: str) -> None:
 def _by_operator(call: Call, moving: Moving | None) -> tuple[Tensor, Moments | None]:
     x = call.input
     if not x.is_contiguous():
-        x = _dense(x)[0]
+        x = dense(x)[0]
     rules = call.rules
     if (call.mean is None) is not (call.var is None):
         raise ValueError("one running statistic without the other")
@@ -222,12 +227,14 @@ def _by_operator(call: Call, moving: Moving | None) -> tuple[Tensor, Moments | N
 def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, Moments | None]:
     if route == "operators":
         return _by_operator(call, moving)
-    x, (residual,) = _dense(call.input, call.residual)
-    count = values_per_channel(x)
-    if route == "aten":
-        y, mean, var = aten.by_batch(x, residual, call.weight, call.bias, call.eps, call.rules.activation)
-        wide = reference.statistics_dtype(x)
-        return y, Moments(count, mean.to(wide), var.to(wide) * (count - 1))
+    count = values_per_channel(call.input)
+    if route == "aten":  # it takes any layout, and its result for a copy would be another
+        y, mean, var = aten.by_batch(
+            call.input, call.residual, call.weight, call.bias, call.eps, call.rules.activation
+        )  # fmt: skip
+        dtype = reference.statistics_dtype(call.input)
+        return y, Moments(count, mean.to(dtype), var.to(dtype) * (count - 1))
+    x, (residual,) = dense(call.input, call.residual)
     wide = reference.widen(x)  # once: autograd would round what each use of x passes back
     batch = Moments(*reference.moments(wide))
     details = Details(residual, call.rules.activation)
@@ -239,7 +246,7 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
 def _composed(
     call: Call, mask: Tensor | None, decisions: Decisions, limits: Limits | None, route: Route
 ) -> tuple[Tensor, Moments]:
-    x, (residual, mask) = _dense(call.input, call.residual, mask)
+    x, (residual, mask) = dense(call.input, call.residual, mask)
     towards: Anchor | None = None
     if limits is not None or decisions.single_by_population:
         towards = composition.anchor(*_population(call), call.eps, limits)
@@ -270,7 +277,7 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
     mean, var = _population(call)
     input, residual, activation = call.input, call.residual, call.rules.activation
     if mask is not None:
-        input, (residual, mask) = _dense(input, residual, mask)
+        input, (residual, mask) = dense(input, residual, mask)
         input = torch.where(mask > 0, input, 0)  # whatever stands there, NaN too
         residual = None if residual is None else torch.where(mask > 0, residual, 0)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
@@ -281,10 +288,10 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
     elif route == "operators":
         y, _ = _by_operator(call._replace(input=input, residual=residual, by_batch=False), None)
     else:
-        x, (residual,) = _dense(input, residual)
         if route == "aten":
-            y = aten.by_population(x, residual, call.weight, call.bias, mean, var, call.eps, activation)
+            y = aten.by_population(input, residual, call.weight, call.bias, mean, var, call.eps, activation)
         else:
+            x, (residual,) = dense(input, residual)
             constant = Standard.of_population(mean, var, call.eps)
             y = channel_math.forward(
                 reference, x, call.weight, call.bias, constant, Details(residual, activation)
@@ -307,7 +314,7 @@ def _of_nothing(call: Call) -> Tensor:
     return y
 
 
-def _dense(x: Tensor, *others: Any) -> tuple[Tensor, list[Any]]:
+def dense(x: Tensor, *others: Any) -> tuple[Tensor, list[Any]]:
     """`x` as torch lays out the result, contiguous or channels_last (copied if it is not), and the others like it."""
     if transformed():  # plain operations follow: any layout will do, and vmap cannot say which one it is
         return x, list(others)

@@ -9,12 +9,21 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.core import population
 from batchnorm.core.moments import Moments
+from batchnorm.core.ops import forward
 from batchnorm.core.population import Bank, Window, unfit
-from batchnorm.core.rules import OPTIONS, Rules
+from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
 from batchnorm.core.sharing import resolve
 from batchnorm.core.torch_internals import recomputing, transformed
 from batchnorm.core.validation import Call
-from batchnorm.functional import Moving, normalized
+from batchnorm.functional import Moving, dense, is_everyday, normalized
+
+
+def _option(name: str) -> Any:
+    """An option as an attribute of the layer, kept in its rules."""
+    return property(
+        lambda layer: getattr(layer.rules, name),
+        lambda layer, value: layer.set_options(**{name: value}),
+    )
 
 
 class BatchNorm(_BatchNorm):
@@ -63,6 +72,12 @@ class BatchNorm(_BatchNorm):
 
     # States at their defaults live on the class: a layer that torch made or pickled has them too.
     rules: Rules = Rules()
+    activation: str | None = _option("activation")
+    virtual_batch_size: int | None = _option("virtual_batch_size")
+    process_group: Any = _option("process_group")
+    renorm: Renorm | None = _option("renorm")
+    single: Single = _option("single")
+    nonfinite: NonFinite = _option("nonfinite")
     frozen: Literal[False, "statistics", "all"] = False  # `freeze`
     _paused: int = 0  # how many `bn.paused` are open
     _window: Window | None = None  # `bn.accumulate`
@@ -129,6 +144,8 @@ class BatchNorm(_BatchNorm):
         lengths: Tensor | None = None,
     ) -> Tensor:
         self._check_input_dim(input)
+        if mask is None and lengths is None and (output := self._quickly(input, residual)) is not None:
+            return output
         bank: Any = self if self._domain is None else self.banks[self._domain]
         training, rules = self.training, self.rules
         # In training, running statistics that are not tracked are neither read nor written.
@@ -143,6 +160,8 @@ class BatchNorm(_BatchNorm):
                 label = self._label()
         learns = training and by_batch and mean is not None and not self._paused and not recomputing()
         if learns and self._window is None and rules.nonfinite != "raise":
+            assert mean is not None
+            assert var is not None
             moving = Moving(mean, var, bank.num_batches_tracked, self._skip_counter(), self.momentum)
         call = Call(
             input, residual, mask, lengths, affine.weight, affine.bias, mean, var, by_batch, self.eps, rules
@@ -154,6 +173,44 @@ class BatchNorm(_BatchNorm):
         elif learns and not torch.compiler.is_compiling() and int(self._skips) != self._skips_reported:
             self._report_skip(unfit(Moments.of(input.detach()), bank.running_var.dtype))
         return output
+
+    def _quickly(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
+        """The output of nearly every call, straight from the operator; None if the long way has to be taken.
+
+        The long way costs more than the kernel of a small tensor. It finds the words for what the operator refuses.
+        """
+        rules = self.rules
+        if not (rules.everyday and self._alone and self._window is None and self._domain is None):
+            return None
+        if not is_everyday(input):
+            return None
+        held, batches, skips, momentum = self._parameters, None, self._skips, self.momentum
+        try:  # nn.Module's __getattr__ costs a microsecond a name
+            weight, bias = held["weight"], held["bias"]
+            mean, var = self._buffers["running_mean"], self._buffers["running_var"]
+            x = input if input.is_contiguous() else dense(input)[0]
+            if self.training and not self.frozen:
+                if not self.track_running_stats or self._paused or recomputing():
+                    mean = var = None
+                else:
+                    batches = self._buffers["num_batches_tracked"]
+                output, _ = forward(
+                    x, residual, weight, bias, None, None, mean, var, batches, skips, momentum, self.eps,
+                    rules.activation, rules.nonfinite == "skip",
+                )  # fmt: skip
+                if mean is not None and int(skips) != self._skips_reported:
+                    self._report_skip(unfit(Moments.of(input.detach()), mean.dtype))
+                return output
+            if mean is None:
+                return None
+            return forward(
+                x, residual, weight, bias, mean, var, None, None, None, None, None, self.eps, rules.activation, False
+            )[0]
+        except (KeyError, RuntimeError, TypeError):  # parametrised or pruned layers; what the operator refuses
+            return None
+
+    # whether the layer shares its statistics with no rank unless told to
+    _alone = True
 
     def _group(self) -> Any:
         return self.rules.process_group
@@ -257,18 +314,6 @@ class BatchNorm(_BatchNorm):
         return ", ".join([super().extra_repr(), *changed, *frozen])
 
 
-def _option(name: str) -> property:
-    """An option of the layer, kept in its rules."""
-    return property(
-        lambda layer: getattr(layer.rules, name),
-        lambda layer, value: layer.set_options(**{name: value}),
-    )
-
-
-for _name in OPTIONS:
-    setattr(BatchNorm, _name, _option(_name))
-
-
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):
     """`BatchNorm` for (N, C) or (N, C, L), a subclass of `torch.nn.BatchNorm1d`."""
 
@@ -308,6 +353,8 @@ class SyncBatchNorm(BatchNorm, nn.SyncBatchNorm):
     ) -> None:
         super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **keywords)
         self.process_group = process_group
+
+    _alone = False
 
     def _group(self) -> Any:
         group = self.rules.process_group

@@ -8,15 +8,15 @@ import batchnorm as bn
 from batchnorm.benchmark import cases as room
 from batchnorm.benchmark.agreement import DisagreementError, check, gradient_for, judge, with_affine
 from batchnorm.benchmark.cases import BLOCKS, DTYPES, LAYOUTS, Case, cases
-from batchnorm.benchmark.steps import both_ways, check_networks, images, variants
-from batchnorm.benchmark.whole_networks import NETWORKS, PARAMETERS
+from batchnorm.benchmark.steps import both_ways, check_networks, images, rows, training, variants
+from batchnorm.benchmark.whole_networks import EVERY, NETWORKS, PARAMETERS
 
 
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", EVERY)
 def test_networks_have_the_parameters_of_the_papers(name: str, fused: bool) -> None:
     with torch.device("meta"):
-        network = NETWORKS[name](fused=fused)
+        network = EVERY[name](fused=fused)
     assert sum(p.numel() for p in network.parameters()) == PARAMETERS[name]
 
 
@@ -33,10 +33,12 @@ def test_shapes_are_those_of_resnet_50() -> None:
 
 
 def test_every_case_asked_for_once() -> None:
-    found = cases(torch.float32, list(LAYOUTS), list(BLOCKS), quick=False)
-    assert len(found) == len(set(found)) == len(BLOCKS) * (15 + 5 + 13 + 2)
+    pairs = [(dtype, block) for dtype in ("float32", "bfloat16") for block in BLOCKS]
+    found = cases(pairs, LAYOUTS)
+    assert len(found) == len(set(found)) == len(pairs) * (15 + 3 + 6 + 13 + 1 + 2)
     for case in found:
-        assert (case.group == "large") == (case.shape in room.LARGE)
+        assert case.shape in {"large": room.LARGE, "medium": room.MEDIUM, "small": room.SMALL}[case.group]
+    assert {case.shape for case in found} >= set(room.ROWS)
     small = Case((4, 8, 6, 6), torch.bfloat16, "channels_last", "add-relu")
     assert [t.is_contiguous(memory_format=torch.channels_last) for t in (*small.inputs(), small.gradient())] == [
         True
@@ -101,7 +103,7 @@ def test_nan_and_too_large_an_error_are_refused_and_twice_torchs_is_not() -> Non
     theirs = {"y": torch.tensor([1.0, 2.25])}
     judge("here", {"y": torch.tensor([1.0, 2.5])}, theirs, exact)
     for value in (2.501, float("nan")):
-        with pytest.raises(DisagreementError, match=r"here: y is off by .* torch's is by 2\.50e-01"):
+        with pytest.raises(DisagreementError, match=r"here: y is off by .* torch's is off by 2\.50e-01"):
             judge("here", {"y": torch.tensor([1.0, value])}, theirs, exact)
 
 
@@ -122,3 +124,17 @@ def test_networks_agree_and_a_wrong_one_is_refused(dtype: str) -> None:
     models["fused"][-1].weight.data *= 2
     with pytest.raises(DisagreementError, match="MobileNetV2 channels_last, fused: output"):
         check_networks("MobileNetV2 channels_last", models, x, dtype)
+
+
+def test_the_mlp_agrees_and_learns_the_same() -> None:
+    models, (x, labels) = variants("MLP"), rows(64)
+    check_networks("MLP contiguous", models, x, "float32")
+    losses = {}
+    for kind, model in models.items():
+        step = training(model, x, labels, "float32")
+        for _ in range(20):
+            step()
+        losses[kind] = nn.functional.cross_entropy(model(x), labels).item()
+    assert losses["torch"] < 2.2, "it learns"
+    # Adam divides by the gradient's size, so weights whose gradient is rounding error go their own ways.
+    assert losses == pytest.approx(dict.fromkeys(losses, losses["torch"]), rel=1e-3)

@@ -1,4 +1,4 @@
-"""The comparison with torch, as tables and as a page: where torch is faster both say so."""
+"""The comparison with torch as tables and as a page: slower inputs and doubtful ratios are shown as such."""
 
 import copy
 import io
@@ -12,36 +12,56 @@ from rich.console import Console
 from batchnorm.report.bench_page import page
 from batchnorm.report.bench_table import show
 
+STALL = "torch stalls: its median, 30 ms, is 83 times its least"
 
-def case(shape: list[int], **times: float) -> dict[str, Any]:
-    ms = {"torch": 2.0, "ours": 1.0, "forward": 0.5, "copy": 0.25, **dict.fromkeys(times, 2.0)}
-    large = {"block": "relu", "layout": "contiguous", "group": "large", "shape": shape, "turns": 5}
-    return {**large, "milliseconds": ms, "times": times, "copies": {"forward": 2.0, "both": 4.0}}
+
+def ratio(value: float, doubt: str | None = None) -> dict[str, Any]:
+    return {"median": value, "low": 0.9 * value, "high": 1.1 * value, "doubt": doubt}
+
+
+def case(shape: list[int], doubt: str | None = None, **ratios: float) -> dict[str, Any]:
+    ms = {"torch": 2.0, "ours": 1.0, "forward": 0.5, "copy": 0.25, **dict.fromkeys(ratios, 2.0)}
+    kind = {"dtype": "float32", "block": "relu", "layout": "contiguous", "group": "large", "shape": shape, "turns": 5}
+    found = {name: ratio(value, doubt) for name, value in ratios.items()}
+    return {**kind, "milliseconds": ms, "ratios": found, "copies": {"forward": ratio(2.0), "both": ratio(4.0)}}
+
+
+def target(name: str, measured: float | None, verdict: str, **more: Any) -> dict[str, Any]:
+    row = {"name": name, "kind": "mean", "unit": "×", "at_least": 3.5, "aim": 4.5, "measured": measured}
+    row |= {"low": None, "high": None, "inputs": [], "left_out": [], "which": None, "how": None, "verdict": verdict}
+    return row | more
 
 
 RESULT: dict[str, Any] = {
-    "settings": {"dtype": "float32", "blocks": ["relu"], "quick": False},
+    "settings": {"pairs": [["float32", "relu"]], "quick": False, "targets": True},
     "interrupted": False,
-    "cases": [case([8, 4, 9, 9], torch=2.0, compiled=4.5), case([64, 8], torch=0.5)],
+    "cases": [
+        case([8, 4, 9, 9], torch=2.0, compiled=4.5),
+        case([64, 8], torch=0.5),
+        case([2, 16, 8, 8], STALL, torch=83.0),
+    ],
     "totals": [
         {
+            "dtype": "float32",
             "block": "relu",
             "layout": "contiguous",
             "group": "large",
-            "cases": 2,
+            "cases": 3,
             "mean": {"torch": 1.0, "compiled": 4.5},
             "least": {"torch": 0.5, "compiled": 4.5},
             "slower": {"torch": 1, "compiled": 0},
+            "left_out": {"torch": 1, "compiled": 0},
         }
     ],
     "networks": [
         {
             "name": "ResNet-18",
             "layout": "contiguous",
+            "dtype": "float32",
             "batch": 4,
             "pixels": 64,
             "milliseconds": {"torch": 120.0, "converted": 130.0, "fused": 100.0},
-            "times": {"converted": 0.92, "fused": 1.2},
+            "ratios": {"converted": ratio(0.92), "fused": ratio(1.2)},
         }
     ],
     "memory": [
@@ -52,36 +72,79 @@ RESULT: dict[str, Any] = {
             "mebibytes": {"torch": 10.0, "converted": 10.0, "fused": 6.0},
         }
     ],
+    "targets": [
+        target(
+            "with ReLU <large>", 1.0, "not enough", inputs=[{"label": "a", "ratio": 0.5}, {"label": "b", "ratio": 2}]
+        ),
+        target("step: ResNet-18", 5.0, "aim reached", kind="network", low=4.8, high=5.1),
+        target("small", 4.0, "enough", inputs=[{"label": "a", "ratio": 4.0}], left_out=["2×16×8×8"]),
+        target("build", 50.0, "enough", kind="build", unit="s", at_least=90, aim=40),
+        target("make test", None, "not measured", kind="tests", unit="s", at_least=420, aim=300, how="time make test"),
+    ],
+    "load": {"before": 0.12, "after": 1.98, "others": 0.01},
+    "build": 50.0,
     "notes": ["torch.compile <broke> [bold]here[/bold]"],
     "environment": {"torch": "2", "threads": 1},
 }
+NOTHING = (
+    RESULT | {"interrupted": True} | {k: [] for k in ("cases", "totals", "networks", "memory", "notes", "targets")}
+)
 
 
-def shown(result: dict[str, Any], color: bool = False) -> str:
+def shown(result: dict[str, Any], color: bool = False, width: int = 140) -> str:
     stream = io.StringIO()
-    show(result, Console(file=stream, width=140, force_terminal=color, color_system="standard" if color else None))
+    show(result, Console(file=stream, width=width, force_terminal=color, color_system="standard" if color else None))
     return stream.getvalue()
 
 
 def test_tables() -> None:
     text = shown(RESULT)
     assert "relu, float32, contiguous" in text
-    assert re.search(r"8×4×9×9 .* 2\.000 .* 2\.000 .* 1\.000 .* 2\.00× .* 4\.50× .* 2\.0 .* 4\.0", text)
+    row = r"8×4×9×9 .* 2\.000 .* 2\.000 .* 1\.000 .* 2\.00× \(1\.80–2\.20\) .* 4\.50× \(4\.05–4\.95\) .* 2\.0 .* 4\.0"
+    assert re.search(row, text)
     assert re.search(r"64×8 .* 0\.50× ", text)
-    assert re.search(r"× +torch +× +compiled *\n inputs +torch +least +faster +compiled +least +faster", text)
-    assert re.search(r"relu contiguous large +1\.00× +0\.50× +1 of 2 +4\.50× +4\.50× +0 of 2", text)
-    assert "a training step of 4 images of 64 px" in text
+    assert re.search(r"relu float32 contiguous large +1\.00× +0\.50× +1 of 2 +1 +4\.50× +4\.50× +0 of 3", text)
+    assert "a training step of 4 images of 64 px, float32, ms" in text
     assert re.search(r"ResNet-18 contiguous .* 120 .* 130 .* 100 .* 0\.92× .* 1\.20×", text)
     assert re.search(r"ResNet-18 silu .* 10\.0 .* 10\.0 .* 6\.0 .* 60%", text)
     assert "note: torch.compile <broke> [bold]here[/bold]" in text
+    assert "load average 0.12 before the run and 1.98 after it, its own threads included; other programs" in text
+    assert "kept 0.01 cores busy" in text
     assert "Interrupted" not in text
 
 
+def test_a_stall_is_named_and_not_printed_as_speed() -> None:
+    text, html = shown(RESULT), page(RESULT)
+    assert "83.00×" not in text
+    assert re.search(r"2×16×8×8 .* \?", text)
+    assert f"not to be trusted: relu 2×16×8×8 float32 contiguous: {STALL}" in text
+    assert f"<li>relu 2×16×8×8 float32 contiguous: {STALL}</li>" in html
+    assert "against torch 1.00× (least 0.50×; torch is faster on 1; 1 left out)" in html
+    figures = json.loads(re.search(r"const FIGURES = (.*);\n", html)[1])
+    series = {trace["name"]: trace for trace in figures["figure-1"]["data"]}
+    assert series["torch"]["y"] == [2.0, 0.5]
+    crosses = series["torch: not to be trusted"]
+    assert (crosses["y"], crosses["customdata"]) == ([83.0], [STALL])
+    assert crosses["marker"]["symbol"] != series["torch"]["marker"]["symbol"]
+
+
+def test_targets() -> None:
+    text = shown(RESULT)
+    assert re.search(r"with ReLU <large> +1\.00× +0\.50 to 2\.00 +3\.50× +4\.50× +not enough", text)
+    assert re.search(r"step: ResNet-18 +5\.00× +\(4\.80–5\.10\) +3\.50× +4\.50× +aim reached", text)
+    assert re.search(r"small +4\.00× .* enough, 1 left out", text)
+    assert re.search(r"build +50 s +90 s +40 s +enough", text)
+    assert re.search(r"make test +420 s +300 s +not measured, by time make test", text)
+    partly = shown(RESULT | {"settings": {"targets": False}})
+    assert "step: ResNet-18 " in partly
+    assert "make test" not in partly, "a run without --targets shows the rows it has measured"
+
+
 def test_a_narrow_terminal_cuts_nothing() -> None:
-    stream = io.StringIO()
-    show(RESULT | {"cases": [case([32, 2048, 56, 56], torch=123.4, compiled=4.5)]}, Console(file=stream, width=80))
-    assert "32×2048×56×56" in stream.getvalue()
-    assert "…" not in stream.getvalue()
+    text = shown(RESULT | {"cases": [case([32, 2048, 56, 56], torch=123.4, compiled=4.5)]}, width=80)
+    assert "32×2048×56×56" in text
+    assert "111–136" in text
+    assert "…" not in text
 
 
 def test_slower_is_red() -> None:
@@ -89,26 +152,42 @@ def test_slower_is_red() -> None:
     assert re.search(r"\x1b\[1;31m *0\.50×", text)
     assert re.search(r"\x1b\[32m *2\.00×", text)
     assert re.search(r"\x1b\[1;31m *1 of 2", text)
+    assert re.search(r"\x1b\[33m *\?", text)
 
 
 def test_interrupted_at_once() -> None:
-    nothing = RESULT | {"interrupted": True, "cases": [], "totals": [], "networks": [], "memory": [], "notes": []}
-    assert shown(nothing).strip() == "Interrupted: only what was measured until then is shown."
-    assert "Interrupted: only what was measured until then" in page(nothing)
+    text = shown(NOTHING)
+    assert text.startswith("load average")
+    assert text.strip().endswith("Interrupted: only what was measured until then is shown.")
+    assert "Interrupted: only what was measured until then" in page(NOTHING)
+
+
+def test_a_system_that_does_not_tell_its_load() -> None:
+    unknown = {"before": None, "after": None, "others": None}
+    assert "this system does not tell how busy it is" in shown(NOTHING | {"load": unknown})
 
 
 def test_page() -> None:
     text = page(RESULT)
     assert "default-src 'none'" in text
-    assert "against torch 1.00× (least 0.50×; torch is faster on 1)" in text
     assert "against torch.compile 4.50× (least 4.50×)" in text
     assert "torch.compile &lt;broke&gt; [bold]here[/bold]" in text
-    assert text.count('class="plot"') == 3
+    assert "<td>with ReLU &lt;large&gt;</td><td>1.00×</td><td>0.50 to 2.00</td>" in text
+    assert text.count('class="plot"') == 4
     figures = json.loads(re.search(r"const FIGURES = (.*);\n", text)[1])
-    bars = {bar["name"]: bar["y"] for bar in figures["figure-0"]["data"]}
-    assert bars == {"torch": [2.0, 0.5], "torch.compile": [4.5, None]}
-    assert figures["figure-0"]["layout"]["shapes"][0]["y0"] == 1, "the line above which ours is faster"
-    assert {bar["name"] for bar in figures["figure-2"]["data"]} == {"torch", "converted", "fused"}
+    for figure in ("figure-1", "figure-2"):
+        layout = figures[figure]["layout"]
+        assert layout["yaxis"]["type"] == "log"
+        assert layout["shapes"][0]["y0"] == 1, "the line above which ours is faster"
+    assert figures["figure-0"]["layout"]["xaxis"]["type"] == "log"
+    torch, compiled, _ = sorted(figures["figure-1"]["data"], key=lambda trace: len(trace["name"]))
+    assert (torch["name"], compiled["name"]) == ("torch", "torch.compile")
+    assert torch["error_y"]["array"] == pytest.approx([0.2, 0.05])
+    assert torch["error_y"]["arrayminus"] == pytest.approx([0.2, 0.05])
+    assert compiled["y"] == [4.5]
+    aims = {trace["name"]: trace["x"] for trace in figures["figure-0"]["data"]}
+    assert aims["aim reached"] == [5.0]
+    assert aims["at least"] == [3.5] * 3, "seconds are not in the figure"
 
 
 def test_without_plotly(monkeypatch: pytest.MonkeyPatch) -> None:

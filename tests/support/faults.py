@@ -110,10 +110,11 @@ def all_contexts(layer: bn.BatchNorm) -> Iterator[None]:
 
 @contextmanager
 def no_memory(_: bn.BatchNorm) -> Iterator[None]:
-    """The output cannot be made, on either backend."""
+    """The output cannot be made, on any backend."""
     fail = {"side_effect": MemoryError("no memory")}
     with (
         mock.patch("batchnorm.backends.reference.normalize", **fail),
+        mock.patch("batchnorm.backends.aten.by_batch", **fail),
         mock.patch("batchnorm.core.ops.forward", **fail),
         mock.patch("batchnorm.core.ops.normalize", **fail),
     ):

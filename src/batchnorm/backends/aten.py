@@ -19,8 +19,8 @@ def by_batch(
     activation: str | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise by the batch: y, and the batch's mean and unbiased variance (C,)."""
-    affine = bias if weight is None else weight
-    dtype = torch.promote_types(x.dtype, torch.float32) if affine is None else affine.dtype
+    dtype = torch.promote_types(x.dtype, torch.float32)  # torch takes all four in the input's dtype, or in float32
+    weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
     mean, var = x.new_zeros((2, x.shape[1]), dtype=dtype).unbind()
     # with a momentum of 1 the running statistics become the batch's
     y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)

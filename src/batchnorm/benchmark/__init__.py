@@ -1,1 +1,1 @@
-"""What the layers cost on this machine, against torch's: one registry of cases, timed in turns, judged first."""
+"""Times of the layers on this machine, beside torch's: results are judged first, then times are taken in turns."""

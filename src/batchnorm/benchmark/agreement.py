@@ -1,4 +1,4 @@
-"""Times mean nothing unless the results are right: judged against the same computation in float64, before any clock."""
+"""Results are compared with the same computation in float64 before any time is taken."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ class DisagreementError(Exception):
 
 
 def gradient_for(case: Case) -> Tensor:
-    """The case's gradient, but none where two right answers may differ: within rounding of the activation's kink."""
+    """The case's gradient, zero within rounding of the activation's kink: two right answers may differ there."""
     gradient, kink = case.gradient(), KINKS.get(case.activation or "")
     if kink is not None:
         z = _exact_preactivation(case)
@@ -46,7 +46,7 @@ def with_affine(layer: nn.Module, case: Case) -> nn.Module:
 
 
 def parts(layer: nn.Module, inputs: list[Tensor], gradient: Tensor) -> Parts:
-    """Everything that one training step of the layer gives: output, gradients and running statistics, by name."""
+    """Results of one training step of the layer, by name: output, gradients and running statistics."""
     leaves = [t.detach().clone().requires_grad_() for t in inputs]
     y = layer(*leaves)
     y.backward(gradient)
@@ -78,15 +78,15 @@ def check(case: Case, ours: nn.Module, theirs: nn.Module) -> None:
 
 
 def judge(where: str, ours: Parts, theirs: Parts, exact: Parts) -> None:
-    """Raise DisagreementError where a part of ours is too far from `exact`."""
+    """Raise DisagreementError if a part of ours is too far from `exact`."""
     for name, truth in exact.items():
         error, rival = _error(ours[name], truth), _error(theirs[name], truth)
         eps = torch.finfo(ours[name].dtype).eps
         budget = 2 * rival + (8 if truth.dtype is ours[name].dtype else 1) * eps * truth.abs().max().item()
         if not error <= budget:  # NaN too
             raise DisagreementError(
-                f"{where}: {name} is off by {error:.2e} from float64, where torch's is by {rival:.2e} and {budget:.2e} "
-                "would be allowed. Times of a wrong result mean nothing, so nothing is reported"
+                f"{where}: {name} is off by {error:.2e} from float64. torch's is off by {rival:.2e}, and {budget:.2e} "
+                "is allowed. The times of a wrong result mean nothing, so none are reported"
             )
 
 

@@ -1,7 +1,8 @@
-"""The one registry of cases: one layer on one input, forward and backward."""
+"""The registry of cases: one layer on one input, forward and backward."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,9 +30,15 @@ LARGE: list[Shape] = [
     (4096, 1024),
     (4, 64, 16, 28, 28),
 ]
-# Fewer than 8,192 values: what a call costs by itself.
-SMALL: list[Shape] = [(2, 16, 8, 8), (4, 32, 7, 7), (64, 32), (16, 128), (2, 8, 100)]
+# Rows of an MLP, and small images: the cost of a call and that of its values weigh about the same.
+MEDIUM: list[Shape] = [(256, 64), (256, 256), (8, 16, 16, 16)]
+# Fewer than 8,192 values: the cost of a call.
+SMALL: list[Shape] = [(2, 16, 8, 8), (4, 32, 7, 7), (32, 128), (64, 32), (16, 128), (2, 8, 100)]
+# Inputs of batch norms in MLPs, all among those above.
+ROWS: list[Shape] = [(32, 128), (256, 64), (256, 1024), (4096, 1024)]
 QUICK: list[Shape] = [(8, 16, 16, 16), (64, 128), (2, 16, 8, 8)]
+
+GROUPS = {"large": 2**18, "medium": 8192, "small": 0}  # the least number of values
 
 BLOCKS: dict[str, tuple[str | None, bool]] = {  # activation, and whether there is a residual
     "plain": (None, False),
@@ -59,7 +66,15 @@ class Case:
 
     @property
     def group(self) -> str:
-        return "small" if torch.Size(self.shape).numel() < 8192 else "large"
+        values = torch.Size(self.shape).numel()
+        return next(name for name, least in GROUPS.items() if values >= least)
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """The case as plain values."""
+        dtype = str(self.dtype).removeprefix("torch.")
+        facts = {"dtype": dtype, "block": self.block, "layout": self.layout, "group": self.group}
+        return {**facts, "shape": list(self.shape)}
 
     def __str__(self) -> str:
         return f"{self.block} {self.shape} {str(self.dtype).removeprefix('torch.')} {self.layout}"
@@ -69,7 +84,7 @@ class Case:
         return [self._tensor(seed) * 2 + 1 for seed in range(2 if BLOCKS[self.block][1] else 1)]
 
     def gradient(self) -> Tensor:
-        """What arrives at the output."""
+        """The gradient of the output."""
         return self._tensor(2)
 
     def _tensor(self, seed: int) -> Tensor:
@@ -78,12 +93,11 @@ class Case:
         return x if self.layout == "contiguous" else x.contiguous(memory_format=formats[len(self.shape)])
 
     def torchs(self) -> nn.Module:
-        """The block with torch's layers; a bare layer where there is nothing but the norm."""
+        """The block with torch's layers; the bare layer if the block is only a norm."""
         ranks = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
         norm = ranks[len(self.shape)](self.shape[1], dtype=self.parameter_dtype)
-        return (
-            norm if self.block == "plain" else _Block(norm, None if (a := self.activation) is None else getattr(F, a))
-        )
+        activation = None if self.activation is None else getattr(F, self.activation)
+        return norm if self.block == "plain" else _Block(norm, activation)
 
     def ours(self) -> nn.Module:
         return BatchNorm(self.shape[1], activation=self.activation, dtype=self.parameter_dtype)
@@ -105,12 +119,12 @@ class _Block(nn.Module):
         return y if self.activation is None else self.activation(y)
 
 
-def cases(dtype: torch.dtype, layouts: list[str], blocks: list[str], quick: bool) -> list[Case]:
-    """Every case asked for, layout by layout; inputs without a place for channels_last drop out of it."""
-    shapes = QUICK if quick else LARGE + SMALL
+def cases(pairs: Sequence[tuple[str, str]], layouts: Sequence[str], quick: bool = False) -> list[Case]:
+    """Every input in every layout, for each (dtype, block); channels_last is for inputs of four dimensions or five."""
+    shapes = QUICK if quick else LARGE + MEDIUM + SMALL
     return [
-        Case(shape, dtype, layout, block)
-        for block in blocks
+        Case(shape, DTYPES[dtype], layout, block)
+        for dtype, block in pairs
         for layout in layouts
         for shape in shapes
         if layout == "contiguous" or len(shape) > 3

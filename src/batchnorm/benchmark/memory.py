@@ -1,4 +1,4 @@
-"""What autograd keeps between a forward pass and its backward pass."""
+"""Memory that autograd keeps between a forward pass and its backward pass."""
 
 import itertools
 
@@ -25,5 +25,5 @@ def kept(model: nn.Module, *inputs: Tensor) -> int:
         output = model(*inputs)
     for own in itertools.chain(model.parameters(), model.buffers()):
         storages.pop(own.untyped_storage().data_ptr(), None)
-    del output  # until here: what is kept must stay, or its address could be another's
+    del output  # alive until here: the address of a tensor that has died could be given to another
     return sum(storages.values())

@@ -1,4 +1,4 @@
-"""What is timed: one call of each subject, a layer or a whole network."""
+"""The subjects of the timing: a call of each is a step of a layer or of a whole network."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from batchnorm.benchmark.agreement import judge
 from batchnorm.benchmark.cases import DTYPES, Case
 from batchnorm.benchmark.memory import kept
-from batchnorm.benchmark.whole_networks import NETWORKS
+from batchnorm.benchmark.whole_networks import EVERY, WIDTH
 from batchnorm.tools.convert import convert
 
 Step = Callable[[], object]
@@ -41,9 +41,15 @@ def images(batch: int, pixels: int, layout: str) -> tuple[Tensor, Tensor]:
     return x, torch.randint(1000, (batch,), generator=draw)
 
 
+def rows(batch: int) -> tuple[Tensor, Tensor]:
+    """Noise as rows of features for the MLP, and labels."""
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(batch, WIDTH, generator=draw), torch.randint(10, (batch,), generator=draw)
+
+
 def variants(name: str, layout: str = "contiguous", **options: str) -> dict[str, nn.Module]:
     """The network with torch's layers, with ours in their place, and with layers fused by hand; the same weights."""
-    make = NETWORKS[name]
+    make = EVERY[name]
     models: dict[str, nn.Module] = {
         "torch": make(**options),
         "converted": convert(make(**options)),
@@ -57,8 +63,9 @@ def variants(name: str, layout: str = "contiguous", **options: str) -> dict[str,
 
 
 def training(model: nn.Module, x: Tensor, labels: Tensor, dtype: str) -> Step:
-    """A whole training step, under autocast for 16 bits."""
-    optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
+    """A whole training step, under autocast for 16 bits: SGD for images, Adam for rows."""
+    adam = x.dim() == 2
+    optimizer = (torch.optim.Adam if adam else torch.optim.SGD)(model.parameters(), lr=1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
@@ -77,7 +84,7 @@ def check_networks(where: str, models: dict[str, nn.Module], x: Tensor, dtype: s
         DisagreementError: an error above twice that of the network with torch's layers plus eps·max|exact|.
     """
     name = where.split()[0]
-    wide = NETWORKS[name]().double()
+    wide = EVERY[name]().double()
     wide.load_state_dict(models["torch"].state_dict())
     exact = {"output": _output(wide, x.double(), "float64")}
     found = {kind: {"output": _output(model, x, dtype)} for kind, model in models.items()}

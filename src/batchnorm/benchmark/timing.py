@@ -1,46 +1,89 @@
-"""Timing side by side: a machine drifts, so the subjects take turns in one process and ratios are those of a turn."""
+"""Timing side by side: the subjects take turns in one process, because a machine drifts.
 
+A ratio compares two subjects within one turn. Its median over all turns is reported with its quartiles.
+"""
+
+import math
 import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-TURN = 2e-3  # seconds that a turn takes at least: neither the clock nor the first call after another subject shows
+TURN = 4e-3  # seconds that a turn takes at least: small next to it are the clock and the first call in a cold cache
+WARM = 0.25  # seconds that a subject is called before the clock counts, and at least two calls
+STALLED = 3.0  # a median so many times the least is not to be trusted
+APART = 2.0  # nor is a ratio whose upper quartile is so many times the lower one
+
+Subjects = dict[str, Callable[[], object]]
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median and quartiles of a time or a ratio over turns; `doubt` is the reason not to trust them."""
+
+    median: float
+    low: float
+    high: float
+    doubt: str | None = None
 
 
 @dataclass(frozen=True)
 class Times:
-    """The seconds a call took in every turn, by subject."""
+    """The seconds of a call in every turn, and the least of any call, by subject."""
 
     turns: dict[str, list[float]]
+    least: dict[str, float]
 
-    def seconds(self, name: str) -> float:
-        return statistics.median(self.turns[name])
+    def seconds(self, name: str) -> Spread:
+        return replace(_spread(self.turns[name]), doubt=self.doubt(name))
 
-    def ratio(self, name: str, over: str) -> float:
-        """How many times what `over` takes `name` takes: the median over turns."""
-        return statistics.median(a / b for a, b in zip(self.turns[name], self.turns[over], strict=True))
+    def ratio(self, name: str, over: str) -> Spread:
+        """How many times as long as `over` the subject `name` takes."""
+        found = _spread([a / b for a, b in zip(self.turns[name], self.turns[over], strict=True)])
+        doubt = self.doubt(name) or self.doubt(over)
+        if doubt is None and found.high > APART * found.low:
+            doubt = f"turns of {name} and {over} disagree: quartiles of the ratio {found.low:.2g} and {found.high:.2g}"
+        return replace(found, doubt=doubt)
+
+    def doubt(self, name: str) -> str | None:
+        """The reason not to trust the times of a subject, or None.
+
+        A thread that waits for a core makes a call take milliseconds, whatever it computes: torch's own layer then
+        takes 30 ms on a small input. Where that happens in most turns, the median is not the cost of the layer.
+        """
+        median, least = statistics.median(self.turns[name]), self.least[name]
+        if median <= STALLED * least:
+            return None
+        return f"{name} stalls: its median, {1e3 * median:.3g} ms, is {median / least:.0f} times its least"
 
 
-def alternate(subjects: dict[str, Callable[[], object]], seconds: float, least: int = 5) -> Times:
-    """Time the subjects in turn, every other round in reverse, for so many seconds and at least so many rounds."""
-    calls = {name: _calls(run) for name, run in subjects.items()}
+def _spread(values: list[float]) -> Spread:
+    low, median, high = statistics.quantiles(values, n=4, method="inclusive")
+    return Spread(median, low, high)
+
+
+def alternate(subjects: Subjects, seconds: float, least: int = 5) -> Times:
+    """Time the subjects in turn, every other round in reverse, for so many seconds and at least so many rounds.
+
+    Every subject is called beforehand until it is warm. A turn is as many calls as fill `TURN`.
+    """
+    best = {name: _warm(run) for name, run in subjects.items()}
+    calls = {name: max(1, math.ceil(TURN / max(time, 1e-9))) for name, time in best.items()}
     turns: dict[str, list[float]] = {name: [] for name in subjects}
     order, end, done = list(subjects.items()), time.perf_counter() + seconds, 0
     while done < least or time.perf_counter() < end:
         for name, run in reversed(order) if done % 2 else order:
             turns[name].append(_time(run, calls[name]) / calls[name])
         done += 1
-    return Times(turns)
+    return Times(turns, {name: min(best[name], *turns[name]) for name in subjects})
 
 
-def _calls(run: Callable[[], object]) -> int:
-    """How many calls fill a turn. The first call compiles and warms up, and does not count."""
-    run()
-    calls = 1
-    while _time(run, calls) < TURN:
-        calls *= 2
-    return calls
+def _warm(run: Callable[[], object]) -> float:
+    """Call until caches are full and libraries are loaded; the least seconds of a call."""
+    end, found = time.perf_counter() + WARM, list[float]()
+    while len(found) < 2 or time.perf_counter() < end:
+        found.append(_time(run, 1))
+    return min(found)
 
 
 def _time(run: Callable[[], object], calls: int) -> float:

@@ -1,15 +1,15 @@
-"""ResNet-18, ResNet-50 and MobileNetV2: as they are written with torch's layers, and with layers fused by hand.
+"""An MLP, ResNet-18, ResNet-50 and MobileNetV2, with torch's layers or with ours fused by hand.
 
-Both have the same parameters under the same names. Sources: He et al. 2016, "Deep residual learning for image
-recognition", table 1 (the stride is in the 3×3 convolution of a bottleneck, as is now usual); Sandler et al. 2018,
-"MobileNetV2: inverted residuals and linear bottlenecks", table 2.
+Both have the same parameters under the same names. Sources of the last three: He et al. 2016, "Deep residual learning
+for image recognition", table 1 (the stride is in the 3×3 convolution of a bottleneck, as is now usual); Sandler et al.
+2018, "MobileNetV2: inverted residuals and linear bottlenecks", table 2.
 """
 
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from batchnorm.layers import BatchNorm2d
+from batchnorm.layers import BatchNorm1d, BatchNorm2d
 
 ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
     None: nn.Identity,
@@ -18,6 +18,8 @@ ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
     "silu": lambda: nn.SiLU(inplace=True),
     "gelu": nn.GELU,
 }
+
+WIDTH = 256  # of the MLP's layers, and of its input
 
 
 class Residual(nn.Module):
@@ -112,9 +114,20 @@ def mobilenet_v2(fused: bool = False, activation: str = "relu6") -> nn.Sequentia
     return nn.Sequential(*make.conv(3, 32, 3, activation, 2), *blocks, *head, nn.Linear(1280, 1000))
 
 
+def mlp(fused: bool = False, activation: str = "relu") -> nn.Sequential:
+    """Three times Linear, batch norm, activation, with 256 units; then ten classes."""
+    layers: list[nn.Module] = []
+    for _ in range(3):
+        norm = BatchNorm1d(WIDTH, activation=activation) if fused else nn.BatchNorm1d(WIDTH)
+        layers += [nn.Linear(WIDTH, WIDTH), norm, nn.Identity() if fused else ACTIVATIONS[activation]()]
+    return nn.Sequential(*layers, nn.Linear(WIDTH, 10))
+
+
+# Networks for images (N, 3, H, W).
 NETWORKS: dict[str, Callable[..., nn.Sequential]] = {
     "ResNet-18": resnet18,
     "ResNet-50": resnet50,
     "MobileNetV2": mobilenet_v2,
 }
-PARAMETERS = {"ResNet-18": 11_689_512, "ResNet-50": 25_557_032, "MobileNetV2": 3_504_872}
+EVERY: dict[str, Callable[..., nn.Sequential]] = {"MLP": mlp, **NETWORKS}
+PARAMETERS = {"MLP": 201_482, "ResNet-18": 11_689_512, "ResNet-50": 25_557_032, "MobileNetV2": 3_504_872}

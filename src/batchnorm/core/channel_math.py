@@ -65,7 +65,8 @@ class Details(NamedTuple):
 def forward(
     kernels: Primitives, x: Tensor, weight: Tensor | None, bias: Tensor | None, standard: Standard, details: Details
 ) -> Tensor:
-    return kernels.normalize(x, *standard.with_affine(weight, bias), *details)
+    mean, scale, shift = standard.with_affine(weight, bias)
+    return kernels.normalize(x, mean, scale, shift, *details)
 
 
 def backward(
@@ -91,7 +92,8 @@ def backward(
     b, c = -each * standard.rstd.square() * total_x, -each * total
     dx, dresidual = kernels.backward_apply(grad, x, mean, scale, shift, scale, b, c, *details)
     dscale = own[1] * standard.rstd
-    dscale = dscale if standard.r is None else dscale * standard.r + own[0] * standard.d
+    if standard.r is not None and standard.d is not None:
+        dscale = dscale * standard.r + own[0] * standard.d
     return dx, dresidual, dscale.sum(0), own[0].sum(0)
 
 

@@ -142,7 +142,13 @@ class Composed(torch.autograd.Function):
         else:
             details = Details(residual, decisions.activation, decisions.virtual_batch_size, mask)
             dx, dresidual, dweight, dbias = channel_math.backward(
-                ops if x.numel() else reference, grad, x, weight, bias, Standard(*standard), details,
+                ops if x.numel() else reference,
+                grad,
+                x,
+                weight,
+                bias,
+                Standard(*standard),
+                details,
                 _reduction(decisions),
             )
         if decisions.activation is None and needs[1]:  # the output is linear in the residual, which was not kept

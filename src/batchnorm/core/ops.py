@@ -3,9 +3,9 @@
 Compilers, exporters and tensor modes see these operators. On CPU the native library implements them and gives
 `forward` its autograd node; elsewhere, and without a compiler, the reference does.
 
-Shapes: x, residual and gradients (N, C, *); weight, bias, mean and var (C,); statistics (3, C): the mean, 1/√(var + eps)
-and the biased variance that normalised, in float64. Parameters of the primitives are (G, C), a row for each virtual
-batch, or (1, C).
+Shapes: x, residual and gradients (N, C, *); weight, bias, mean and var (C,); statistics (3, C): the mean,
+1/√(var + eps) and the biased variance that normalised, in float64. Parameters of the primitives are (G, C), a row for
+each virtual batch, or (1, C).
 """
 
 from collections.abc import Sequence
@@ -197,12 +197,16 @@ def _backward(
     dx, dresidual, dweight, dbias = channel_math.backward(
         reference, grad, x, weight, bias, Standard(mean, rstd, share), Details(residual, activation)
     )
-    dresidual = grad if extra is not None and dresidual is None else dresidual
-    results = (dx, dresidual, None if weight is None else dweight.to(weight.dtype), None)
-    results = (*results[:3], None if bias is None else dbias.to(bias.dtype))
+    dresidual = grad if dresidual is None else dresidual  # the output is linear in a residual that was not kept
+    results: tuple[Tensor | None, ...] = (
+        dx,
+        torch.empty_like(x).copy_(grad) if dresidual is grad else dresidual,  # an operator's results are its own
+        None if weight is None else dweight.to(weight.dtype),
+        None if bias is None else dbias.to(bias.dtype),
+    )
+    empty = (x.new_empty(0) for _ in results)
     dx, dresidual, dweight, dbias = (
-        r.clone() if r is grad else r if r is not None and need else x.new_empty(0)
-        for r, need in zip(results, needs, strict=True)
+        r if r is not None and need else e for r, need, e in zip(results, needs, empty, strict=True)
     )
     return dx, dresidual, dweight, dbias
 

@@ -67,8 +67,9 @@ class Rules:
     renorm: Renorm | None = None
     single: Single = "error"
     nonfinite: NonFinite = "skip"
-    # whether the batch's own statistics are all that normalises in training: nearly every layer
+    # whether the batch's own statistics are all that normalises in training, and whether nothing else is asked for
     plain: bool = field(init=False, repr=False, compare=False, default=True)
+    everyday: bool = field(init=False, repr=False, compare=False, default=True)
 
     def __post_init__(self) -> None:
         _one_of("activation", self.activation, None, *ACTIVATIONS)
@@ -82,6 +83,7 @@ class Rules:
         _one_of("single", self.single, *get_args(Single))
         _one_of("nonfinite", self.nonfinite, *get_args(NonFinite))
         object.__setattr__(self, "plain", size is None and self.renorm is None)
+        object.__setattr__(self, "everyday", self.plain and group is None and self.nonfinite != "raise")
 
     def changed(self, **options: Any) -> Self:
         """These rules with some options changed.

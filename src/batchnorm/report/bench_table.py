@@ -5,6 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
+from .bench_words import aims, at_least, batches, doubts, judged, load, measured, quartiles, shape, spread
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
@@ -12,22 +14,32 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 LEGEND = (
-    "×: how many times faster ours is. compiled: torch.compile. copies: our time over that of copying the input.\n"
-    "small: inputs of fewer than 8,192 values. Totals are geometric means.\n"
+    "×: how many times faster ours is: median over turns, then its quartiles. compiled: torch.compile.\n"
+    "copies: our time over that of copying the input. large: 262,144 values or more; small: fewer than 8,192.\n"
+    "Totals are geometric means. ?: a ratio that is not to be trusted, listed below, and in no total.\n"
 )
+QUARTILES, VERDICT = 9, 12  # characters of columns that shall not be cut
+STYLES = {"aim reached": "green", "enough": "cyan", "not enough": "bold red", "not measured": "dim", "no aim": ""}
 
 
 def show(result: Result, console: Console) -> None:
-    """Cases, networks and memory; a ratio below 1 says that torch is faster, in red, and once more in words."""
-    for (block, layout), cases in groupby(result["cases"], key=lambda case: (case["block"], case["layout"])):
-        console.print(_cases(f"{block}, {result['settings']['dtype']}, {layout}", list(cases)))
+    """Cases, networks, memory and targets. Ratios below 1 are red, and the totals count them."""
+    roomy = console.width >= 100
+    for (dtype, block, layout), cases in groupby(result["cases"], key=lambda c: (c["dtype"], c["block"], c["layout"])):
+        console.print(_cases(f"{block}, {dtype}, {layout}", list(cases), roomy))
     if result["totals"]:
         console.print(_totals(result["totals"]))
         console.print(LEGEND, style="dim", highlight=False)
-    if result["networks"]:
-        console.print(_networks(result["networks"]))
+    for dtype, networks in groupby(result["networks"], key=lambda found: found["dtype"]):
+        console.print(_networks(dtype, list(networks), roomy))
     if result["memory"]:
         console.print(_memory(result["memory"]))
+    targets = [row for row in result["targets"] if result["settings"]["targets"] or row["measured"] is not None]
+    if targets:
+        console.print(_targets(targets, roomy))
+    for line in doubts(result):
+        console.print(f"not to be trusted: {line}", style="yellow", markup=False, highlight=False)
+    console.print(load(result["load"]), style="dim", highlight=False)
     for note in result["notes"]:
         console.print(f"note: {note}", markup=False, highlight=False)
     if result["interrupted"]:
@@ -41,30 +53,51 @@ def _table(title: str, *columns: str) -> Table:
 
     table = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="right" if i else "left", no_wrap=not i)
+        words = max(map(len, column.split()), default=VERDICT)
+        width = max(words, QUARTILES) if column.startswith("×") else words
+        table.add_column(column, justify="right" if i else "left", no_wrap=not i, overflow="fold", min_width=width)
     return table
 
 
-def _ratio(value: float | None) -> Text:
-    """How many times faster ours is."""
+def _ratio(ratio: Result | None, roomy: bool) -> Text:
+    """How many times faster ours is, with quartiles: beside it, or below if there is little room."""
+    from rich.text import Text
+
+    if ratio is None:
+        return Text("")
+    if ratio["doubt"] is not None:
+        return Text("?", style="yellow")
+    text = _times(ratio["median"])
+    between = quartiles(ratio)
+    return text.append(f" ({between})" if roomy else f"\n{between}", style="dim")
+
+
+def _times(value: float | None) -> Text:
     from rich.text import Text
 
     if value is None:
-        return Text("")
-    return Text(f"{value:.2f}×", style="green" if value >= 1 else "bold red")
+        return Text("?", style="yellow")
+    text = Text()
+    return text.append(f"{value:.2f}×", style="green" if value >= 1 else "bold red")
 
 
-def _cases(title: str, cases: list[Result]) -> Table:
-    rivals = [name for name in ("torch", "compiled") if any(name in case["times"] for case in cases)]
+def _copies(case: Result, way: str) -> str:
+    if case["group"] != "large":
+        return ""
+    return f"{case['copies'][way]['median']:.1f}" if case["copies"][way]["doubt"] is None else "?"
+
+
+def _cases(title: str, cases: list[Result], roomy: bool) -> Table:
+    rivals = [name for name in ("torch", "compiled") if any(name in case["ratios"] for case in cases)]
     heads = [f"{name}\nms" for name in [*rivals, "ours"]] + [f"×\n{name}" for name in rivals]
     table = _table(title, "input", *heads, "copies\nforward", "copies\nboth")
     for case in cases:
-        ms, copies = case["milliseconds"], case["copies"]
+        ms = case["milliseconds"]
         table.add_row(
-            "×".join(map(str, case["shape"])),
+            shape(case),
             *(f"{ms[name]:.3f}" if name in ms else "" for name in [*rivals, "ours"]),
-            *(_ratio(case["times"].get(name)) for name in rivals),
-            *(f"{copies[way]:.1f}" if case["group"] == "large" else "" for way in ("forward", "both")),
+            *(_ratio(case["ratios"].get(name), roomy) for name in rivals),
+            *(_copies(case, way) for way in ("forward", "both")),
         )
     return table
 
@@ -73,27 +106,31 @@ def _totals(totals: list[Result]) -> Table:
     from rich.text import Text
 
     rivals = [name for name in ("torch", "compiled") if any(name in total["mean"] for total in totals)]
-    heads = [part for name in rivals for part in (f"×\n{name}", "least", f"{name}\nfaster")]
+    heads = [part for name in rivals for part in (f"×\n{name}", "least", f"{name}\nfaster", "left\nout")]
     table = _table("in total", "inputs", *heads)
     for total in totals:
-        cells = []
+        cells: list[Text] = []
         for name in rivals:
-            slower = total["slower"].get(name, 0)
-            cells += [_ratio(total["mean"].get(name)), _ratio(total["least"].get(name))]
-            cells.append(Text(f"{slower} of {total['cases']}", style="bold red" if slower else ""))
-        table.add_row(f"{total['block']} {total['layout']} {total['group']}", *cells)
+            if name not in total["mean"]:
+                cells += [Text("")] * 4
+                continue
+            slower, left_out = total["slower"][name], total["left_out"][name]
+            cells += [_times(total["mean"][name]), _times(total["least"][name])]
+            cells.append(Text(f"{slower} of {total['cases'] - left_out}", style="bold red" if slower else ""))
+            cells.append(Text(str(left_out or ""), style="yellow"))
+        table.add_row(f"{total['block']} {total['dtype']} {total['layout']} {total['group']}", *cells)
     return table
 
 
-def _networks(networks: list[Result]) -> Table:
-    title = f"a training step of {networks[0]['batch']} images of {networks[0]['pixels']} px, ms"
-    table = _table(title, "network", "torch", "converted", "fused", "× converted", "× fused")
+def _networks(dtype: str, networks: list[Result], roomy: bool) -> Table:
+    title = f"a training step of {batches(networks)}, {dtype}, ms"
+    table = _table(title, "network", "torch", "converted", "fused", "×\nconverted", "×\nfused")
     for found in networks:
-        ms, times = found["milliseconds"], found["times"]
+        ms, ratios = found["milliseconds"], found["ratios"]
         table.add_row(
             f"{found['name']} {found['layout']}",
-            *(f"{ms[kind]:.0f}" for kind in ("torch", "converted", "fused")),
-            *(_ratio(times[kind]) for kind in ("converted", "fused")),
+            *(f"{ms[kind]:.3g}" if ms[kind] < 100 else f"{ms[kind]:.0f}" for kind in ("torch", "converted", "fused")),
+            *(_ratio(ratios[kind], roomy) for kind in ("converted", "fused")),
         )
     return table
 
@@ -108,4 +145,14 @@ def _memory(memory: list[Result]) -> Table:
             *(f"{size[kind]:.1f}" for kind in ("torch", "converted", "fused")),
             f"{size['fused'] / size['torch']:.0%}",
         )
+    return table
+
+
+def _targets(rows: list[Result], roomy: bool) -> Table:
+    from rich.text import Text
+
+    table = _table("beside the aims", "target", "measured", *(["spread"] if roomy else []), "at least", "aim", "")
+    for row in rows:
+        cells = [row["name"], measured(row), *([spread(row)] if roomy else []), at_least(row), aims(row)]
+        table.add_row(*map(Text, cells), Text(judged(row), style=STYLES[row["verdict"]]))
     return table

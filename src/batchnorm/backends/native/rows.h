@@ -335,7 +335,7 @@ void slice_gradient(const Call& call, const Item& item, bool backwards, const Sl
   });
 }
 
-// ---- kernels: one item after another. The second pass goes from the end, where the first left off.
+// ---- kernels: one item after another. The second pass begins with the last item, where the first left off.
 
 template <class T, Mask kind>
 struct Kernels {
@@ -359,7 +359,7 @@ struct Kernels {
       const Item item = rows::item(call.cut, call.cut.items - 1 - i);
       Slice<R> slice;
       slice.read_normalizer(call, item);
-      slice_output<T, kind>(call, item, true, slice);
+      slice_output<T, kind>(call, item, false, slice);
     });
   }
 
@@ -380,7 +380,7 @@ struct Kernels {
       Slice<R> slice;
       slice.read_normalizer(call, item);
       slice.read_gradient(call, item);
-      slice_gradient<T, kind>(call, item, true, slice);
+      slice_gradient<T, kind>(call, item, false, slice);
     });
   }
 

@@ -79,8 +79,7 @@ INLINE Floats widen(Halves h, bfloat16) { return as_floats(__builtin_convertvect
 INLINE Halves narrow_by_integers(Floats f) {
   Bits b = as_bits(f);
   Bits rounded = (b + 0x7fff + ((b >> 16) & 1)) >> 16;
-  Bits quiet = (b >> 16) | 0x40;
-  Bits bits = f == f ? rounded : quiet;
+  Bits bits = f == f ? rounded : Bits{} + 0x7fc0;
 #if defined(__AVX2__) && !defined(BATCHNORM_AVX512)
   const auto v = (__m256i)bits;  // each below 2¹⁶, so that packing saturates nothing
   return (Halves)_mm256_castsi256_si128(_mm256_permute4x64_epi64(_mm256_packus_epi32(v, v), 0x08));

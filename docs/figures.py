@@ -1,0 +1,101 @@
+"""Writes the figures of performance.md from saved runs of the benchmark, so that no figure is typed by hand.
+
+    batchnorm bench --targets --output bench
+    batchnorm bench --block relu --no-networks --output bench-compiled
+
+    python docs/figures.py REPORT.json...   # takes new runs into docs/measured/, then writes
+    python docs/figures.py                  # writes again from docs/measured/
+    python docs/figures.py --readme         # prints the table for the README
+
+A run with --targets becomes docs/measured/targets.json, and one beside torch.compile docs/measured/compiled.json. The
+text between `<!-- figures: NAME -->` and `<!-- end -->` in a page is replaced.
+"""
+
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from batchnorm.benchmark import targets
+from batchnorm.report import bench_markdown as markdown
+from batchnorm.report.bench_chart import chart
+
+HERE = Path(__file__).parent
+PAGE = HERE / "performance.md"
+CHART = HERE / "images" / "bench.svg"
+SECTION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NOTHING = "*Not measured yet.*\n"
+
+Result = dict[str, Any]
+
+# Each section of the page: the run that it comes from, and how it is written.
+SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "chart": ("targets", lambda result: "![How many times faster than torch's layers](images/bench.svg)\n"),
+    "run": ("targets", markdown.run),
+    "targets": ("targets", markdown.targets),
+    "totals": ("targets", lambda result: markdown.totals(result, "torch")),
+    "contiguous": ("targets", lambda result: markdown.inputs(result, "float32", "plain", "contiguous")),
+    "channels_last": ("targets", lambda result: markdown.inputs(result, "float32", "plain", "channels_last")),
+    "networks": ("targets", markdown.networks),
+    "memory": ("targets", markdown.memory),
+    "compiled": ("compiled", lambda result: markdown.run(result) + "\n" + markdown.totals(result, "compiled")),
+}
+
+
+def take(report: Path, folder: Path) -> None:
+    """Keep a run in the folder, each number with four digits.
+
+    Raises:
+        SystemExit: the run is one that no section shows.
+    """
+    result = json.loads(report.read_text(encoding="utf-8"))
+    against_compile = any("compiled" in case["ratios"] for case in result["cases"])
+    name = "targets" if result["settings"]["targets"] else "compiled" if against_compile else None
+    if name is None or result["settings"]["quick"] or result["interrupted"]:
+        sys.exit(f"{report}: expected a whole run with --targets, or one beside torch.compile; no --quick")
+    folder.mkdir(exist_ok=True)
+    text = json.dumps(_short(result), ensure_ascii=False, separators=(",", ":")).replace('{"dtype"', '\n{"dtype"')
+    (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _short(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_short(v) for v in value]
+    return float(f"{value:.4g}") if isinstance(value, float) else value
+
+
+def saved(folder: Path) -> dict[str, Result]:
+    """The runs in the folder, by name, beside the aims as they stand today."""
+    runs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
+    return {name: run | {"targets": targets.rows(run)} for name, run in runs.items()}
+
+
+def filled(page: str, runs: dict[str, Result]) -> str:
+    """The page with every section written anew, as not measured if there is no run for it."""
+
+    def section(match: re.Match[str]) -> str:
+        run, write = SECTIONS[match[2]]
+        return f"{match[1]}\n{write(runs[run]) if run in runs else NOTHING}\n{match[3]}"
+
+    return SECTION.sub(section, page)
+
+
+def main(arguments: list[str], folder: Path = HERE / "measured") -> None:
+    for report in arguments:
+        if report != "--readme":
+            take(Path(report), folder)
+    runs = saved(folder)
+    if "--readme" in arguments:
+        print(markdown.readme(runs["targets"]) if "targets" in runs else NOTHING, end="")
+        return
+    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), runs), encoding="utf-8")
+    if "targets" in runs:
+        CHART.write_text(chart(runs["targets"]), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
