@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from batchnorm.backends.numba import cpu
+from batchnorm.backends.numba.cpu_activations import _TABLE
 
 import batchnorm as bn
 from batchnorm.backends import reference
-from batchnorm.backends.numba import cpu
-from batchnorm.backends.numba.cpu_activations import _TABLE
 from tests.support.material import drifting
 
 

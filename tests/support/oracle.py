@@ -74,7 +74,9 @@ def exact(
     if training and population[0] is not None:
         population = moved(leaves["x"].detach(), *population, momentum, nonfinite, options.get("mask"))
     sizes = {"y": sum(_largest(terms[k]) for k in ("scaled", "bias", "residual"))}
-    for name, after, before in zip(("running_mean", "running_var"), population, (running_mean, running_var), strict=True):
+    for name, after, before in zip(
+        ("running_mean", "running_var"), population, (running_mean, running_var), strict=True
+    ):
         sizes[name] = _largest(after) + _largest(before)
     if grad is not None:
         y.backward(grad.double())
@@ -83,7 +85,9 @@ def exact(
         by_weight = (hat * dz).square().sum(over).sqrt()  # √n, as rounding errors add up
         sizes |= {"residual": _largest(dz), "x": _largest(slope) * _largest(dz) * (2 + _largest(hat))}
         sizes |= {"weight": 4 * _largest(by_weight), "bias": 4 * _largest(dz.square().sum(over).sqrt())}
-    return Answer(y.detach(), *population, {k: None if t is None else t.grad for k, t in leaves.items()}, z.detach(), sizes)
+    return Answer(
+        y.detach(), *population, {k: None if t is None else t.grad for k, t in leaves.items()}, z.detach(), sizes
+    )
 
 
 def before_activation(
@@ -205,9 +209,7 @@ def answer(
     return Answer(y.detach(), mean, var, {k: None if t is None else t.grad for k, t in leaves.items()})
 
 
-def by_torch(
-    *args: Any, residual: Tensor | None = None, activation: str | None = None, **keywords: Any
-) -> Tensor:
+def by_torch(*args: Any, residual: Tensor | None = None, activation: str | None = None, **keywords: Any) -> Tensor:
     """torch's own way to a batch norm with a residual and an activation: the rival."""
     y = F.batch_norm(*args, **keywords)
     return ACTIVATIONS[activation](y if residual is None else y + residual)
@@ -257,9 +259,7 @@ def judge_all(ours: Answer, truth: Answer, torchs: Answer) -> None:
             judge(name, got, right[name], theirs[name], size=truth.sizes[name])
 
 
-def away_from_kinks(
-    z: Tensor, activation: str | None, dtype: torch.dtype, stored: torch.dtype | None = None
-) -> Tensor:
+def away_from_kinks(z: Tensor, activation: str | None, dtype: torch.dtype, stored: torch.dtype | None = None) -> Tensor:
     """Where two right gradients must agree: further from the activation's kinks than rounding can reach.
 
     `z` rounds in `dtype`. The derivative may be read off an output that is `stored` in a narrower one.
