@@ -12,11 +12,11 @@ from tests.backends.native.material import (
     every_dtype,
     every_place,
     forward,
-    needs_native,
     parameters,
     tensors,
     wide,
 )
+from tests.support.backends import needs_native
 from tests.support.material import LAYOUTS, drifting
 from tests.support.oracle import answer, by_torch, exact, judge, judge_all
 

@@ -12,12 +12,12 @@ from tests.backends.native.material import (
     every_dtype,
     every_place,
     forward,
-    needs_native,
     parameters,
     tensors,
     wide,
 )
 from tests.support import oracle
+from tests.support.backends import needs_native
 from tests.support.material import drifting
 from tests.support.oracle import ACTIVATIONS, away_from_kinks, judge, weights_like
 

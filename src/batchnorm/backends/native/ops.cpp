@@ -107,8 +107,8 @@ struct Input {
     TORCH_CHECK(x.dim() >= 2, "batchnorm: expected an input (N, C, *), got ", x.sizes());
     TORCH_CHECK(x.numel() > 0, "batchnorm: expected an input with values, got ", x.sizes());
     N = x.size(0), C = x.size(1), S = x.numel() / (N * C);
+    if (!is_dense(x, true) && !is_dense(x, false)) x = x.contiguous();
     rows = C > 1 && is_dense(x, true);
-    if (!rows && !is_dense(x, false)) x = x.contiguous();
   }
 
   // `t` with the strides and dtype of x.

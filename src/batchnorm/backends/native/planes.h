@@ -88,7 +88,10 @@ template <class T, bool Masked>
 bool first_centre(const Call& call, const Stack& stack, int64_t c, int64_t s0, int64_t s1, real<T>& centre) {
   using R = real<T>;
   const auto* x = static_cast<const T*>(call.x);
-  for (int64_t n = stack.n0; n < stack.n1; ++n) {
+  Sums<R> sums{};
+  R first = 0;
+  int64_t seen = 0;  // runs may be short, and one value alone be far from the mean
+  for (int64_t n = stack.n0; n < stack.n1 && seen < kFirstValues; ++n) {
     const T* run = x + (n * call.cut.C + c) * call.cut.S + s0;
     const auto mask = mask_of<R, Masked>(call, n, c, s0);
     int64_t k = 0;
@@ -96,15 +99,15 @@ bool first_centre(const Call& call, const Stack& stack, int64_t c, int64_t s0, i
       while (k < s1 - s0 && !(mask.values[k] > 0)) ++k;
     }
     if (k == s1 - s0) continue;
-    const R first = load_one(run + k);
-    const int64_t count = std::min<int64_t>(s1 - s0, k + kFirstValues);
-    Sums<R> sums{};
+    if (seen == 0) first = load_one(run + k);
+    const int64_t count = std::min<int64_t>(s1 - s0, k + kFirstValues - seen);
     add_moments(run, count, first, mask, sums);
-    const double weights = Masked ? total(sums.weights) : static_cast<double>(count);
-    centre = first + static_cast<R>(total(sums.off) / weights);
-    return true;
+    seen += count;
   }
-  return false;
+  if (seen == 0) return false;
+  const double weights = Masked ? total(sums.weights) : static_cast<double>(seen);
+  centre = first + static_cast<R>(total(sums.off) / weights);
+  return true;
 }
 
 // A block in double, for squares that leave float's range, or values that are Inf or NaN.
