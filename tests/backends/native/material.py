@@ -7,12 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from batchnorm.backends import native
 from batchnorm.core import ops
 from tests.support.material import LAYOUTS as EVERY_LAYOUT
 from tests.support.material import drifting
-
-needs_native = pytest.mark.skipif(not native.available(), reason="needs the native library")
 
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 PLACES = {name: EVERY_LAYOUT[name] for name in ("contiguous", "channels_last")}

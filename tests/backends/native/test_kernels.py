@@ -15,11 +15,11 @@ from tests.backends.native.material import (
     every_place,
     forward,
     ids,
-    needs_native,
     parameters,
     tensors,
     wide,
 )
+from tests.support.backends import needs_native
 from tests.support.material import drifting
 from tests.support.oracle import ACTIVATIONS, answer, away_from_kinks, by_torch, exact, judge, judge_all
 

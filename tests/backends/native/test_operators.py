@@ -12,11 +12,11 @@ from tests.backends.native.material import (
     every_dtype,
     every_place,
     forward,
-    needs_native,
     parameters,
     tensors,
     wide,
 )
+from tests.support.backends import needs_native
 from tests.support.material import LAYOUTS, drifting
 from tests.support.oracle import answer, by_torch, exact, judge, judge_all
 
@@ -229,9 +229,9 @@ def test_primitives_refuse_parameters_of_other_groups():
     x, row = drifting(6, 3), torch.ones(2, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="parameters of 3 groups, got 2"):
         ops.normalize(x, row, row, row, None, None, 2)
-    with pytest.raises(RuntimeError, match="expand|size"):
+    with pytest.raises(RuntimeError, match=r"expand|size"):
         ops.normalize(x, row[:, :2], row[:, :2], row[:, :2], None, None, 3)
-    with pytest.raises(RuntimeError, match="expand|size"):
+    with pytest.raises(RuntimeError, match=r"expand|size"):
         ops.moments(x, 0, torch.ones(5, 3))
 
 

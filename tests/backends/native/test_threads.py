@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from batchnorm.core import ops
-from tests.backends.native.material import DTYPES, PLACES, forward, needs_native, parameters, tensors, wide
+from tests.backends.native.material import DTYPES, PLACES, forward, parameters, tensors, wide
+from tests.support.backends import needs_native
 
 pytestmark = needs_native
 
