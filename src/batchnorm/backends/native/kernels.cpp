@@ -20,6 +20,7 @@ namespace {
 
 constexpr int64_t kBlock = 1024;      // values of a channel summed in the working precision: 4 KiB of float in L1
 constexpr int64_t kPiece = 64;        // blocks of a run are multiples of so many values, whole cache lines in any dtype
+constexpr int64_t kSums = 64;         // vectors of short runs summed in the working precision
 constexpr int64_t kRun = 512;         // a run of so many values is a block of its own
 constexpr int64_t kStretch = 16384;   // values of neighbouring channels that are read in one go: 16 pages of float
 constexpr int64_t kCached = 262144;   // values of a band, to be read a second time
@@ -61,7 +62,7 @@ Cut cut(bool rows, int64_t N, int64_t C, int64_t S, int64_t virtual_batch_size) 
   } else {
     cut.span = S <= kBlock ? S : ceil_div(S, ceil_div(S, kBlock) * kPiece) * kPiece;
     cut.split = ceil_div(S, cut.span);
-    cut.stack = S < kRun ? std::max<int64_t>(kBlock / S, 1) : 1;
+    cut.stack = S < kRun ? std::max<int64_t>(std::min(kBlock / S, kSums / ceil_div(S, 8)), 1) : 1;
     const int64_t share = cut.parallel ? C / kBands : C;  // threads need bands to share
     const int64_t band = std::min({kStretch / S, kCached / values, share, kBand});
     cut.width = std::max<int64_t>(band, 1);
