@@ -198,7 +198,7 @@ def answer(
     residual: Tensor | None = None,
     **keywords: Any,
 ) -> Answer:
-    """The results of a function with the signature of `F.batch_norm`: output, buffers after it, gradients for `grad`."""
+    """A function with the signature of `F.batch_norm`: its output, the buffers after it, the gradients for `grad`."""
     leaves: dict[str, Any] = {"x": x, "residual": residual, "weight": weight, "bias": bias}
     leaves = {k: None if t is None else t.detach().requires_grad_() for k, t in leaves.items()}
     mean, var = (None if s is None else s.clone() for s in (mean, var))

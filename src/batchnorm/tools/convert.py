@@ -10,7 +10,6 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.core.rules import OPTIONS
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from batchnorm.tools import fuse as fusion
 
@@ -113,11 +112,11 @@ def revert(model: Model) -> Model:
     fusion.unfuse(model)
     for _, module in layers:
         group = module.process_group
-        for name in (*OPTIONS, "frozen", "_paused", "_window", "_domain", "_skips", "_name", "_fused"):
+        for name in BatchNorm.__annotations__:  # all that our class adds to torch's
             module.__dict__.pop(name, None)
+        module.__class__ = theirs[type(module)]  # type: ignore[assignment]
         if isinstance(module, nn.SyncBatchNorm):  # there it is torch's
             module.process_group = None if group is True else group
-        module.__class__ = theirs[type(module)]  # type: ignore[assignment]
     return model
 
 

@@ -229,9 +229,9 @@ def test_primitives_refuse_parameters_of_other_groups():
     x, row = drifting(6, 3), torch.ones(2, 3, dtype=torch.float64)
     with pytest.raises(RuntimeError, match="parameters of 3 groups, got 2"):
         ops.normalize(x, row, row, row, None, None, 2)
-    with pytest.raises(RuntimeError, match="expand|size"):
+    with pytest.raises(RuntimeError, match=r"expand|size"):
         ops.normalize(x, row[:, :2], row[:, :2], row[:, :2], None, None, 3)
-    with pytest.raises(RuntimeError, match="expand|size"):
+    with pytest.raises(RuntimeError, match=r"expand|size"):
         ops.moments(x, 0, torch.ones(5, 3))
 
 
