@@ -7,13 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.core import population
+from batchnorm.core import ops, population
 from batchnorm.core.moments import Moments
-from batchnorm.core.ops import forward
 from batchnorm.core.population import Bank, Window, unfit
 from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
 from batchnorm.core.sharing import resolve
-from batchnorm.core.torch_internals import recomputing, transformed
+from batchnorm.core.torch_internals import recomputing, transformed, unwatched
 from batchnorm.core.validation import Call
 from batchnorm.functional import Moving, dense, is_everyday, normalized
 
@@ -170,7 +169,7 @@ class BatchNorm(_BatchNorm):
         if batch is not None:
             if learns:
                 self._remember(bank, batch)
-        elif learns and not torch.compiler.is_compiling() and int(self._skips) != self._skips_reported:
+        elif learns and unwatched() and int(self._skips) != self._skips_reported:
             self._report_skip(unfit(Moments.of(input.detach()), bank.running_var.dtype))
         return output
 
@@ -194,7 +193,7 @@ class BatchNorm(_BatchNorm):
                     mean = var = None
                 else:
                     batches = self._buffers["num_batches_tracked"]
-                output, _ = forward(
+                output, _ = ops.forward(
                     x, residual, weight, bias, None, None, mean, var, batches, skips, momentum, self.eps,
                     rules.activation, rules.nonfinite == "skip",
                 )  # fmt: skip
@@ -203,7 +202,7 @@ class BatchNorm(_BatchNorm):
                 return output
             if mean is None:
                 return None
-            return forward(
+            return ops.forward(
                 x, residual, weight, bias, mean, var, None, None, None, None, None, self.eps, rules.activation, False
             )[0]
         except (KeyError, RuntimeError, TypeError):  # parametrised or pruned layers; what the operator refuses
@@ -262,10 +261,11 @@ class BatchNorm(_BatchNorm):
 
     def _report_skip(self, channels: Tensor) -> None:
         if not self._skips_reported:
-            which = channels.nonzero().flatten().tolist()
+            found = channels.nonzero().flatten().tolist()
+            which = f"of channels {found} are" if found else "of some channels, in compiled steps before this one, were"
             warnings.warn(
-                f"{self!r}: the batch statistics of channels {which} are not finite; their running statistics were not "
-                "updated. This is shown once; layer.skipped_batches counts",
+                f"{self!r}: the batch statistics {which} not finite; their running statistics were not updated. This is "
+                "shown once; layer.skipped_batches counts",
                 RuntimeWarning,
                 stacklevel=3,
             )

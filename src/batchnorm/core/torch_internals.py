@@ -28,14 +28,16 @@ def transformed() -> bool:
 
 
 def unwatched() -> bool:
-    """Whether no compiler, tracer or transform follows the operations: their results alone count.
+    """Whether no compiler, tracer, transform or dispatch mode follows the operations: their results alone count.
 
-    Without `torch._C._is_tracing` and the two names of `transformed`, traces would miss standard operators.
+    Without `torch._C._is_tracing` and the names of `transformed` and `dispatch_mode_active`, traces would miss standard
+    operators, and fake tensors would be asked for values.
     """
     return not (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
         or torch._C._are_functorch_transforms_active()
+        or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
     )
 
