@@ -264,8 +264,8 @@ class BatchNorm(_BatchNorm):
             found = channels.nonzero().flatten().tolist()
             which = f"of channels {found} are" if found else "of some channels, in compiled steps before this one, were"
             warnings.warn(
-                f"{self!r}: the batch statistics {which} not finite; their running statistics were not updated. This is "
-                "shown once; layer.skipped_batches counts",
+                f"{self!r}: the batch statistics {which} not finite; their running statistics were not updated. This "
+                "is shown once; layer.skipped_batches counts",
                 RuntimeWarning,
                 stacklevel=3,
             )
