@@ -28,6 +28,9 @@ class Call(NamedTuple):
 def validate(call: Call, shared: bool) -> None:
     """Raise what is wrong with a call; `shared` statistics may rest on the values of other ranks."""
     input, rules, eps = call.input, call.rules, call.eps
+    for what, given in (("residual", call.residual), ("mask", call.mask), ("lengths", call.lengths)):
+        if given is not None and not isinstance(given, Tensor):
+            raise TypeError(f"expected {what} to be a tensor, got {type(given).__name__}; pass torch.as_tensor({what})")
     if not input.is_floating_point():
         raise NotImplementedError(
             f"batch_norm needs a floating-point input, got {input.dtype}; convert it, say .float()"
