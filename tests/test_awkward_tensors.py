@@ -62,5 +62,5 @@ def test_what_is_no_tensor_is_an_error_in_words(name: str, wrong: object) -> Non
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.int32, torch.complex64], ids=str)
 def test_dtypes_that_no_batch_norm_has(dtype: torch.dtype) -> None:
-    with pytest.raises((RuntimeError, NotImplementedError), match="(?i)float"):
+    with pytest.raises((RuntimeError, NotImplementedError), match=r"(?i)float"):
         bn.BatchNorm2d(3)(drifting(4, 3, 5, 5).to(dtype))
