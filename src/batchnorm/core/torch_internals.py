@@ -3,10 +3,12 @@
 Public names serve everywhere else; tests/core/test_torch_internals.py holds the tree to that.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 
@@ -67,3 +69,62 @@ def constant_to_compilers(function: Callable[[], bool]) -> Callable[[], bool]:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+SavedTensorHooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
+
+
+def saved_tensor_hooks() -> SavedTensorHooks | None:
+    """The pair of hooks that packs and unpacks saved tensors in this thread.
+
+    Without `torch._C._autograd._top_saved_tensors_default_hooks`, hooks would not reach the threads of `bn.big_batch`.
+    """
+    found = torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return None if found is None else (found[0], found[1])
+
+
+class Modes(NamedTuple):
+    """The function modes and the dispatch modes of a thread, outermost first."""
+
+    function: list[Any]
+    dispatch: list[Any]
+
+
+def modes() -> Modes:
+    """The modes of this thread.
+
+    Without `torch._C._get_function_stack_at`, `_get_dispatch_stack_at` and their lengths, modes would not reach the
+    threads of `bn.big_batch`.
+    """
+    return Modes(
+        [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())],
+        [torch._C._get_dispatch_stack_at(i) for i in range(torch._C._len_torch_dispatch_stack())],
+    )
+
+
+@contextmanager
+def under(these: Modes) -> Iterator[None]:
+    """These modes on this thread's stacks, without entering them once more: some start anew when entered.
+
+    Without `torch._C._push_on_torch_function_stack`, `_push_on_torch_dispatch_stack` and their opposites, modes would
+    not reach the threads of `bn.big_batch`.
+    """
+    for mode in these.function:
+        torch._C._push_on_torch_function_stack(mode)
+    for mode in these.dispatch:
+        torch._C._push_on_torch_dispatch_stack(mode)
+    try:
+        yield
+    finally:
+        for _ in these.dispatch:
+            torch._C._pop_torch_dispatch_stack()
+        for _ in these.function:
+            torch._C._pop_torch_function_stack()
+
+
+def post_accumulate_hooks(leaf: Tensor) -> dict[int, Any]:
+    """The hooks of `leaf` that run when its gradient was added to, by handle; to be emptied and filled in place.
+
+    Without `_post_accumulate_grad_hooks`, they would run once for each micro-batch of `bn.big_batch`.
+    """
+    return getattr(leaf, "_post_accumulate_grad_hooks", None) or {}

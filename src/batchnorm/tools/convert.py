@@ -52,6 +52,11 @@ def register(theirs: type[nn.Module], ours: type[BatchNorm]) -> None:
     _ours[theirs] = ours
 
 
+def counterpart(module: nn.Module) -> type[BatchNorm] | None:
+    """Our class for a layer of torch's, or of a class that was registered; None for every other module."""
+    return _ours.get(type(module))
+
+
 def convert(model: Model, *, fuse: bool = False, sync: bool = False, **options: Any) -> Model:
     """Turn every batch norm of `model` that is torch's own into ours, in place; returns the model.
 
