@@ -2,6 +2,7 @@
 
 import copy
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,17 @@ from torch import nn
 from torch.nn import functional as F
 
 import batchnorm as bn
-from tests.support.big_batch_networks import TASKS, assert_same_step, classes, compare, conv, headed, pictures, resnet
+from tests.support.big_batch_networks import (
+    TASKS,
+    Task,
+    assert_same_step,
+    classes,
+    compare,
+    conv,
+    headed,
+    pictures,
+    resnet,
+)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: task.__name__)
@@ -69,13 +80,10 @@ def test_gradients_add_up_in_place():
 def test_inputs_with_a_graph_get_their_gradient():
     case = resnet()
     grads = []
-    for step in (case.big, case.in_parts):
+    for step in (Task.big, Task.in_parts):
         start = case.inputs.clone().requires_grad_()
-        model = copy.deepcopy(case.model)
-        object.__setattr__(case, "inputs", start * 2)
-        step(model)
+        step(replace(case, inputs=start * 2), copy.deepcopy(case.model))
         grads.append(start.grad)
-        object.__setattr__(case, "inputs", start.detach())
     torch.testing.assert_close(grads[1], grads[0], rtol=1e-10, atol=1e-14)
 
 
@@ -94,9 +102,7 @@ def test_a_loader_gives_micro_batches():
 
 def test_without_batch_norm_it_is_plain_accumulation():
     model = nn.Sequential(nn.Flatten(), nn.Linear(192, 5), nn.ReLU(), nn.Linear(5, 3)).double()
-    case = resnet()
-    object.__setattr__(case, "model", model)
-    compare(case)
+    compare(replace(resnet(), model=model))
 
 
 def test_unused_outputs_and_parameters_have_no_gradient():
@@ -108,11 +114,10 @@ def test_unused_outputs_and_parameters_have_no_gradient():
         def forward(self, x):
             return self.a(x), self.b(x)
 
-    case = resnet()
-    for name, value in {"model": Two().double(), "inputs": torch.randn(11, 3).double(), "targets": None,
-                        "loss_fn": lambda outputs: outputs[0].square().mean() + outputs[0].sin().sum()}.items():  # fmt: skip
-        object.__setattr__(case, name, value)
-    parts, _ = compare(case)
+    def loss(outputs):
+        return outputs[0].square().mean() + outputs[0].sin().sum()
+
+    parts, _ = compare(Task(Two().double(), loss, torch.randn(11, 3).double()))
     assert parts.b.weight.grad is None
 
 
@@ -128,15 +133,8 @@ def test_a_view_of_a_gradient_is_not_added_to_twice():
         def forward(self, x):
             return self.norm(x) * (self.a.unsqueeze(0) + self.b.unsqueeze(0)).expand_as(x)
 
-    case = resnet()
     x = torch.randn(5, 3)
-    for name, value in {
-        "model": Sum(),
-        "inputs": x,
-        "targets": None,
-        "loss_fn": lambda y: y.pow(2).sum() + (y * x).sum(),
-    }.items():
-        object.__setattr__(case, name, value)
+    case = Task(Sum(), lambda y: y.pow(2).sum() + (y * x).sum(), x)
     whole, parts = copy.deepcopy(case.model), copy.deepcopy(case.model)
     case.big(whole)
     case.in_parts(parts, 1)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn.parallel import DistributedDataParallel
 
 
 def recomputing() -> bool:
@@ -117,7 +118,7 @@ def under(these: Modes) -> Iterator[None]:
         yield
     finally:
         for _ in these.dispatch:
-            torch._C._pop_torch_dispatch_stack()
+            torch._C._pop_torch_dispatch_stack(None)
         for _ in these.function:
             torch._C._pop_torch_function_stack()
 
@@ -128,3 +129,20 @@ def post_accumulate_hooks(leaf: Tensor) -> dict[int, Any]:
     Without `_post_accumulate_grad_hooks`, they would run once for each micro-batch of `bn.big_batch`.
     """
     return getattr(leaf, "_post_accumulate_grad_hooks", None) or {}
+
+
+def has_communication_hook(model: DistributedDataParallel) -> bool:
+    """Whether a hook reduces the gradients of `model` in its own way.
+
+    Without `_comm_hooks`, `bn.big_batch` would take the mean in spite of it.
+    """
+    return bool(getattr(model, "_comm_hooks", ()))
+
+
+def broadcast_buffers(model: DistributedDataParallel) -> None:
+    """Write the first rank's buffers over every rank's, if a forward pass of `model` would do so now.
+
+    Without `_sync_buffers`, ranks would keep running statistics of their own under `bn.big_batch`.
+    """
+    if model.will_sync_module_buffers():
+        model._sync_buffers()

@@ -6,7 +6,7 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 
-class Abandoned(BaseException):  # noqa: N818  # not an error of its own: no `except Exception` on the way stops it
+class Abandoned(BaseException):  # not an error of its own: no `except Exception` on the way stops it
     """Raised in a function that waits and will not be resumed."""
 
 

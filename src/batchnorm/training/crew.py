@@ -1,6 +1,7 @@
 """The micro-batches of one big batch, each in a thread that waits at every batch norm for the others."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -19,7 +20,11 @@ class Outputs(NamedTuple):
 
     leaves: list[Any]
     spec: TreeSpec
-    place = "at the end of its forward pass"
+
+    @property
+    def place(self) -> str:
+        """For errors."""
+        return "at the end of its forward pass"
 
 
 class Crew:
@@ -48,11 +53,13 @@ class Crew:
     def forward(self) -> Iterator[None]:
         """Forward passes, a round at a time."""
         messages = []
-        for number, batch in enumerate(self._waiting):
+        for number, (batch, last) in enumerate(_with_last(self._waiting)):
             self.batches.append(batch)
-            work = _Work(self, batch, number)
+            work = _Work(self, batch, number, alone=last and number == 0)
             self.coroutines.append(Coroutine(work, f"micro-batch {number}"))
             messages.append(self._resume(number, None))
+        if not messages:
+            raise ValueError("expected at least one micro-batch from the iterable, got none")
         self._outputs = yield from self._until(Outputs, messages)
 
     def outputs(self) -> Any:
@@ -80,13 +87,13 @@ class Crew:
         leaves = [pair for batch in self.batches for pair in zip(batch.sources, batch.leaves, strict=True)]
         _backward([(source, leaf.grad) for source, leaf in leaves])  # the caller's graph, at once
 
-    def _until(self, end: type, messages: list[Any]) -> Iterator[None]:
+    def _until(self, end: type, messages: list[Any]) -> Generator[None, None, list[Any]]:
         """Rounds until all micro-batches send an `end`; returns those."""
         while not all(isinstance(message, end) for message in messages):
             answer = combined(_together(messages))
             yield
             messages = [self._resume(number, answer) for number in range(len(self.coroutines))]
-        return messages  # type: ignore[return-value]  # noqa: B901
+        return messages
 
     def _resume(self, number: int, answer: Any) -> Any:
         try:
@@ -97,16 +104,16 @@ class Crew:
 
 
 class _Work:
-    """The forward and the backward pass of a micro-batch, called in its thread."""
+    """The forward and the backward pass of a micro-batch, called in its thread; `alone` it is the big batch."""
 
-    def __init__(self, crew: Crew, batch: MicroBatch, number: int) -> None:
-        self.crew, self.batch, self.number = crew, batch, number
+    def __init__(self, crew: Crew, batch: MicroBatch, number: int, alone: bool) -> None:
+        self.crew, self.batch, self.number, self.alone = crew, batch, number, alone
 
     def __call__(self, coroutine: Coroutine) -> None:
         self.crew.state.run(lambda: self._run(coroutine))
 
     def _run(self, coroutine: Coroutine) -> None:
-        with exchanging(MicroBatchExchange(coroutine, self.number)):
+        with nullcontext() if self.alone else exchanging(MicroBatchExchange(coroutine, self.number)):
             with self.crew.state.autocasting():
                 leaves, spec = self._outputs()
             gradients = coroutine.wait(Outputs(leaves, spec))
@@ -127,6 +134,15 @@ class _Work:
         if not any(isinstance(leaf, Tensor) for _, leaf in paths):
             raise ValueError(f"expected the model to return tensors, got {type(outputs).__name__}")
         return [leaf for _, leaf in paths], spec
+
+
+def _with_last(batches: Iterator[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
+    """Each of them, and whether it is the last."""
+    for batch in batches:
+        for following in batches:
+            yield batch, False
+            batch = following
+        yield batch, True
 
 
 def _backward(pairs: list[tuple[Any, Any]]) -> None:

@@ -33,15 +33,15 @@ class MicroBatchExchange:
 
     def pooled(self, own: Moments, ranks: Group | None, label: str) -> Moments:
         """The moments (1, C) of all micro-batches' values together."""
-        return self._meet("forward", label, own, lambda all: _pooled(all, ranks, label))
+        return self._meet("forward", label, own, lambda owns: _pooled(owns, ranks, label))
 
     def summed(self, values: Tensor, ranks: Group | None, label: str) -> Tensor:
         """The sum of every micro-batch's `values`."""
-        return self._meet("backward", label, values, lambda all: _summed(all, ranks, label))
+        return self._meet("backward", label, values, lambda owns: _summed(owns, ranks, label))
 
     def split(self, rows: int, size: int, label: str) -> bool:
         """True if virtual batches of `size` rows divide the big batch, and no micro-batch's rows end within one."""
-        return self._meet("forward", label, rows, lambda all: _split(all, size, label))
+        return self._meet("forward", label, rows, lambda owns: _split(owns, size, label))
 
     def _meet(self, where: str, label: str, own: Any, combine: Callable[[Sequence[Any]], Any]) -> Any:
         return self.coroutine.wait(Meeting(where, label, own, combine))

@@ -13,8 +13,8 @@ from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tr
 class MicroBatch:
     """Arguments of the model for some samples.
 
-    `sources` are the caller's inputs that require a gradient. Each stands in the arguments as a leaf, in `leaves`, whose
-    gradient is passed on once all micro-batches are done.
+    `sources` are the caller's inputs that require a gradient. The arguments hold a leaf in place of each: `leaves`,
+    whose gradients are passed on once all micro-batches are done.
     """
 
     args: tuple[Any, ...]
