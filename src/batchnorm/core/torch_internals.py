@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.nn.parallel import DistributedDataParallel
 
 
@@ -146,3 +147,20 @@ def broadcast_buffers(model: DistributedDataParallel) -> None:
     """
     if model.will_sync_module_buffers():
         model._sync_buffers()
+
+
+def owners_of_storage(t: Tensor) -> int:
+    """How many tensors share the memory of `t`, itself among them.
+
+    Without `torch._C._storage_Use_Count`, `bn.big_batch(offload=)` could not tell a tensor from one with views.
+    """
+    storage = t.untyped_storage()  # one owner more
+    return torch._C._storage_Use_Count(storage._cdata) - 1
+
+
+def unseen_by_modes() -> AbstractContextManager[None]:
+    """No function mode sees the operations inside.
+
+    Without `torch._C.DisableTorchFunction`, modes would see tensors move to and fro under `bn.big_batch(offload=)`.
+    """
+    return torch._C.DisableTorchFunction()

@@ -13,6 +13,7 @@ from batchnorm.training.borrowed_model import borrowed
 from batchnorm.training.crew import Crew
 from batchnorm.training.gradients import as_one_backward, leaves_of
 from batchnorm.training.micro_batches import Stream, check_size, cut, is_stream
+from batchnorm.training.parking import parking
 from batchnorm.training.replicas import Replicas
 from batchnorm.training.thread_state import without_autocast
 from batchnorm.training.undo import unmoved_unless_finished
@@ -80,7 +81,12 @@ def big_batch(
     batches = cut(inputs, micro_batch_size) if stream is None else stream
     replicas = Replicas(model)
     model = replicas.model
-    with borrowed(model), unmoved_unless_finished(model), Crew(model, batches) as crew:
+    with (
+        borrowed(model),
+        unmoved_unless_finished(model),
+        parking(offload, model) as place,
+        Crew(model, batches, place) as crew,
+    ):
         replicas.share_buffers()
         _through(crew.forward(), "forward", progress)
         outputs = crew.outputs()

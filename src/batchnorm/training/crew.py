@@ -1,17 +1,18 @@
 """The micro-batches of one big batch, each in a thread that waits at every batch norm for the others."""
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
+from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path, tree_leaves, tree_unflatten
 
 from batchnorm.core.sharing import exchanging
 from batchnorm.training.baton import Coroutine, Ended
 from batchnorm.training.exchange import Meeting, MicroBatchExchange, combined
 from batchnorm.training.micro_batches import MicroBatch, joined
+from batchnorm.training.parking import Parked, Parking
 from batchnorm.training.thread_state import ThreadState
 
 
@@ -34,10 +35,11 @@ class Crew:
     meet as in any backward pass. Only the batch norms' sums meet between threads.
     """
 
-    def __init__(self, model: nn.Module, batches: Iterable[MicroBatch]) -> None:
-        self.model, self.state = model, ThreadState()
+    def __init__(self, model: nn.Module, batches: Iterable[MicroBatch], parking: Parking | None) -> None:
+        self.model, self.state, self.parking = model, ThreadState(), parking
         self.coroutines: list[Coroutine] = []
         self.batches: list[MicroBatch] = []
+        self._parked: list[Parked] = []  # by micro-batch, if anything is
         self._waiting = iter(batches)
         self._outputs: list[Outputs] = []
 
@@ -55,7 +57,8 @@ class Crew:
         messages = []
         for number, (batch, last) in enumerate(_with_last(self._waiting)):
             self.batches.append(batch)
-            work = _Work(self, batch, number, alone=last and number == 0)
+            parked = None if self.parking is None else self._park(batch)
+            work = _Work(self, batch, number, parked, alone=last and number == 0)
             self.coroutines.append(Coroutine(work, f"micro-batch {number}"))
             messages.append(self._resume(number, None))
         if not messages:
@@ -95,7 +98,15 @@ class Crew:
             messages = [self._resume(number, answer) for number in range(len(self.coroutines))]
         return messages
 
+    def _park(self, batch: MicroBatch) -> Parked:
+        assert self.parking is not None
+        self.parking.share(t for t in tree_leaves((batch.args, batch.keywords)) if isinstance(t, Tensor))
+        self._parked.append(Parked(self.parking))
+        return self._parked[-1]
+
     def _resume(self, number: int, answer: Any) -> Any:
+        if self._parked:
+            self._parked[(number + 1) % len(self._parked)].fetch()
         try:
             return self.coroutines[number].resume(answer)
         except Exception as error:
@@ -106,14 +117,18 @@ class Crew:
 class _Work:
     """The forward and the backward pass of a micro-batch, called in its thread; `alone` it is the big batch."""
 
-    def __init__(self, crew: Crew, batch: MicroBatch, number: int, alone: bool) -> None:
-        self.crew, self.batch, self.number, self.alone = crew, batch, number, alone
+    def __init__(self, crew: Crew, batch: MicroBatch, number: int, parked: Parked | None, alone: bool) -> None:
+        self.crew, self.batch, self.number, self.parked, self.alone = crew, batch, number, parked, alone
 
     def __call__(self, coroutine: Coroutine) -> None:
         self.crew.state.run(lambda: self._run(coroutine))
 
     def _run(self, coroutine: Coroutine) -> None:
-        with nullcontext() if self.alone else exchanging(MicroBatchExchange(coroutine, self.number)):
+        with ExitStack() as stack:
+            if not self.alone:
+                stack.enter_context(exchanging(MicroBatchExchange(coroutine, self.number, self.parked)))
+            if self.parked is not None:
+                stack.enter_context(self.parked.watching(self.crew.state.hooks))
             with self.crew.state.autocasting():
                 leaves, spec = self._outputs()
             gradients = coroutine.wait(Outputs(leaves, spec))

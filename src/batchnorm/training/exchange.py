@@ -9,6 +9,7 @@ from torch import Tensor
 from batchnorm.core.moments import Moments
 from batchnorm.core.sharing import Group, pooled_over_ranks, summed_over_ranks
 from batchnorm.training.baton import Coroutine
+from batchnorm.training.parking import Parked
 
 
 class Meeting(NamedTuple):
@@ -28,8 +29,8 @@ class Meeting(NamedTuple):
 class MicroBatchExchange:
     """`core.sharing.Exchange` for a micro-batch that runs in a `Coroutine`."""
 
-    def __init__(self, coroutine: Coroutine, number: int) -> None:
-        self.coroutine, self.first = coroutine, number == 0
+    def __init__(self, coroutine: Coroutine, number: int, parked: Parked | None) -> None:
+        self.coroutine, self.first, self.parked = coroutine, number == 0, parked
 
     def pooled(self, own: Moments, ranks: Group | None, label: str) -> Moments:
         """The moments (1, C) of all micro-batches' values together."""
@@ -44,7 +45,13 @@ class MicroBatchExchange:
         return self._meet("forward", label, rows, lambda owns: _split(owns, size, label))
 
     def _meet(self, where: str, label: str, own: Any, combine: Callable[[Sequence[Any]], Any]) -> Any:
-        return self.coroutine.wait(Meeting(where, label, own, combine))
+        meeting = Meeting(where, label, own, combine)
+        if self.parked is None:
+            return self.coroutine.wait(meeting)
+        self.parked.leave()
+        answer = self.coroutine.wait(meeting)
+        self.parked.come_back()
+        return answer
 
 
 def combined(meetings: Sequence[Meeting]) -> Any:
