@@ -34,6 +34,9 @@ class Exchange(Protocol):
     def summed(self, values: Tensor, ranks: Group | None, label: str) -> Tensor:
         """The sum of every micro-batch's `values`."""
 
+    def holds(self, *tensors: Tensor | None) -> None:
+        """The caller needs these after its next call of `summed`, and nobody needs them in the meantime."""
+
     def split(self, rows: int, size: int, label: str) -> bool:
         """True if virtual batches of `size` rows divide the big batch, and no micro-batch's rows end within one."""
 

@@ -40,6 +40,13 @@ class MicroBatchExchange:
         """The sum of every micro-batch's `values`."""
         return self._meet("backward", label, values, lambda owns: _summed(owns, ranks, label))
 
+    def holds(self, *tensors: Tensor | None) -> None:
+        """Tensors that wait out of memory, if anything does."""
+        if self.parked is not None:
+            for t in tensors:
+                if t is not None:
+                    self.parked.see(t)
+
     def split(self, rows: int, size: int, label: str) -> bool:
         """True if virtual batches of `size` rows divide the big batch, and no micro-batch's rows end within one."""
         return self._meet("forward", label, rows, lambda owns: _split(owns, size, label))

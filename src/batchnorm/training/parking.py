@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from batchnorm.core.torch_internals import SavedTensorHooks, StorageWeakRef, owners_of_storage, unseen_by_modes
+from batchnorm.training.returned_memory import returned_memory
 from batchnorm.training.shelf import Kept, Shelf, shelf_for
 
 SMALLEST = 2**14  # bytes: smaller tensors are not worth the way
-_REDUCE = torch.ops.batchnorm.backward_reduce.default
 
 
 class Parking:
@@ -50,7 +50,8 @@ def parking(offload: Any, model: nn.Module) -> Iterator[Parking | None]:
     stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
     found = Parking(shelf, [*model.parameters(), *model.buffers()], stream)
     try:
-        yield found
+        with returned_memory():
+            yield found
     finally:
         found.close()
 
@@ -63,7 +64,8 @@ class Parked:
         self._seen: dict[int, weakref.ref[Tensor]] = {}  # that the code may hold
         self._known: dict[int, tuple[StorageWeakRef, int, Kept]] = {}  # copies of what is in memory, by address
         self._out: list[tuple[Tensor, Kept]] = []
-        self._last: weakref.ref[Kept] | None = None
+        self._last: weakref.ref[Kept] | None = None  # that was saved last
+        self._next: weakref.ref[Kept] | None = None  # that the backward pass asks for next
 
     @contextmanager
     def watching(self, hooks: SavedTensorHooks | None) -> Iterator[None]:
@@ -83,6 +85,8 @@ class Parked:
 
     def leave(self) -> None:
         """Move out every tensor that is still held and has its memory to itself."""
+        if self._next is not None and (kept := self._next()) is not None:
+            kept.forget()
         with unseen_by_modes():
             self._leave()
 
@@ -97,8 +101,13 @@ class Parked:
         self._known = {address: known for address, known in self._known.items() if not known[0].expired()}
 
     def fetch(self) -> None:
-        """Start to read what has been moved out."""
+        """Start to read what has been moved out, and what the backward pass needs next."""
         for _, kept in self._out:
+            kept.fetch(self.parking.pool)
+        self._fetch_next()
+
+    def _fetch_next(self) -> None:
+        if self._next is not None and (kept := self._next()) is not None:
             kept.fetch(self.parking.pool)
 
     def come_back(self) -> None:
@@ -133,8 +142,8 @@ class Parked:
 
     def _unpack(self, saved: Any, unpack: Callable[[Any], Tensor] | None) -> Tensor:
         if isinstance(saved, Kept):
-            if saved.before is not None and (before := saved.before()) is not None:  # backward goes the other way
-                before.fetch(self.parking.pool)
+            self._next = saved.before  # backward passes go the other way
+            self._fetch_next()
             with unseen_by_modes():
                 kept, saved = saved, saved.get()
                 self._note(saved, kept)
@@ -142,7 +151,7 @@ class Parked:
 
 
 class _Watch(TorchFunctionMode):
-    """Sees the tensors that a micro-batch computes: those of its graph, and what our backward kernels read."""
+    """Sees the tensors of a micro-batch's graph in its forward pass."""
 
     def __init__(self, parked: Parked) -> None:
         super().__init__()
@@ -153,10 +162,6 @@ class _Watch(TorchFunctionMode):
         for value in (*args, result):
             for t in value if isinstance(value, tuple | list) else (value,):
                 if isinstance(t, Tensor) and t.grad_fn is not None:
-                    self.parked.see(t)
-        if func is _REDUCE:  # the gradient, the input and the residual, while the sums of the others are missing
-            for t in (args[0], args[1], args[5]):
-                if t is not None:
                     self.parked.see(t)
         return result
 

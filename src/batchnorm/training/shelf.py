@@ -142,6 +142,10 @@ class Kept:
         if self._coming is None:
             self._coming = pool.submit(self._read)
 
+    def forget(self) -> None:
+        """Let go what was fetched."""
+        self._coming = None
+
     def get(self) -> Tensor:
         """A copy, with the strides that it had."""
         coming, self._coming = self._coming, None
