@@ -173,6 +173,9 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0, help="For each case.")] = 2.0,
     networks: Annotated[bool, typer.Option(help="Whole training steps, and the memory that they keep.")] = True,
     compile: Annotated[bool, typer.Option(help="Against torch.compile as well, except with --targets.")] = True,
+    big_batch: Annotated[
+        bool, typer.Option("--big-batch", help="bn.big_batch beside one big batch, and nothing else.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("bench"),
     json: Annotated[bool, typer.Option("--json", help="Print the JSON, and nothing else, to stdout.")] = False,
     quick: Annotated[
@@ -188,6 +191,11 @@ def bench(
     from batchnorm.benchmark.targets import PAIRS
     from batchnorm.experiment.data import InputError
 
+    if big_batch:
+        if targets or dtype or block or layout != "both":
+            raise InputError("--big-batch measures networks: leave out --targets, --dtype, --layout and --block")
+        _big_batch(threads, seconds, quick, output, json)
+        return
     for name in dtype or []:
         _one_of("--dtype", name, DTYPES)
     _one_of("--layout", layout, (*LAYOUTS, "both"))
@@ -206,6 +214,33 @@ def bench(
         print(f"batchnorm: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     _deliver_comparison(result, output, json)
+    if result["interrupted"]:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _big_batch(threads: int | None, seconds: float, quick: bool, output: Path, json: bool) -> None:
+    from json import dumps
+
+    import torch
+
+    from batchnorm.benchmark.big_batch_steps import measure
+    from batchnorm.experiment.data import InputError
+    from batchnorm.report.big_batch_table import show
+
+    torch.set_num_threads(threads or torch.get_num_threads())
+    with _progress(_console(stderr=True)) as progress:
+        result = measure(seconds, quick, progress)
+    text, saved = dumps(result, allow_nan=False), output / "report.json"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        saved.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write to {output}: {error.strerror}") from error
+    if json:
+        print(text)
+    else:
+        show(result, _console())
+        print(saved)
     if result["interrupted"]:
         raise typer.Exit(INTERRUPTED)
 
