@@ -164,7 +164,39 @@ def standardization() -> None:
     write("standardize.svg", 262, parts)
 
 
+def contrasting() -> None:
+    """The held-out loss and the accuracy of contrastive learning, by the way in which a big batch was made."""
+    run = example("big_batch.py")["curves"](40)
+    styles = {
+        "accumulation": (ORANGE, ""),
+        "ghost batches": (PURPLE, ""),
+        "big batch": (GREY, ' stroke-width="6" opacity="0.5"'),
+        "bn.big_batch": (GREEN, ""),
+    }
+    title = "digits, told apart without labels: batches of 256 pictures, micro-batches and ghost batches of 4"
+    parts = [text(20, 24, title)]
+    for left, part, name, show in ((70, 0, "loss, held out", "{:.1f}"), (390, 1, "accuracy, held out", "{:.0%}")):
+        values = [point[part] for curve in run.values() for point in curve]
+        low, high = min(values), max(values)
+        parts.append(text(left, 50, name))
+        parts.append(f'<rect x="{left}" y="60" width="230" height="180" fill="none" stroke="{GREY}"/>')
+        parts += [text(left - 6, y, show.format(v), "end") for y, v in ((72, high), (238, low))]
+        parts.append(text(left, 258, "0") + text(left + 230, 258, "40 steps", "end"))
+        for label, curve in run.items():
+            colour, style = styles[label]
+            points = " ".join(
+                f"{left + 230 * i / (len(curve) - 1):.1f},{236 - 172 * (point[part] - low) / (high - low):.1f}"
+                for i, point in enumerate(curve)
+            )
+            width = style or ' stroke-width="2"'
+            parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}"{width}/>')
+    for i, (label, (colour, _)) in enumerate(styles.items()):
+        parts.append(f'<rect x="{70 + 140 * i}" y="276" width="14" height="4" fill="{colour}"/>')
+        parts.append(text(90 + 140 * i, 282, label))
+    write("big_batch.svg", 296, parts)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for draw in (fusing, calibration, adaptation, merging, folding, following, standardization):
+    for draw in (contrasting, fusing, calibration, adaptation, merging, folding, following, standardization):
         draw()
