@@ -19,6 +19,7 @@ from batchnorm.core import channel_math, population
 from batchnorm.core.channel_math import Details, Standard
 from batchnorm.core.moments import Moments
 from batchnorm.core.torch_internals import below_autograd
+from batchnorm.core.validation import check_memory
 
 library = torch.library.Library("batchnorm", "DEF")
 library.define("moments(Tensor x, int virtual_batch_size, Tensor? mask) -> (Tensor count, Tensor mean, Tensor m2)")
@@ -161,6 +162,9 @@ def _forward(
     skip_nonfinite: bool,
 ) -> tuple[Tensor, Tensor]:
     """`forward` in plain torch: on any device, and differentiable by autograd."""
+    for name, t in (("the input", x), ("residual", residual), ("weight", weight), ("bias", bias)):
+        if t is not None:
+            check_memory(name, t)
     if mean is not None and var is not None:
         standard, batch = Standard.of_population(mean, var, eps), None
         variance = var.to(standard.mean.dtype).unsqueeze(0)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from batchnorm.core.moments import Moments
 from batchnorm.core.rules import NonFinite
+from batchnorm.core.validation import check_memory
 
 
 def move(
@@ -23,6 +24,10 @@ def move(
 
     A momentum of None averages over all batches counted so far.
     """
+    check_memory("running_mean", running_mean)
+    check_memory("running_var", running_var)
+    if batches is not None:
+        check_memory("num_batches_tracked", batches)
     if momentum is None:
         if batches is None:
             raise ValueError("a cumulative average (momentum=None) needs num_batches_tracked")
