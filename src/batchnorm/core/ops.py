@@ -53,6 +53,8 @@ library.define(
 # A copy of a population, opaque to compilers: they would otherwise compute it again in the backward pass, from running
 # statistics that have moved.
 library.define("anchor(Tensor mean, Tensor var, float eps) -> (Tensor mean, Tensor rstd)")
+# nonfinite="raise" in compiled code: see `population.refuse_unfit`.
+library.define("refuse(Tensor not_fit, str dtype, str label) -> Tensor")
 
 forward = torch.ops.batchnorm.forward.default
 anchor = torch.ops.batchnorm.anchor.default
@@ -270,6 +272,7 @@ def _anchor(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 for _name, _function in {
     "anchor": _anchor,
+    "refuse": population.refuse_unfit,
     "moments": _moments,
     "normalize": reference.normalize,
     "backward_reduce": reference.backward_reduce,
@@ -306,6 +309,11 @@ def _groups(x: Tensor, virtual_batch_size: int) -> int:
 def _(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     row = mean.new_empty((1, mean.shape[0]), dtype=reference.statistics_dtype(mean))
     return row, torch.empty_like(row)
+
+
+@torch.library.register_fake("batchnorm::refuse", lib=library)
+def _(not_fit: Tensor, dtype: str, label: str) -> Tensor:
+    return torch.empty_like(not_fit)
 
 
 @torch.library.register_fake("batchnorm::moments", lib=library)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import Parameter
 
 from batchnorm.core.rules import Rules
-from batchnorm.core.torch_internals import dispatch_mode_active, transformed
+from batchnorm.core.torch_internals import dispatch_mode_active, transformed, unwatched
 
 
 class Call(NamedTuple):
@@ -99,7 +99,7 @@ def check_memory(name: str, t: Tensor) -> None:
         raise RuntimeError(f"{name} is a nested tensor; pad it with .to_padded_tensor(0.0), and pass lengths= or mask=")
     if t.layout is not torch.strided:
         raise RuntimeError(f"expected {name} to be a dense tensor, got {t.layout}; pass .to_dense()")
-    if torch.compiler.is_compiling() or type(t) not in (Tensor, Parameter) or t.device.type != "cpu" or t.numel() == 0:
+    if not unwatched() or type(t) not in (Tensor, Parameter) or t.device.type != "cpu" or t.numel() == 0:
         return
     last = t.storage_offset() + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
     held = t.untyped_storage().nbytes()
