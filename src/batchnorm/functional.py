@@ -7,7 +7,7 @@ from torch import Tensor
 
 from batchnorm import backends
 from batchnorm.backends import aten, native, reference
-from batchnorm.core import channel_math, composition, ops, population, sharing
+from batchnorm.core import channel_math, composition, ops, population, recipes, sharing
 from batchnorm.core.channel_math import Details, Standard
 from batchnorm.core.composition import NO_ANCHOR, Anchor, Composed, Decisions
 from batchnorm.core.moments import Moments, values_per_channel, weights_of
@@ -147,7 +147,8 @@ def normalized(
             return _by_population(call, None, route), _no_moments(call.input, 1)
         return _by_batch(call, moving, route)
     return _composed(call, mask, Decisions(
-        call.eps, call.rules.activation, virtual, group, label, call.rules.single == "population"
+        call.eps, call.rules.activation, virtual, group, label, call.rules.single == "population",
+        call.rules.recompute,
     ), limits, route)  # fmt: skip
 
 
@@ -202,26 +203,21 @@ def _by_operator(call: Call, moving: Moving | None) -> tuple[Tensor, Moments | N
     rules = call.rules
     if (call.mean is None) is not (call.var is None):
         raise ValueError("one running statistic without the other")
+    given: tuple[Any, ...] = (None,) * 7  # the population to normalise by, or the one to move
     if not call.by_batch:
-        mean, var = _population(call)
-        y, _ = ops.forward(
-            x, call.residual, call.weight, call.bias, mean, var, None, None, None, None, None, call.eps,
-            rules.activation, False,
-        )  # fmt: skip
+        given = *_population(call), *(None,) * 5
+    elif moving is not None:
+        given = None, None, *moving
+    skips = moving is not None and rules.nonfinite == "skip"
+    inputs = x, call.residual, call.weight, call.bias
+    y, statistics = ops.forward(*inputs, *given, call.eps, rules.activation, skips)
+    if not torch.compiler.is_compiling() and rules.recompute:
+        recipes.plain(y, *inputs, statistics, rules.activation)
+    if not call.by_batch or moving is not None:
         return y, None
-    if moving is None:
-        y, statistics = ops.forward(
-            x, call.residual, call.weight, call.bias, None, None, None, None, None, None, None, call.eps,
-            rules.activation, False,
-        )  # fmt: skip
-        count = values_per_channel(x)
-        mean, _, variance = statistics.unbind()
-        return y, Moments(count, mean, variance * count)
-    y, _ = ops.forward(
-        x, call.residual, call.weight, call.bias, None, None, moving.running_mean, moving.running_var, moving.batches,
-        moving.skipped, moving.momentum, call.eps, rules.activation, rules.nonfinite == "skip",
-    )  # fmt: skip
-    return y, None
+    count = values_per_channel(x)
+    mean, _, variance = statistics.unbind()
+    return y, Moments(count, mean, variance * count)
 
 
 def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, Moments | None]:

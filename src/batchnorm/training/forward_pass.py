@@ -1,0 +1,161 @@
+"""One forward pass under `recompute`: the recipes of its outputs, and what autograd gets in place of tensors."""
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef
+
+from batchnorm.core.torch_internals import past_function_modes, saved_tensors_hooks_on_top, version
+from batchnorm.training.saved_tensors import Kept, OuterHooks, Recipe, Saved, Source, View, geometry, unpack
+
+SAVED_BY_A_NORM = 5  # tensors at most: input, output or residual, weight, bias, statistics
+
+
+class Output(NamedTuple):
+    """A tensor whose recipe is known, as long as it lives and nobody writes to it."""
+
+    tensor: TensorWeakRef
+    removal: "weakref.ref[Tensor]"
+    dtype: torch.dtype
+    geometry: tuple[object, ...]
+    version: int
+    recipe: Recipe
+
+    def source_of(self, tensor: Tensor, address: int) -> Source | None:
+        """The recipe of a tensor at the same address; None if it holds other values by now."""
+        own = self.tensor()
+        if own is None or _address(own) != address or tensor.dtype != self.dtype or version(tensor) != self.version:
+            return None
+        return self.recipe if geometry(tensor) == self.geometry else View(self.recipe, tensor)
+
+
+class ForwardPass:
+    """Hands autograd a recipe for each saved tensor that has one.
+
+    Tensors are found by their storage, so views, reshapes and detached aliases of an output count as well. A recipe is
+    left out where it would compute more than `links` outputs of residual blocks, one after the other.
+    """
+
+    def __init__(self, links: int) -> None:
+        self.links = links
+        self._outputs: dict[int, Output] = {}
+        self._kept: weakref.WeakValueDictionary[int, Kept] = weakref.WeakValueDictionary()
+        self._latest: deque[tuple[Tensor, Saved]] = deque()
+        before = saved_tensors_hooks_on_top()
+        self._outer = None if before is None else OuterHooks(*before)
+        self._hooks: torch.autograd.graph.saved_tensors_hooks | None
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, unpack)
+        self._hooks.__enter__()
+
+    def close(self) -> None:
+        """Take the hooks off. The graph keeps what it needs."""
+        if self._hooks is not None and self.on_top():
+            self._hooks.__exit__()
+        self._hooks = None
+        self._outputs.clear()
+        self._forget_all_but(0)
+
+    def on_top(self) -> bool:
+        """Whether a tensor that is saved now comes here: not inside an activation checkpoint, say."""
+        top = saved_tensors_hooks_on_top()
+        return top is not None and self._hooks is not None and top[0] is self._hooks.pack_hook
+
+    def record(
+        self,
+        output: Tensor,
+        compute: Callable[..., Tensor],
+        inputs: Sequence[Tensor | None],
+        residual: Tensor | None = None,
+        keeps_residual: bool = False,
+        differentiated: bool | None = None,
+    ) -> None:
+        """Take the recipe of an output: it equals ``compute(*inputs)``.
+
+        The residual of a block is among the inputs too. `keeps_residual` and `differentiated` say what the output's
+        node will do where there is no node yet.
+        """
+        with past_function_modes():
+            differentiated = output.requires_grad if differentiated is None else differentiated
+            if not differentiated or not self.on_top():
+                return
+            if not all(t is None or _is_plain(t) for t in (output, *inputs)):
+                return
+            if residual is not None and not (keeps_residual or self.holds(residual)):
+                return
+            sources = [None if t is None else self._source(t) for t in inputs]
+            links = max((s.links for s in sources if s is not None), default=0) + (residual is not None)
+            if links <= self.links:
+                self._remember(output, Recipe(compute, sources, links))
+                for tensor, source in zip(inputs, sources, strict=True):
+                    self._hand_over(tensor, source)
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the tensor is kept already, or has a recipe."""
+        address = _address(tensor)
+        kept, output = self._kept.get(address), self._outputs.get(address)
+        if kept is not None and kept.covers(tensor):
+            return True
+        return output is not None and output.source_of(tensor, address) is not None
+
+    def _remember(self, output: Tensor, recipe: Recipe) -> None:
+        address, outputs = _address(output), self._outputs
+        removal = weakref.ref(output, lambda _: outputs.pop(address, None))
+        facts = output.dtype, geometry(output), version(output)
+        outputs[address] = Output(TensorWeakRef(output), removal, *facts, recipe)
+        for tensor, saved in self._latest:  # its own node saved the output before there was a recipe
+            if tensor is output:
+                saved.replace(recipe)
+        self._forget_all_but(0)
+
+    def _pack(self, tensor: Tensor) -> Saved:
+        with past_function_modes():
+            if not _is_plain(tensor):
+                saved = Saved(kept := Kept(tensor))
+                if self._outer is not None:
+                    kept.hand_over(tensor, self._outer)
+                return saved
+            saved = Saved(source := self._source(tensor))
+            source.add_reader()
+            if isinstance(source, Kept):
+                self._latest.append((tensor, saved))
+                self._forget_all_but(SAVED_BY_A_NORM)
+            return saved
+
+    def _source(self, tensor: Tensor) -> Source:
+        address = _address(tensor)
+        output = self._outputs.get(address)
+        if output is not None and (source := output.source_of(tensor, address)) is not None:
+            return source
+        kept = self._kept.get(address)
+        if kept is None or not kept.is_all_of(tensor):
+            kept = self._kept[address] = Kept(tensor)
+        return kept
+
+    def _forget_all_but(self, n: int) -> None:
+        """Give up waiting for the recipes of tensors that were saved; the user's hooks get them now."""
+        while len(self._latest) > n:
+            tensor, saved = self._latest.popleft()
+            self._hand_over(tensor, saved.source)
+
+    def _hand_over(self, tensor: Tensor | None, source: Source | None) -> None:
+        if self._outer is not None and isinstance(source, Kept) and source.outer is None and tensor is not None:
+            source.hand_over(tensor, self._outer)
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether the tensor has memory of its own to be found by."""
+    return (
+        type(tensor) in (Tensor, nn.Parameter)
+        and tensor.layout is torch.strided
+        and not tensor.is_nested
+        and not tensor.is_meta
+        and tensor.numel() > 0
+    )
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
