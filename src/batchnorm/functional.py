@@ -1,5 +1,6 @@
 """Batch normalization as a function: validate, decide, call."""
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -228,6 +229,9 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
         y, mean, var = aten.by_batch(
             call.input, call.residual, call.weight, call.bias, call.eps, call.rules.activation
         )  # fmt: skip
+        if not torch.compiler.is_compiling() and call.rules.recompute:
+            inputs = call.input, call.residual, call.weight, call.bias
+            recipes.by_torch(y, partial(_again_by_batch, call.eps, call.rules.activation), *inputs)
         dtype = reference.statistics_dtype(call.input)
         return y, Moments(count, mean.to(dtype), var.to(dtype) * (count - 1))
     x, (residual,) = dense(call.input, call.residual)
@@ -237,6 +241,10 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
     standard = Standard.of_batch(batch, call.eps)
     y = channel_math.forward(reference, wide, call.weight, call.bias, standard, details).to(x.dtype)
     return y, Moments(count, batch.mean[0].detach(), batch.m2[0].detach())
+
+
+def _again_by_batch(eps: float, activation: str | None, *inputs: Any) -> Tensor:
+    return aten.by_batch(*inputs, eps, activation)[0]
 
 
 def _composed(
@@ -285,7 +293,7 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
         y, _ = _by_operator(call._replace(input=input, residual=residual, by_batch=False), None)
     else:
         if route == "aten":
-            y = aten.by_population(input, residual, call.weight, call.bias, mean, var, call.eps, activation)
+            y = _by_population_of_torch(call._replace(input=input, residual=residual), mean, var)
         else:
             x, (residual,) = dense(input, residual)
             constant = Standard.of_population(mean, var, call.eps)
@@ -293,6 +301,21 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
                 reference, x, call.weight, call.bias, constant, Details(residual, activation)
             )  # fmt: skip
     return y if mask is None else torch.where(mask > 0, y, 0)
+
+
+def _by_population_of_torch(call: Call, mean: Tensor, var: Tensor) -> Tensor:
+    inputs = call.input, call.residual, call.weight, call.bias
+    constants = call.eps, call.rules.activation
+    if recipes.of_thread.listener is None or not call.rules.recompute:
+        return aten.by_population(*inputs, mean, var, *constants)
+    mean, var = torch.stack((mean, var)).unbind()  # the population may move before the backward pass
+    y = aten.by_population(*inputs, mean, var, *constants)
+    recipes.by_torch(y, partial(_again_by_population, *constants), *inputs, mean, var)
+    return y
+
+
+def _again_by_population(eps: float, activation: str | None, *inputs: Any) -> Tensor:
+    return aten.by_population(*inputs, eps, activation)
 
 
 def _no_moments(x: Tensor, count: int) -> Moments:

@@ -72,6 +72,14 @@ def composed(
         listener.record(output, compute, inputs, residual, keeps_residual=keeps, differentiated=differentiated)
 
 
+def by_torch(
+    output: Tensor, compute: Callable[..., Tensor], x: Tensor, residual: Tensor | None, *others: Tensor | None
+) -> None:
+    """Record an output of torch's own operator, which runs once more."""
+    if (listener := of_thread.listener) is not None:
+        listener.record(output, compute, (x, residual, *others), residual)
+
+
 def _normalized(
     activation: str | None,
     x: Tensor,

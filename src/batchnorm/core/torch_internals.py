@@ -104,3 +104,13 @@ def function_mode_on_top() -> Any:
     mode of the user in place of its own.
     """
     return torch.overrides._get_current_function_mode()
+
+
+def in_checkpoint() -> bool:
+    """Whether an activation checkpoint sees the tensors that are saved now; it counts them.
+
+    Without `torch.utils.checkpoint` as the module of the checkpoint's pack hook, `bn.recompute` around a forward pass
+    within a checkpoint would end in the checkpoint's error.
+    """
+    hooks = saved_tensors_hooks_on_top()
+    return hooks is not None and getattr(hooks[0], "__module__", None) == "torch.utils.checkpoint"

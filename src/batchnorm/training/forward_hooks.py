@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from batchnorm.core.recipes import of_thread
-from batchnorm.core.torch_internals import function_mode_on_top, recomputing, unwatched
+from batchnorm.core.torch_internals import function_mode_on_top, in_checkpoint, recomputing, unwatched
 from batchnorm.layers import BatchNorm
 from batchnorm.training.forward_pass import ForwardPass
 from batchnorm.training.operations import Operations
@@ -54,9 +54,11 @@ class Hooks:
 
     def open(self, module: nn.Module, args: Any) -> None:
         """Before a forward pass: open, if gradients are wanted and no call is under way."""
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not unwatched() or recomputing():
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not unwatched():
             return
-        if _opened.module is module:  # an interrupt went past `close`, or the module calls itself
+        if recomputing() or in_checkpoint():
+            return
+        if self._opened(module):  # an interrupt went past `close`, or the module calls itself
             _end()
         if _opened.module is None:
             forward_pass = ForwardPass(self.links)
@@ -67,8 +69,11 @@ class Hooks:
 
     def close(self, module: nn.Module, args: Any, output: Any) -> None:
         """After the forward pass that opened, or its error."""
-        if not torch.compiler.is_compiling() and _opened.module is module:
+        if not torch.compiler.is_compiling() and self._opened(module):
             _end()
+
+    def _opened(self, module: nn.Module) -> bool:
+        return _opened.module is module and _opened.hooks is self
 
 
 def _end() -> None:
