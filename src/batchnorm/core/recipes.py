@@ -88,10 +88,9 @@ def _normalized(
     bias: Tensor | None,
     statistics: Tensor,
 ) -> Tensor:
-    mean, scale, _ = ops.rows(statistics)
-    if weight is not None:
-        scale = scale * weight.to(scale.dtype)
-    shift = torch.zeros_like(scale) if bias is None else bias.to(scale.dtype).unsqueeze(0)
+    mean, scale = statistics[:1], statistics[1:2]
+    scale = scale if weight is None else scale * weight
+    shift = torch.zeros_like(mean) if bias is None else bias.unsqueeze(0)
     return ops.normalize(x, mean, scale, shift, residual, activation)
 
 

@@ -19,18 +19,21 @@ class Output(NamedTuple):
     """A tensor whose recipe is known, as long as it lives and nobody writes to it."""
 
     tensor: TensorWeakRef
-    removal: "weakref.ref[Tensor]"
     dtype: torch.dtype
     geometry: tuple[object, ...]
     version: int
     recipe: Recipe
 
     def source_of(self, tensor: Tensor, address: int) -> Source | None:
-        """The recipe of a tensor at the same address; None if it holds other values by now."""
+        """The recipe of a tensor at the same address; None if it holds other values."""
         own = self.tensor()
-        if own is None or _address(own) != address or tensor.dtype != self.dtype or version(tensor) != self.version:
+        if own is not tensor:
+            if own is None or _address(own) != address or tensor.dtype != self.dtype:
+                return None
+            if version(tensor) == self.version == version(own):
+                return self.recipe if geometry(tensor) == self.geometry else View(self.recipe, tensor)
             return None
-        return self.recipe if geometry(tensor) == self.geometry else View(self.recipe, tensor)
+        return self.recipe if version(tensor) == self.version and _address(tensor) == address else None
 
 
 class ForwardPass:
@@ -42,7 +45,7 @@ class ForwardPass:
 
     def __init__(self, links: int) -> None:
         self.links = links
-        self._outputs: dict[int, Output] = {}
+        self._outputs: dict[int, Output] = {}  # by the address of their memory, as `_kept`
         self._kept: weakref.WeakValueDictionary[int, Kept] = weakref.WeakValueDictionary()
         self._latest: deque[tuple[Tensor, Saved]] = deque()
         before = saved_tensors_hooks_on_top()
@@ -82,16 +85,23 @@ class ForwardPass:
             differentiated = output.requires_grad if differentiated is None else differentiated
             if not differentiated or not self.on_top():
                 return
-            if not all(t is None or _is_plain(t) for t in (output, *inputs)):
+            address = _address(output)
+            if not address or not all(t is None or _address(t) for t in inputs):
                 return
             if residual is not None and not (keeps_residual or self.holds(residual)):
                 return
             sources = [None if t is None else self._source(t) for t in inputs]
             links = max((s.links for s in sources if s is not None), default=0) + (residual is not None)
             if links <= self.links:
-                self._remember(output, Recipe(compute, sources, links))
-                for tensor, source in zip(inputs, sources, strict=True):
-                    self._hand_over(tensor, source)
+                recipe = Recipe(compute, sources, links)
+                facts = output.dtype, geometry(output), version(output)
+                self._outputs[address] = Output(TensorWeakRef(output), *facts, recipe)
+                for tensor, saved in self._latest:  # its own node saved the output before there was a recipe
+                    if tensor is output:
+                        saved.replace(recipe)
+                for t, source in zip(inputs, sources, strict=True):
+                    self._hand_over(t, source)
+            self._forget_all_but(0)
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether the tensor is kept already, or has a recipe."""
@@ -101,23 +111,8 @@ class ForwardPass:
             return True
         return output is not None and output.source_of(tensor, address) is not None
 
-    def _remember(self, output: Tensor, recipe: Recipe) -> None:
-        address, outputs = _address(output), self._outputs
-        removal = weakref.ref(output, lambda _: outputs.pop(address, None))
-        facts = output.dtype, geometry(output), version(output)
-        outputs[address] = Output(TensorWeakRef(output), removal, *facts, recipe)
-        for tensor, saved in self._latest:  # its own node saved the output before there was a recipe
-            if tensor is output:
-                saved.replace(recipe)
-        self._forget_all_but(0)
-
     def _pack(self, tensor: Tensor) -> Saved:
         with past_function_modes():
-            if not _is_plain(tensor):
-                saved = Saved(kept := Kept(tensor))
-                if self._outer is not None:
-                    kept.hand_over(tensor, self._outer)
-                return saved
             saved = Saved(source := self._source(tensor))
             source.add_reader()
             if isinstance(source, Kept):
@@ -126,13 +121,20 @@ class ForwardPass:
             return saved
 
     def _source(self, tensor: Tensor) -> Source:
+        for latest, saved in self._latest:
+            if latest is tensor and isinstance(saved.source, Kept) and saved.source.covers(tensor):
+                return saved.source
         address = _address(tensor)
         output = self._outputs.get(address)
         if output is not None and (source := output.source_of(tensor, address)) is not None:
             return source
-        kept = self._kept.get(address)
-        if kept is None or not kept.is_all_of(tensor):
-            kept = self._kept[address] = Kept(tensor)
+        if self._outer is not None:  # those hooks may copy: once is enough
+            kept = self._kept.get(address)
+            if kept is not None and kept.is_all_of(tensor):
+                return kept
+        kept = Kept(tensor)
+        if address:
+            self._kept[address] = kept
         return kept
 
     def _forget_all_but(self, n: int) -> None:
@@ -146,16 +148,11 @@ class ForwardPass:
             source.hand_over(tensor, self._outer)
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether the tensor has memory of its own to be found by."""
-    return (
-        type(tensor) in (Tensor, nn.Parameter)
-        and tensor.layout is torch.strided
-        and not tensor.is_nested
-        and not tensor.is_meta
-        and tensor.numel() > 0
-    )
-
-
 def _address(tensor: Tensor) -> int:
+    """The address of the tensor's memory; 0 where it has none of its own to be found by."""
+    if type(tensor) not in PLAIN or tensor.layout is not torch.strided or tensor.is_nested:
+        return 0
     return tensor.untyped_storage().data_ptr()
+
+
+PLAIN = (Tensor, nn.Parameter)

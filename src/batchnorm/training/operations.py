@@ -17,6 +17,7 @@ from batchnorm.training.forward_pass import ForwardPass
 
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
+SEEN = CONCATENATIONS | PRODUCTS
 SMALL = 16  # a factor with at most one value for so many of the result's
 
 
@@ -30,11 +31,12 @@ class Operations(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in CONCATENATIONS:
-            self._concatenation(result, *args, **(kwargs or {}))
-        elif func in PRODUCTS and not kwargs:
-            self._product(result, *args)
+        result = func(*args, **kwargs) if kwargs else func(*args)
+        if func in SEEN:
+            if func in CONCATENATIONS:
+                self._concatenation(result, *args, **(kwargs or {}))
+            elif not kwargs:
+                self._product(result, *args)
         return result
 
     def _concatenation(
