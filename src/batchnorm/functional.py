@@ -244,7 +244,7 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
 
 
 def _again_by_batch(eps: float, activation: str | None, *inputs: Any) -> Tensor:
-    return aten.by_batch(*inputs, eps, activation)[0]
+    return aten.by_batch(*inputs, eps=eps, activation=activation)[0]
 
 
 def _composed(
@@ -315,7 +315,7 @@ def _by_population_of_torch(call: Call, mean: Tensor, var: Tensor) -> Tensor:
 
 
 def _again_by_population(eps: float, activation: str | None, *inputs: Any) -> Tensor:
-    return aten.by_population(*inputs, eps, activation)
+    return aten.by_population(*inputs, eps=eps, activation=activation)
 
 
 def _no_moments(x: Tensor, count: int) -> Moments:

@@ -512,3 +512,45 @@ def test_wrong_input() -> None:
         bn.convert(nn.BatchNorm1d(3), recompute="all")
     with pytest.raises(ValueError, match="recompute must be one of True, False"):
         bn.BatchNorm1d(3, recompute="chain")
+
+
+@needs_native
+@pytest.mark.parametrize("chain", [False, True])
+def test_blocks_that_add_after_the_activation(chain) -> None:
+    """As in Darknet: every second sum is added again, or with `chain` each."""
+
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(4, 4, 3, padding=1), bn.BatchNorm2d(4, activation="leaky_relu")
+
+        def forward(self, x):
+            return x + self.norm(self.conv(x))
+
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), *(Block() for _ in range(4)), nn.Conv2d(4, 2, 3)), images()
+    assert same(*both(model, x, chain))
+    more = kept(model, x)
+    with bn.recompute(model, chain=chain):
+        less = kept(model, x)
+    assert more - less == (4 if chain else 2) * 4 * 4 * 4 * 6 * 6  # outputs of the norms were not kept before either
+
+
+@needs_native
+def test_nested_concatenations() -> None:
+    """Each layer appends to one concatenation: parts are kept once, however deep they are nested."""
+
+    class Appends(nn.Module):
+        def __init__(self, inputs: int) -> None:
+            super().__init__()
+            self.norm, self.conv = bn.BatchNorm2d(inputs, activation="silu"), nn.Conv2d(inputs, 2, 3, padding=1)
+
+        def forward(self, x):
+            return torch.cat([x, self.conv(self.norm(x))], 1)
+
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), *(Appends(4 + 2 * i) for i in range(4)), nn.Conv2d(12, 2, 3)), images()
+    assert same(*both(model, x))
+    more = kept(model, x)
+    with bn.recompute(model):
+        less = kept(model, x)
+    position = 4 * 4 * 6 * 6  # bytes of a channel
+    assert more - less == ((4 + 6 + 8 + 10) * 2 + 12 - 12) * position

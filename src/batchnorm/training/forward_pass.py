@@ -82,45 +82,59 @@ class ForwardPass:
         node will do where there is no node yet.
         """
         with past_function_modes():
-            differentiated = output.requires_grad if differentiated is None else differentiated
-            if not differentiated or not self.on_top():
-                return
-            address = _address(output)
-            if not address or not all(t is None or _address(t) for t in inputs):
+            if not self.awaits(output, inputs, differentiated):
                 return
             if residual is not None and not (keeps_residual or self.holds(residual)):
                 return
-            sources = [None if t is None else self._source(t) for t in inputs]
-            links = max((s.links for s in sources if s is not None), default=0) + (residual is not None)
-            if links <= self.links:
-                recipe = Recipe(compute, sources, links)
-                facts = output.dtype, geometry(output), version(output)
-                self._outputs[address] = Output(TensorWeakRef(output), *facts, recipe)
-                for tensor, saved in self._latest:  # its own node saved the output before there was a recipe
-                    if tensor is output:
-                        saved.replace(recipe)
-                for t, source in zip(inputs, sources, strict=True):
-                    self._hand_over(t, source)
-            self._forget_all_but(0)
+            sources = [None if t is None else self.source(t) for t in inputs]
+            self.remember(output, compute, sources, residual is not None)
+
+    def awaits(self, output: Tensor, inputs: Sequence[Tensor | None], differentiated: bool | None = None) -> bool:
+        """Whether a recipe for the output from these inputs would be used."""
+        differentiated = output.requires_grad if differentiated is None else differentiated
+        plain = all(t is None or _address(t) for t in (output, *inputs))
+        return differentiated and plain and self.on_top()
+
+    def remember(
+        self, output: Tensor, compute: Callable[..., Tensor], sources: Sequence[Source | None], is_block: bool = False
+    ) -> None:
+        """Take the recipe of an output from sources, unless it needs too many outputs of blocks."""
+        links = max((s.links for s in sources if s is not None), default=0) + is_block
+        if links <= self.links:
+            recipe = Recipe(compute, sources, links)
+            facts = output.dtype, geometry(output), version(output)
+            self._outputs[_address(output)] = Output(TensorWeakRef(output), *facts, recipe)
+            for tensor, saved in self._latest:  # its own node saved the output before there was a recipe
+                if tensor is output:
+                    saved.replace(recipe)
+        self._forget_all_but(0)
+
+    def computes(self, tensor: Tensor) -> bool:
+        """Whether the tensor has a recipe."""
+        output = self._outputs.get(_address(tensor))
+        return output is not None and output.source_of(tensor, _address(tensor)) is not None
 
     def holds(self, tensor: Tensor) -> bool:
         """Whether the tensor is kept already, or has a recipe."""
-        address = _address(tensor)
-        kept, output = self._kept.get(address), self._outputs.get(address)
-        if kept is not None and kept.covers(tensor):
-            return True
-        return output is not None and output.source_of(tensor, address) is not None
+        kept = self._kept.get(_address(tensor))
+        return (kept is not None and kept.covers(tensor)) or self.computes(tensor)
 
     def _pack(self, tensor: Tensor) -> Saved:
         with past_function_modes():
-            saved = Saved(source := self._source(tensor))
+            saved = Saved(source := self._find(tensor))
             source.add_reader()
             if isinstance(source, Kept):
                 self._latest.append((tensor, saved))
                 self._forget_all_but(SAVED_BY_A_NORM)
             return saved
 
-    def _source(self, tensor: Tensor) -> Source:
+    def source(self, tensor: Tensor) -> Source:
+        """The recipe of a tensor that is an input of another recipe, or the tensor itself."""
+        source = self._find(tensor)
+        self._hand_over(tensor, source)
+        return source
+
+    def _find(self, tensor: Tensor) -> Source:
         for latest, saved in self._latest:
             if latest is tensor and isinstance(saved.source, Kept) and saved.source.covers(tensor):
                 return saved.source
@@ -143,8 +157,8 @@ class ForwardPass:
             tensor, saved = self._latest.popleft()
             self._hand_over(tensor, saved.source)
 
-    def _hand_over(self, tensor: Tensor | None, source: Source | None) -> None:
-        if self._outer is not None and isinstance(source, Kept) and source.outer is None and tensor is not None:
+    def _hand_over(self, tensor: Tensor, source: Source) -> None:
+        if self._outer is not None and isinstance(source, Kept) and source.outer is None:
             source.hand_over(tensor, self._outer)
 
 

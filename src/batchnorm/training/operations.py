@@ -1,10 +1,10 @@
 """Cheap operations on outputs of batch norms, whose results are computed again as well.
 
 Concatenations (DenseNet, Inception, U-Net) are rebuilt from their parts. Products with something small
-(squeeze-and-excitation) are multiplied again.
+(squeeze-and-excitation) are multiplied again. Sums (residual blocks that add after the activation) are added again.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,10 +14,12 @@ from torch.overrides import TorchFunctionMode
 
 from batchnorm.core.torch_internals import past_function_modes
 from batchnorm.training.forward_pass import ForwardPass
+from batchnorm.training.saved_tensors import Recipe, Source
 
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
-SEEN = CONCATENATIONS | PRODUCTS
+SUMS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
+SEEN = CONCATENATIONS | PRODUCTS | SUMS
 SMALL = 16  # a factor with at most one value for so many of the result's
 
 
@@ -32,33 +34,46 @@ class Operations(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **kwargs) if kwargs else func(*args)
-        if func in SEEN:
-            if func in CONCATENATIONS:
-                self._concatenation(result, *args, **(kwargs or {}))
-            elif not kwargs:
-                self._product(result, *args)
+        if func in SEEN and not torch.compiler.is_compiling():
+            with past_function_modes():
+                if func in CONCATENATIONS:
+                    self._concatenation(result, *args, **(kwargs or {}))
+                elif not kwargs and len(args) == 2 and all(type(t) is Tensor for t in args):
+                    (self._product if func in PRODUCTS else self._sum)(result, *args)
         return result
 
     def _concatenation(
-        self, result: Tensor, tensors: Any, dim: int = 0, *, axis: int | None = None, out: Tensor | None = None
+        self, result: Tensor, tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None, out: Any = None
     ) -> None:
         """Parts cost no more than the result, even those that nothing else keeps."""
-        if torch.compiler.is_compiling() or out is not None or not result.requires_grad:
+        passing = self.forward_pass
+        if out is not None or not passing.awaits(result, tensors):
             return
-        with past_function_modes():
+        compute = partial(_joined, dim if axis is None else axis)
+        sources: list[Source] = []
+        for part in tensors:
             # a part without a gradient may be a buffer that its owner writes again before the backward pass
-            parts = [t if t.requires_grad or self.forward_pass.holds(t) else t.clone() for t in tensors]
-        self.forward_pass.record(result, partial(_joined, dim if axis is None else axis), parts)
+            source = passing.source(part if part.requires_grad or passing.holds(part) else part.clone())
+            nested = isinstance(source, Recipe) and _are_the_same(source.compute, compute)
+            sources.extend(source.inputs if nested else [source])  # type: ignore[attr-defined]
+        passing.remember(result, compute, sources)
 
-    def _product(self, result: Any, *factors: Any) -> None:
-        if torch.compiler.is_compiling() or len(factors) != 2 or not all(type(t) is Tensor for t in factors):
-            return
-        with past_function_modes():
-            small = min(factors, key=Tensor.numel)
-            cheap = small.numel() * SMALL <= result.numel() and all(map(self.forward_pass.holds, factors))
-        if cheap:
-            self.forward_pass.record(result, torch.mul, factors)
+    def _product(self, result: Tensor, *factors: Tensor) -> None:
+        passing = self.forward_pass
+        small = min(factors, key=Tensor.numel)
+        if small.numel() * SMALL <= result.numel() and all(map(passing.holds, factors)):
+            passing.record(result, torch.mul, factors)
+
+    def _sum(self, result: Tensor, *terms: Tensor) -> None:
+        """The sum takes the place of what a block adds to: one of the terms has to be a recipe for it to pay."""
+        passing = self.forward_pass
+        if terms[0].shape == terms[1].shape and any(map(passing.computes, terms)) and all(map(passing.holds, terms)):
+            passing.record(result, torch.add, terms, residual=terms[0])
 
 
 def _joined(dim: int, *parts: Tensor) -> Tensor:
     return torch.cat(parts, dim)
+
+
+def _are_the_same(a: Callable[..., Tensor], b: "partial[Tensor]") -> bool:
+    return isinstance(a, partial) and (a.func, a.args) == (b.func, b.args)

@@ -13,7 +13,8 @@ from batchnorm.core.torch_internals import version
 class Source(Protocol):
     """A way to a tensor. `links` counts the block outputs that have to be computed one after the other for it."""
 
-    links: int
+    @property
+    def links(self) -> int: ...
 
     def get(self) -> Tensor:
         """The tensor."""
