@@ -286,7 +286,14 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
         residual = None if residual is None else torch.where(mask > 0, residual, 0)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         # A standard operator: exporters know it, and compilers fuse it with its neighbours.
-        y = aten.by_population(input, residual, call.weight, call.bias, mean, var, call.eps, activation)
+        follows = residual is not None or activation is not None
+        widens = follows and input.itemsize == 2 and not (torch.compiler.is_exporting() or torch.jit.is_tracing())
+        weight, bias = call.weight, call.bias
+        if widens:  # what follows is computed in float32 too, as the kernels do
+            input, mean, var = input.float(), mean.float(), var.float()
+            residual, weight, bias = (None if t is None else t.float() for t in (residual, weight, bias))
+        y = aten.by_population(input, residual, weight, bias, mean, var, call.eps, activation)
+        y = y.to(call.input.dtype) if widens else y
     elif input.numel() == 0:
         return _of_nothing(call)
     elif route == "operators":

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from batchnorm.core.moments import Moments
 from batchnorm.core.rules import NonFinite
+from batchnorm.core.validation import check_memory
 
 
 def move(
@@ -23,6 +24,10 @@ def move(
 
     A momentum of None averages over all batches counted so far.
     """
+    check_memory("running_mean", running_mean)
+    check_memory("running_var", running_var)
+    if batches is not None:
+        check_memory("num_batches_tracked", batches)
     if momentum is None:
         if batches is None:
             raise ValueError("a cumulative average (momentum=None) needs num_batches_tracked")
@@ -56,16 +61,24 @@ def moved(
     mean, var = (old + (new - old) * momentum for old, new in zip(olds, news, strict=True))
     enough = torch.zeros_like(mean) + batch.count > 1
     not_fit = unfit(batch, running_var.dtype)
-    if nonfinite == "raise" and not_fit.any():
-        channels = not_fit.nonzero().flatten().tolist()
-        raise FloatingPointError(
-            f"{label}: the batch statistics of channels {channels} are not finite in {running_var.dtype}, and "
-            "nonfinite='raise'; the running statistics were not updated. Look for NaN or Inf in the input, or pass "
-            "nonfinite='skip'"
-        )
+    if nonfinite == "raise":
+        # opaque to compilers, which cannot trace an error that depends on values
+        refuse = torch.ops.batchnorm.refuse.default if torch.compiler.is_compiling() else refuse_unfit
+        not_fit = refuse(not_fit, str(running_var.dtype), label)
     known = enough if nonfinite == "propagate" else enough & ~not_fit
     mean, var = torch.where(known, mean, olds[0]), torch.where(known, var, olds[1])
     return mean.to(running_mean.dtype), var.to(running_var.dtype), not_fit
+
+
+def refuse_unfit(not_fit: Tensor, dtype: str, label: str) -> Tensor:
+    """A copy of `not_fit`, or an error that names its channels and the layer if there are any."""
+    if not_fit.any():
+        channels = not_fit.nonzero().flatten().tolist()
+        raise FloatingPointError(
+            f"{label}: the batch statistics of channels {channels} are not finite in {dtype}, and nonfinite='raise'; "
+            "the running statistics were not updated. Look for NaN or Inf in the input, or pass nonfinite='skip'"
+        )
+    return not_fit.clone()
 
 
 def unfit(batch: Moments, dtype: torch.dtype) -> Tensor:

@@ -11,6 +11,11 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
+# Without these two modules, models whose inputs and outputs are nested in containers could not be followed, and no
+# operation could be watched. Their names are public in all but the path.
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_leaves as tree_leaves
+
 
 def recomputing() -> bool:
     """Whether this forward pass runs inside a backward pass, as an activation checkpoint's does.
