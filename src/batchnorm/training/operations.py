@@ -2,6 +2,7 @@
 
 Concatenations (DenseNet, Inception, U-Net) are rebuilt from their parts. Products with something small
 (squeeze-and-excitation) are multiplied again. Sums (residual blocks that add after the activation) are added again.
+Maxima are taken again.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from batchnorm.core.torch_internals import past_function_modes
@@ -19,7 +21,8 @@ from batchnorm.training.saved_tensors import Recipe, Source
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 SUMS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
-SEEN = CONCATENATIONS | PRODUCTS | SUMS
+POOLS = {torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d}
+SEEN = CONCATENATIONS | PRODUCTS | SUMS | POOLS
 SMALL = 16  # a factor with at most one value for so many of the result's
 
 
@@ -38,6 +41,8 @@ class Operations(TorchFunctionMode):
             with past_function_modes():
                 if func in CONCATENATIONS:
                     self._concatenation(result, *args, **(kwargs or {}))
+                elif func in POOLS:
+                    self._pool(result, func, *args, **(kwargs or {}))
                 elif not kwargs and len(args) == 2 and all(type(t) is Tensor for t in args):
                     (self._product if func in PRODUCTS else self._sum)(result, *args)
         return result
@@ -69,6 +74,14 @@ class Operations(TorchFunctionMode):
         passing = self.forward_pass
         if terms[0].shape == terms[1].shape and any(map(passing.computes, terms)) and all(map(passing.holds, terms)):
             passing.record(result, torch.add, terms, residual=terms[0])
+
+    def _pool(self, result: Any, pool: Callable[..., Tensor], input: Tensor, *window: Any, **more: Any) -> None:
+        if type(result) is Tensor and self.forward_pass.computes(input):  # not with indices
+            self.forward_pass.record(result, partial(_pooled, pool, window, more), [input])
+
+
+def _pooled(pool: Callable[..., Tensor], window: tuple[Any, ...], more: dict[str, Any], x: Tensor) -> Tensor:
+    return pool(x, *window, **more)
 
 
 def _joined(dim: int, *parts: Tensor) -> Tensor:
