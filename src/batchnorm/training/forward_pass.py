@@ -115,11 +115,13 @@ class ForwardPass:
         return output is not None and output.source_of(tensor, _address(tensor)) is not None
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether the tensor is kept already, or has a recipe."""
+        """Whether the tensor is there anyway, or has a recipe."""
         kept = self._kept.get(_address(tensor))
-        return (kept is not None and kept.covers(tensor)) or self.computes(tensor)
+        return type(tensor) is nn.Parameter or (kept is not None and kept.covers(tensor)) or self.computes(tensor)
 
     def _pack(self, tensor: Tensor) -> Saved:
+        if self._outer is None and type(tensor) is nn.Parameter:  # there anyway
+            return Saved(Kept(tensor))
         with past_function_modes():
             saved = Saved(source := self._find(tensor))
             source.add_reader()
