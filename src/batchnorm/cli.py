@@ -200,7 +200,7 @@ def bench(
         raise InputError("--targets chooses dtypes, layouts and blocks itself: leave out --dtype, --layout and --block")
     if recompute:
         if targets or dtype or block or layout != "both":
-            raise InputError("--recompute measures networks in float32: leave out --targets, --dtype, --layout and --block")
+            raise InputError("--recompute chooses networks itself: leave out --targets, --dtype, --layout and --block")
         _memory_of_steps(threads, seconds, quick, output, json)
         return
     pairs = PAIRS if targets else [(d, b) for d in dtype or ["float32"] for b in block or ["plain"]]

@@ -243,8 +243,9 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
     return y, Moments(count, batch.mean[0].detach(), batch.m2[0].detach())
 
 
-def _again_by_batch(eps: float, activation: str | None, *inputs: Any) -> Tensor:
-    return aten.by_batch(*inputs, eps=eps, activation=activation)[0]
+def _again_by_batch(eps: float, activation: str | None, x: Tensor, *others: Any) -> Tensor:
+    residual, weight, bias = others
+    return aten.by_batch(x, residual, weight, bias, eps, activation)[0]
 
 
 def _composed(
@@ -321,8 +322,9 @@ def _by_population_of_torch(call: Call, mean: Tensor, var: Tensor) -> Tensor:
     return y
 
 
-def _again_by_population(eps: float, activation: str | None, *inputs: Any) -> Tensor:
-    return aten.by_population(*inputs, eps=eps, activation=activation)
+def _again_by_population(eps: float, activation: str | None, x: Tensor, *others: Any) -> Tensor:
+    residual, weight, bias, mean, var = others
+    return aten.by_population(x, residual, weight, bias, mean, var, eps, activation)
 
 
 def _no_moments(x: Tensor, count: int) -> Moments:

@@ -205,8 +205,9 @@ class BatchNorm(_BatchNorm):
                 return None
             else:
                 output, statistics = ops.forward(
-                    x, residual, weight, bias, mean, var, None, None, None, None, None, self.eps, rules.activation, False
-                )
+                    x, residual, weight, bias, mean, var, None, None, None, None, None, self.eps, rules.activation,
+                    False,
+                )  # fmt: skip
         except (KeyError, RuntimeError, TypeError):  # parametrised or pruned layers; what the operator refuses
             return None
         if of_thread.listener is not None and rules.recompute:

@@ -22,7 +22,8 @@ class Residual(nn.Module):
         self.norm2 = bn.BatchNorm2d(channels, activation=activation, **options)
         self.shortcut: nn.Module = nn.Identity()
         if inputs != channels:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, channels, 1, bias=False), bn.BatchNorm2d(channels, **options))
+            norm = bn.BatchNorm2d(channels, **options)
+            self.shortcut = nn.Sequential(nn.Conv2d(inputs, channels, 1, bias=False), norm)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm2(self.conv2(self.norm1(self.conv1(x))), residual=self.shortcut(x))

@@ -4,9 +4,11 @@ import copy
 import gc
 import pickle
 import threading
+from contextlib import nullcontext
 
 import pytest
 import torch
+from hypothesis import given, settings
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils.checkpoint import checkpoint
@@ -15,8 +17,20 @@ import batchnorm as bn
 from batchnorm.core.recipes import of_thread
 from batchnorm.core.torch_internals import function_mode_on_top, saved_tensors_hooks_on_top
 from tests.support.backends import NATIVE, needs_native
+from tests.support.option_matrix import SETTINGS, Setting, data, layer_for, take_step
 from tests.support.oracle import ACTIVATIONS
-from tests.training.recompute_cases import Dense, Residual, both, counted, gradients, images, kept, plain, residual, same
+from tests.training.recompute_cases import (
+    Dense,
+    Residual,
+    both,
+    counted,
+    gradients,
+    images,
+    kept,
+    plain,
+    residual,
+    same,
+)
 
 every_activation = pytest.mark.parametrize("activation", ACTIVATIONS)
 pytestmark = pytest.mark.filterwarnings("ignore:.*are not finite:RuntimeWarning")
@@ -201,7 +215,9 @@ class Changed(nn.Module):
 
 
 @pytest.mark.parametrize(
-    "change", [torch.Tensor.relu_, lambda y: y[:, :1].mul_(2), lambda y: y.detach().add_(1)], ids=["all", "part", "alias"]
+    "change",
+    [torch.Tensor.relu_, lambda y: y[:, :1].mul_(2), lambda y: y.detach().add_(1)],
+    ids=["all", "part", "alias"],
 )
 def test_an_output_that_was_changed_in_place_is_no_recipe(change) -> None:
     assert same(*both(Changed(change), images()))
@@ -261,16 +277,17 @@ def test_several_backward_passes_through_one_graph() -> None:
 
 
 def test_partial_backward_passes() -> None:
-    model, x = residual(), images()
-    parts = [list(m.parameters()) for m in (model[-1], model[3], model[0])]
+    """Of some parameters only, last layers first: some readers of an output never come."""
+
+    def partial(model):
+        loss = model(images).square().mean()
+        parts = [list(m.parameters()) for m in (model[-1], model[3], model[0])]
+        return [g for part in parts for g in torch.autograd.grad(loss, part, retain_graph=True)]
+
+    model, images = residual(), torch.randn(4, 3, 8, 8)
     with bn.recompute(model):
-        loss = model(x).square().mean()
-    got = [torch.autograd.grad(loss, part, retain_graph=True) for part in parts]
-    loss = copy.deepcopy(model)(x).square().mean()
-    model2 = copy.deepcopy(model)
-    loss = model2(x).square().mean()
-    parts = [list(m.parameters()) for m in (model2[-1], model2[3], model2[0])]
-    assert all(same(list(a), list(torch.autograd.grad(loss, b, retain_graph=True))) for a, b in zip(got, parts, strict=True))
+        got = partial(model)
+    assert same(got, partial(model))
 
 
 @pytest.mark.parametrize("reentrant", [False, True])
@@ -361,7 +378,7 @@ def test_autocast() -> None:
 def test_threads_do_not_see_one_another() -> None:
     model, x = residual(), images()
     expected = gradients(copy.deepcopy(model), x)
-    lesser, results = [], {}
+    results = {}
     barrier = threading.Barrier(3)
 
     def step(i: int, recomputed: bool) -> None:
@@ -413,7 +430,9 @@ def test_an_error_in_the_forward_pass_closes_it() -> None:
 
 def open_now() -> bool:
     """Whether anything of a forward pass is left in this thread."""
-    return of_thread.listener is not None or saved_tensors_hooks_on_top() is not None or function_mode_on_top() is not None
+    return any(
+        found is not None for found in (of_thread.listener, saved_tensors_hooks_on_top(), function_mode_on_top())
+    )
 
 
 def test_nothing_is_kept_without_gradients() -> None:
@@ -421,6 +440,10 @@ def test_nothing_is_kept_without_gradients() -> None:
     with bn.recompute(model), counted() as storages, torch.no_grad():
         model(x)
     assert not storages
+
+
+def storage_of(y: torch.Tensor) -> StorageWeakRef:
+    return StorageWeakRef(y.untyped_storage())
 
 
 def test_graphs_die_without_the_garbage_collector() -> None:
@@ -431,7 +454,7 @@ def test_graphs_die_without_the_garbage_collector() -> None:
     try:
         with bn.recompute(model):
             alive = []
-            handle = model[0][0].register_forward_hook(lambda m, a, y: alive.append(StorageWeakRef(y.untyped_storage())))
+            handle = model[0][0].register_forward_hook(lambda m, a, y: alive.append(storage_of(y)))
             y = model(x)
             y.sum().backward()
             del y
@@ -455,7 +478,7 @@ def test_outputs_that_outlive_the_graph_hold_nothing() -> None:
     """The recipe is for the graph alone: an output that somebody keeps does not keep the norm's input."""
     model, x = plain()[:2], images()
     inputs = []
-    model[0].register_forward_hook(lambda m, a, y: inputs.append(StorageWeakRef(y.untyped_storage())))
+    model[0].register_forward_hook(lambda m, a, y: inputs.append(storage_of(y)))
     with bn.recompute(model):
         y = model(x)
         y.sum().backward()
@@ -503,6 +526,55 @@ def test_a_layer_may_be_left_out() -> None:
         less = kept(model, x)
     assert more - less == 4 * 4 * 8 * 4 * 4  # of the other norm
     assert same(*both(model, x))
+
+
+@needs_native
+def test_maxima_are_taken_again() -> None:
+    layers = nn.Conv2d(3, 4, 3), bn.BatchNorm2d(4, activation="relu"), nn.MaxPool2d(2), nn.Conv2d(4, 2, 3)
+    model, x = nn.Sequential(*layers), images()
+    assert same(*both(model, x))
+    more = kept(model, x)
+    with bn.recompute(model):
+        less = kept(model, x)
+    assert more - less == 4 * 4 * 4 * (6 * 6 + 3 * 3)
+
+
+class Followed(nn.Module):
+    """A layer, and an operation that saves its input."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x, residual, mask=None):
+        return self.layer(x, residual, mask=mask).sin()
+
+
+@settings(max_examples=80, deadline=None)
+@given(SETTINGS.filter(lambda s: not s.poisoned))
+def test_every_combination_of_options(s: Setting) -> None:
+    d = data(s)
+    one, other = (Followed(layer_for(s, d)) for _ in range(2))
+    with bn.backend(s.backend) if s.backend and s.backend != "aten" else nullcontext():
+        with bn.recompute(one):
+            y, grads = take_step(s, one.layer, one, d)
+        expected, right = take_step(s, other.layer, other, d)
+    assert torch.equal(y, expected)
+    assert all(torch.equal(grads[name], right[name]) for name in right)
+
+
+def test_compiled() -> None:
+    """The hooks are traced into nothing, and a compiled part within an eager model keeps what it keeps."""
+    model = nn.Sequential(nn.Linear(3, 4), bn.BatchNorm1d(4, activation="silu"), nn.Linear(4, 2))
+    x = torch.randn(6, 3)
+    expected = gradients(copy.deepcopy(model), x)
+    whole = bn.convert(copy.deepcopy(model), recompute=True)
+    got = gradients(whole, x, torch.compile(whole, backend="aot_eager", fullgraph=True))
+    torch.testing.assert_close(got, expected)
+    part = bn.convert(nn.Sequential(copy.deepcopy(model), nn.Identity()), recompute=True)
+    part[0].compile(backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(gradients(part, x), expected)
+    assert not open_now()
 
 
 def test_wrong_input() -> None:
@@ -553,4 +625,4 @@ def test_nested_concatenations() -> None:
     with bn.recompute(model):
         less = kept(model, x)
     position = 4 * 4 * 6 * 6  # bytes of a channel
-    assert more - less == ((4 + 6 + 8 + 10) * 2 + 12 - 12) * position
+    assert more - less == (4 + 6 + 8 + 10) * 2 * position  # and the last one costs what its parts do

@@ -1,7 +1,7 @@
 """Networks whose activations take much memory, as sequences of blocks: with torch's layers, or with ours fused by hand.
 
-Sources: Simonyan & Zisserman 2015, table 1, D (here with batch norm, and one linear layer after global pooling); Redmon &
-Farhadi 2018, "YOLOv3", table 1 (here with the slope 0.01); Huang et al. 2017, "Densely connected convolutional
+Sources: Simonyan & Zisserman 2015, table 1, D (here with batch norm, and one linear layer after global pooling);
+Redmon & Farhadi 2018, "YOLOv3", table 1 (here with the slope 0.01); Huang et al. 2017, "Densely connected convolutional
 networks", table 1; Tan & Le 2019, "EfficientNet", table 1.
 """
 
@@ -24,7 +24,8 @@ class Adds(nn.Module):
         self.body = nn.Sequential(*body)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)  # type: ignore[no-any-return]
+        y: Tensor = x + self.body(x)
+        return y
 
 
 class Excites(nn.Module):

@@ -17,7 +17,7 @@ LEGEND = (
     "kept: bytes that autograd holds for the backward pass, over those with torch's layers; parameters left out.\n"
     "resident: the highest resident memory of a step above what stands before it, over that with torch's layers.\n"
     "time: of a step, over that of the fused network without recompute: median over turns, with its quartiles.\n"
-    "fused: ours with activation and residual. recompute, chain: bn.recompute(model), bn.recompute(model, chain=True).\n"
+    "fused: ours with activation and residual; recompute: under bn.recompute(model); chain: with chain=True.\n"
     "checkpoint: the fused network with torch.utils.checkpoint around the same blocks. The aim is for recompute."
 )
 

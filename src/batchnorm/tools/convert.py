@@ -78,6 +78,7 @@ def convert(
     <class 'batchnorm.layers.BatchNorm2d'>
     """
     options |= {"process_group": True} if sync else {}
+    recomputation.check(recompute)
     BatchNorm(1).set_options(**options)  # complains before anything is changed
     strangers = []
     for name, module in model.named_modules():
