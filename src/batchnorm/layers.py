@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.core import ops, population
+from batchnorm.core import ops, population, recipes
 from batchnorm.core.moments import Moments
 from batchnorm.core.population import Bank, Window, unfit
+from batchnorm.core.recipes import of_thread
 from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
 from batchnorm.core.sharing import resolve
 from batchnorm.core.torch_internals import recomputing, transformed, unwatched
@@ -77,6 +78,7 @@ class BatchNorm(_BatchNorm):
     renorm: Renorm | None = _option("renorm")
     single: Single = _option("single")
     nonfinite: NonFinite = _option("nonfinite")
+    recompute: bool = _option("recompute")
     frozen: Literal[False, "statistics", "all"] = False  # `freeze`
     _paused: int = 0  # how many `bn.paused` are open
     _window: Window | None = None  # `bn.accumulate`
@@ -193,20 +195,24 @@ class BatchNorm(_BatchNorm):
                     mean = var = None
                 else:
                     batches = self._buffers["num_batches_tracked"]
-                output, _ = ops.forward(
+                output, statistics = ops.forward(
                     x, residual, weight, bias, None, None, mean, var, batches, skips, momentum, self.eps,
                     rules.activation, rules.nonfinite == "skip",
                 )  # fmt: skip
                 if mean is not None and int(skips) != self._skips_reported:
                     self._report_skip(unfit(Moments.of(input.detach()), mean.dtype))
-                return output
-            if mean is None:
+            elif mean is None:
                 return None
-            return ops.forward(
-                x, residual, weight, bias, mean, var, None, None, None, None, None, self.eps, rules.activation, False
-            )[0]
+            else:
+                output, statistics = ops.forward(
+                    x, residual, weight, bias, mean, var, None, None, None, None, None, self.eps, rules.activation,
+                    False,
+                )  # fmt: skip
         except (KeyError, RuntimeError, TypeError):  # parametrised or pruned layers; what the operator refuses
             return None
+        if of_thread.listener is not None and rules.recompute:
+            recipes.plain(output, x, residual, weight, bias, statistics, rules.activation)
+        return output
 
     # whether the layer shares its statistics with no rank unless told to
     _alone = True
