@@ -20,6 +20,7 @@ from batchnorm.training.big_batch import big_batch
 from batchnorm.training.domain import domain
 from batchnorm.training.freeze import freeze, unfreeze
 from batchnorm.training.paused import paused
+from batchnorm.training.recompute import recompute
 
 __all__ = [
     "BatchNorm",
@@ -47,6 +48,7 @@ __all__ = [
     "merge",
     "parameter_groups",
     "paused",
+    "recompute",
     "register",
     "revert",
     "study",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from batchnorm.core.moments import Moments
 from batchnorm.core.rules import NonFinite
+from batchnorm.core.validation import check_memory
 
 
 def move(
@@ -23,6 +24,10 @@ def move(
 
     A momentum of None averages over all batches counted so far.
     """
+    check_memory("running_mean", running_mean)
+    check_memory("running_var", running_var)
+    if batches is not None:
+        check_memory("num_batches_tracked", batches)
     if momentum is None:
         if batches is None:
             raise ValueError("a cumulative average (momentum=None) needs num_batches_tracked")
@@ -34,6 +39,39 @@ def move(
         if batches is not None:
             batches.add_(1)
     return skipped
+
+
+def move_in_place(
+    running_mean: Tensor,
+    running_var: Tensor,
+    batches: Tensor | None,
+    skips: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float | Tensor | None,
+    skip_unfit: bool,
+) -> None:
+    """The same rule in the buffers' own precision, for a batch's `mean` and unbiased `var` (C,) of two values or more.
+
+    It takes few operations, since each is a launch on an accelerator, and the host waits for none of them. `skips`
+    counts the batches that left a channel alone.
+    """
+    with torch.no_grad():
+        if batches is not None:
+            batches.add_(1)
+        if momentum is None:
+            if batches is None:
+                raise ValueError("a cumulative average (momentum=None) needs num_batches_tracked")
+            momentum = 1.0 / batches.to(running_mean.dtype)
+        news = [new.to(running_mean.dtype) for new in (mean, var)]
+        if skip_unfit:
+            largest = torch.finfo(running_var.dtype).max
+            fit = torch.stack((mean, var)).abs().amax(0) <= largest  # NaN is not
+            news = [torch.where(fit, new, old) for new, old in zip(news, (running_mean, running_var), strict=True)]
+            if skips is not None:
+                skips.add_((~fit).any())
+        running_mean.lerp_(news[0], momentum)
+        running_var.lerp_(news[1], momentum)
 
 
 def moved(
@@ -56,16 +94,24 @@ def moved(
     mean, var = (old + (new - old) * momentum for old, new in zip(olds, news, strict=True))
     enough = torch.zeros_like(mean) + batch.count > 1
     not_fit = unfit(batch, running_var.dtype)
-    if nonfinite == "raise" and not_fit.any():
-        channels = not_fit.nonzero().flatten().tolist()
-        raise FloatingPointError(
-            f"{label}: the batch statistics of channels {channels} are not finite in {running_var.dtype}, and "
-            "nonfinite='raise'; the running statistics were not updated. Look for NaN or Inf in the input, or pass "
-            "nonfinite='skip'"
-        )
+    if nonfinite == "raise":
+        # opaque to compilers, which cannot trace an error that depends on values
+        refuse = torch.ops.batchnorm.refuse.default if torch.compiler.is_compiling() else refuse_unfit
+        not_fit = refuse(not_fit, str(running_var.dtype), label)
     known = enough if nonfinite == "propagate" else enough & ~not_fit
     mean, var = torch.where(known, mean, olds[0]), torch.where(known, var, olds[1])
     return mean.to(running_mean.dtype), var.to(running_var.dtype), not_fit
+
+
+def refuse_unfit(not_fit: Tensor, dtype: str, label: str) -> Tensor:
+    """A copy of `not_fit`, or an error that names its channels and the layer if there are any."""
+    if not_fit.any():
+        channels = not_fit.nonzero().flatten().tolist()
+        raise FloatingPointError(
+            f"{label}: the batch statistics of channels {channels} are not finite in {dtype}, and nonfinite='raise'; "
+            "the running statistics were not updated. Look for NaN or Inf in the input, or pass nonfinite='skip'"
+        )
+    return not_fit.clone()
 
 
 def unfit(batch: Moments, dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,16 @@ from torch.autograd import forward_ad
 from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.nn.parallel import DistributedDataParallel
 
+# Without these two modules, models whose inputs and outputs are nested in containers could not be followed, and no
+# operation could be watched. Their names are public in all but the path.
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import TreeSpec as TreeSpec
+from torch.utils._pytree import keystr as keystr
+from torch.utils._pytree import tree_flatten as tree_flatten
+from torch.utils._pytree import tree_flatten_with_path as tree_flatten_with_path
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_unflatten as tree_unflatten
+
 
 def recomputing() -> bool:
     """Whether this forward pass runs inside a backward pass, as an activation checkpoint's does.
@@ -73,16 +83,54 @@ def constant_to_compilers(function: Callable[[], bool]) -> Callable[[], bool]:
     return function
 
 
+def version(tensor: Tensor) -> int:
+    """How often the tensor's memory was written in place; views and detached tensors count with it.
+
+    Without `Tensor._version`, a saved tensor that was changed before the backward pass would go unnoticed under
+    `bn.recompute`.
+    """
+    return tensor._version
+
+
 SavedTensorHooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 
 
-def saved_tensor_hooks() -> SavedTensorHooks | None:
-    """The pair of hooks that packs and unpacks saved tensors in this thread.
+def saved_tensors_hooks_on_top() -> SavedTensorHooks | None:
+    """The pack and unpack hooks that autograd would call for a tensor that is saved now.
 
-    Without `torch._C._autograd._top_saved_tensors_default_hooks`, hooks would not reach the threads of `bn.big_batch`.
+    Without `torch._C._autograd._top_saved_tensors_default_hooks`, `bn.recompute` would take the place of hooks that the
+    user has opened, `save_on_cpu` say, and change what happens inside activation checkpoints; and hooks would not reach
+    the threads of `bn.big_batch`.
     """
-    found = torch._C._autograd._top_saved_tensors_default_hooks(True)
-    return None if found is None else (found[0], found[1])
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def past_function_modes() -> AbstractContextManager[None]:
+    """Leave out `__torch_function__` of modes and subclasses.
+
+    Without `torch._C.DisableTorchFunction`, each look at a tensor by `bn.recompute` would be a call of its own mode,
+    and modes would see tensors move to and fro under `bn.big_batch(offload=)`.
+    """
+    return torch._C.DisableTorchFunction()
+
+
+def function_mode_on_top() -> Any:
+    """The TorchFunctionMode that sees the next call, or None.
+
+    Without `torch.overrides._get_current_function_mode`, an interrupted forward pass under `bn.recompute` could end a
+    mode of the user in place of its own.
+    """
+    return torch.overrides._get_current_function_mode()
+
+
+def in_checkpoint() -> bool:
+    """Whether an activation checkpoint sees the tensors that are saved now; it counts them.
+
+    Without `torch.utils.checkpoint` as the module of the checkpoint's pack hook, `bn.recompute` around a forward pass
+    within a checkpoint would end in the checkpoint's error.
+    """
+    hooks = saved_tensors_hooks_on_top()
+    return hooks is not None and getattr(hooks[0], "__module__", None) == "torch.utils.checkpoint"
 
 
 class Modes(NamedTuple):
@@ -156,11 +204,3 @@ def owners_of_storage(t: Tensor) -> int:
     """
     storage = t.untyped_storage()  # one owner more
     return torch._C._storage_Use_Count(storage._cdata) - 1
-
-
-def unseen_by_modes() -> AbstractContextManager[None]:
-    """No function mode sees the operations inside.
-
-    Without `torch._C.DisableTorchFunction`, modes would see tensors move to and fro under `bn.big_batch(offload=)`.
-    """
-    return torch._C.DisableTorchFunction()

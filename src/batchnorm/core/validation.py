@@ -4,9 +4,10 @@ from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from batchnorm.core.rules import Rules
-from batchnorm.core.torch_internals import dispatch_mode_active, transformed
+from batchnorm.core.torch_internals import dispatch_mode_active, transformed, unwatched
 
 
 class Call(NamedTuple):
@@ -31,6 +32,18 @@ def validate(call: Call, shared: bool) -> None:
     for what, given in (("residual", call.residual), ("mask", call.mask), ("lengths", call.lengths)):
         if given is not None and not isinstance(given, Tensor):
             raise TypeError(f"expected {what} to be a tensor, got {type(given).__name__}; pass torch.as_tensor({what})")
+    for name, t in (
+        ("the input", input),
+        ("residual", call.residual),
+        ("mask", call.mask),
+        ("lengths", call.lengths),
+        ("running_mean", call.mean),
+        ("running_var", call.var),
+        ("weight", call.weight),
+        ("bias", call.bias),
+    ):
+        if t is not None:
+            check_memory(name, t)
     if not input.is_floating_point():
         raise NotImplementedError(
             f"batch_norm needs a floating-point input, got {input.dtype}; convert it, say .float()"
@@ -77,6 +90,24 @@ def validate(call: Call, shared: bool) -> None:
         raise ValueError(f"{wants} needs running statistics: pass them, or track_running_stats=True to the layer")
     if call.mask is not None or call.lengths is not None:
         _check_mask(input, call.mask, call.lengths)
+
+
+def check_memory(name: str, t: Tensor) -> None:
+    """Refuse layouts other than dense, and storages that were freed under their tensor: reading those ends the
+    process."""
+    if t.is_nested:
+        raise RuntimeError(f"{name} is a nested tensor; pad it with .to_padded_tensor(0.0), and pass lengths= or mask=")
+    if t.layout is not torch.strided:
+        raise RuntimeError(f"expected {name} to be a dense tensor, got {t.layout}; pass .to_dense()")
+    if not unwatched() or type(t) not in (Tensor, Parameter) or t.device.type != "cpu" or t.numel() == 0:
+        return
+    last = t.storage_offset() + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
+    held = t.untyped_storage().nbytes()
+    if held < (last + 1) * t.element_size():
+        raise RuntimeError(
+            f"{name} of shape {tuple(t.shape)} needs {(last + 1) * t.element_size()} bytes, and its storage has been "
+            f"resized to {held}; if a sharding library freed it, gather the parameters before the forward pass"
+        )
 
 
 def _wrong_device(name: str, t: Tensor, input: Tensor) -> NoReturn:

@@ -13,9 +13,9 @@ from torch.fx.operator_schemas import normalize_function
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
 
 from batchnorm.backends.reference import ACTIVATIONS
+from batchnorm.core.torch_internals import tree_leaves
 from batchnorm.layers import BatchNorm
 from batchnorm.tools.convert import revert
 from batchnorm.tools.linear import (

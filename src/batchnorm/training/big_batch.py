@@ -5,9 +5,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves
 
-from batchnorm.core.torch_internals import transformed
+from batchnorm.core.torch_internals import transformed, tree_leaves
 from batchnorm.tools.progress import track
 from batchnorm.training.borrowed_model import borrowed
 from batchnorm.training.crew import Crew

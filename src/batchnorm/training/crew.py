@@ -6,9 +6,16 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import TreeSpec, keystr, tree_flatten, tree_flatten_with_path, tree_leaves, tree_unflatten
 
 from batchnorm.core.sharing import exchanging
+from batchnorm.core.torch_internals import (
+    TreeSpec,
+    keystr,
+    tree_flatten,
+    tree_flatten_with_path,
+    tree_leaves,
+    tree_unflatten,
+)
 from batchnorm.training.baton import Coroutine, Ended
 from batchnorm.training.exchange import Meeting, MicroBatchExchange, combined
 from batchnorm.training.micro_batches import MicroBatch, joined

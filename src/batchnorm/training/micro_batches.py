@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
+
+from batchnorm.core.torch_internals import keystr, tree_flatten, tree_flatten_with_path, tree_unflatten
 
 
 @dataclass(frozen=True)

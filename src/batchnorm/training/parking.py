@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from batchnorm.core.torch_internals import SavedTensorHooks, StorageWeakRef, owners_of_storage, unseen_by_modes
+from batchnorm.core.torch_internals import SavedTensorHooks, StorageWeakRef, owners_of_storage, past_function_modes
 from batchnorm.training.returned_memory import returned_memory
 from batchnorm.training.shelf import Kept, Shelf, shelf_for
 
@@ -86,7 +86,7 @@ class Parked:
     def leave(self) -> None:
         """Move out every tensor that is still held and has its memory to itself."""
         self._forget_next()
-        with unseen_by_modes():
+        with past_function_modes():
             self._leave()
 
     def _leave(self) -> None:
@@ -116,7 +116,7 @@ class Parked:
     def come_back(self) -> None:
         """Bring it back."""
         out, self._out = self._out, []
-        with unseen_by_modes():
+        with past_function_modes():
             for t, kept in out:
                 t.data = kept.get()
                 self._note(t, kept)
@@ -138,7 +138,7 @@ class Parked:
     def _pack(self, saved: Any) -> Any:
         if not isinstance(saved, Tensor) or not self.parking.takes(saved):
             return saved
-        with unseen_by_modes():
+        with past_function_modes():
             kept = self._keep(saved)
         if kept.before is None and (self._last is None or self._last() is not kept):  # not saved once already
             kept.before = self._last
@@ -150,7 +150,7 @@ class Parked:
             self._forget_next(but=saved)
             self._next = saved.before  # backward passes go the other way
             self._fetch_next()
-            with unseen_by_modes():
+            with past_function_modes():
                 kept, saved = saved, saved.get()
                 self._note(saved, kept)
         return saved if unpack is None else unpack(saved)

@@ -22,7 +22,7 @@ class ThreadState:
         self.variables = contextvars.copy_context()
         self.autocast = autocast_states()
         self.modes = torch_internals.modes()
-        self.hooks = torch_internals.saved_tensor_hooks()
+        self.hooks = torch_internals.saved_tensors_hooks_on_top()
         self.stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
 
     def run(self, function: Callable[[], Any]) -> Any:
