@@ -1,4 +1,4 @@
-"""Draws the pictures of tools.md and standardize.md from runs of the examples: python docs/pictures.py"""
+"""Draws the pictures of tools.md, standardize.md and big-batch.md from runs of the examples: python docs/pictures.py"""
 
 import copy
 import math
@@ -165,35 +165,29 @@ def standardization() -> None:
 
 
 def contrasting() -> None:
-    """The held-out loss and the accuracy of contrastive learning, by the way in which a big batch was made."""
-    run = example("big_batch.py")["curves"](40)
+    """The held-out loss of contrastive learning, by the way in which a big batch was made."""
+    run = example("big_batch.py")["curves"](60)
     styles = {
-        "accumulation": (ORANGE, ""),
-        "ghost batches": (PURPLE, ""),
-        "big batch": (GREY, ' stroke-width="6" opacity="0.5"'),
-        "bn.big_batch": (GREEN, ""),
+        "accumulation": (ORANGE, 2),
+        "ghost batches": (PURPLE, 2),
+        "big batch": ("#ccc", 8),
+        "bn.big_batch": (GREEN, 2),
     }
-    title = "digits, told apart without labels: batches of 256 pictures, micro-batches and ghost batches of 4"
-    parts = [text(20, 24, title)]
-    for left, part, name, show in ((70, 0, "loss, held out", "{:.1f}"), (390, 1, "accuracy, held out", "{:.0%}")):
-        values = [point[part] for curve in run.values() for point in curve]
-        low, high = min(values), max(values)
-        parts.append(text(left, 50, name))
-        parts.append(f'<rect x="{left}" y="60" width="230" height="180" fill="none" stroke="{GREY}"/>')
-        parts += [text(left - 6, y, show.format(v), "end") for y, v in ((72, high), (238, low))]
-        parts.append(text(left, 258, "0") + text(left + 230, 258, "40 steps", "end"))
-        for label, curve in run.items():
-            colour, style = styles[label]
-            points = " ".join(
-                f"{left + 230 * i / (len(curve) - 1):.1f},{236 - 172 * (point[part] - low) / (high - low):.1f}"
-                for i, point in enumerate(curve)
-            )
-            width = style or ' stroke-width="2"'
-            parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}"{width}/>')
-    for i, (label, (colour, _)) in enumerate(styles.items()):
-        parts.append(f'<rect x="{70 + 140 * i}" y="276" width="14" height="4" fill="{colour}"/>')
-        parts.append(text(90 + 140 * i, 282, label))
-    write("big_batch.svg", 296, parts)
+    parts = [text(20, 24, "held-out contrastive loss on digits: batches of 256, micro-batches and ghost batches of 4")]
+    values = [loss for curve in run.values() for loss in curve]
+    low, high = min(values), max(values)
+    parts.append(f'<rect x="60" y="40" width="540" height="220" fill="none" stroke="{GREY}"/>')
+    parts += [text(54, y, f"{value:.1f}", "end") for y, value in ((54, high), (258, low))]
+    parts.append(text(60, 278, "0") + text(600, 278, "60 steps", "end"))
+    for i, (label, (colour, width)) in enumerate(styles.items()):
+        points = " ".join(
+            f"{60 + 540 * at / (len(run[label]) - 1):.1f},{254 - 208 * (loss - low) / (high - low):.1f}"
+            for at, loss in enumerate(run[label])
+        )
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
+        parts.append(f'<rect x="{60 + 140 * i}" y="296" width="14" height="{width + 1}" fill="{colour}"/>')
+        parts.append(text(80 + 140 * i, 302, label))
+    write("big_batch.svg", 316, parts)
 
 
 if __name__ == "__main__":
