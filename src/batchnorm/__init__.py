@@ -11,9 +11,10 @@ from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, S
 from batchnorm.tools.adapt import adapt
 from batchnorm.tools.calibrate import calibrate
 from batchnorm.tools.conventions import from_flax, from_keras, parameter_groups
-from batchnorm.tools.convert import convert, register, revert
+from batchnorm.tools.convert import convert, revert
 from batchnorm.tools.fold import fold
 from batchnorm.tools.merge import merge
+from batchnorm.tools.registry import register
 from batchnorm.tools.standardize import Standardize
 from batchnorm.training.accumulate import accumulate
 from batchnorm.training.domain import domain

@@ -16,6 +16,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from batchnorm.backends.reference import ACTIVATIONS
+from batchnorm.integrations.norm_act import NormAct
 from batchnorm.layers import BatchNorm
 from batchnorm.tools.convert import revert
 from batchnorm.tools.linear import (
@@ -61,6 +62,7 @@ class _Norm:
     a: Tensor
     b: Tensor
     rank: int | None  # of the input, where the class of the layer says
+    behind: tuple[nn.Module, ...] = ()  # called on the output by the layer itself
 
 
 def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
@@ -187,7 +189,8 @@ def _norm_of_module(graph: fx.GraphModule, node: fx.Node, layer: Any) -> _Norm |
     a, b = _affine(at.running_mean, at.running_var, affine.weight, affine.bias, layer.eps)
     rank = 4 if isinstance(layer, nn.BatchNorm2d) else 5 if isinstance(layer, nn.BatchNorm3d) else None
     activation = getattr(layer, "activation", None)
-    return _Norm(name, node, arguments["input"], arguments.get("residual"), activation, a, b, rank)
+    behind = tuple(m for m in layer.behind() if type(m) is not nn.Identity) if isinstance(layer, NormAct) else ()
+    return _Norm(name, node, arguments["input"], arguments.get("residual"), activation, a, b, rank, behind)
 
 
 def _affine(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
@@ -208,14 +211,15 @@ def _fold_before(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
         return f"before: {unknown}"
     replace(graph, map, *scaled_after(map, norm.a, norm.b))
     result = map.node
-    with graph.graph.inserting_after(norm.node):
-        if norm.activation is not None:
-            activated = graph.graph.call_function(ACTIVATIONS[norm.activation][0], (norm.node,))
-    if norm.residual is not None:
-        with graph.graph.inserting_before(norm.node):
+    with graph.graph.inserting_before(norm.node):
+        if norm.residual is not None:
             result = graph.graph.call_function(operator.add, (result, norm.residual))
-    if norm.activation is not None:
-        norm.node.replace_all_uses_with(activated, delete_user_cb=lambda user: user is not activated)
+        if norm.activation is not None:
+            result = graph.graph.call_function(ACTIVATIONS[norm.activation][0], (result,))
+        for number, module in enumerate(norm.behind):
+            name = f"{norm.name}.behind{number}".replace(".", "_")
+            graph.add_submodule(name, module)
+            result = graph.graph.call_module(name, (result,))
     norm.node.replace_all_uses_with(result)
     graph.graph.erase_node(norm.node)
     return map
@@ -223,7 +227,7 @@ def _fold_before(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
 
 def _fold_after(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
     """Into what comes after; or why not."""
-    if norm.activation is not None or norm.residual is not None:
+    if norm.activation is not None or norm.residual is not None or norm.behind:
         return "after: it has an activation or a residual"
     users = _users(norm.node)
     if len(users) != 1:
