@@ -96,24 +96,26 @@ def difference(model: nn.Module, other: nn.Module, x: Tensor) -> float:
     return max(((a - b).abs().max() / a.abs().max().clamp_min(least)).item() for a, b in zip(wanted, got, strict=True))
 
 
+def _line(row: Row) -> str:
+    left = "; ".join(f"{count} × {why}" if count > 1 else why for why, count in row.left.most_common(3))
+    numbers = f"{row.norms} | {row.converted} | {row.could} | {row.fused} | {row.error:.0e}"
+    return f"| {row.network} | {numbers} | {left} |"
+
+
 def table(rows: list[Row]) -> str:
     """Markdown: a row for each network, and their sum."""
     lines = [
         "| network | norms | converted | could fuse | fused | error | left |",
         "|---|---:|---:|---:|---:|---:|---|",
+        *map(_line, rows),
     ]
-    for row in rows:
-        left = "; ".join(f"{count} × {why}" if count > 1 else why for why, count in row.left.most_common(3))
-        lines.append(
-            f"| {row.network} | {row.norms} | {row.converted} | {row.could} | {row.fused} | {row.error:.0e} | {left} |"
-        )
     norms, converted, could, fused = (
         sum(getattr(r, key) for r in rows) for key in ("norms", "converted", "could", "fused")
     )
     worst = max(r.error for r in rows)
     lines.append(
         f"| **{len(rows)} networks** | {norms} | {converted} ({converted / norms:.1%}) "
-        f"| {could} | {fused} ({fused / could:.1%}) | {worst:.0e} | |"
+        f"| {could} | {fused} ({fused / max(could, 1):.1%}) | {worst:.0e} | |"
     )
     return "\n".join(lines)
 
@@ -124,7 +126,7 @@ def main(arguments: list[str]) -> None:
     for entry in zoo.entries():
         if not names or entry.name in names or str(entry) in names:
             rows.append(measure(entry))
-            print(table(rows[-1:]).splitlines()[2], flush=True)
+            print(_line(rows[-1]), flush=True)
     if "--write" in arguments:
         page = PAGE.read_text(encoding="utf-8")
         mark = re.compile(r"(<!-- networks -->\n).*?(<!-- end -->)", re.DOTALL)

@@ -121,6 +121,14 @@ def normalized(
     in errors.
     """
     plain = call.mask is None and call.lengths is None and (not call.by_batch or (group is None and call.rules.plain))
+    moves_here = moving is not None or call.mean is None
+    if plain and call.by_batch and moves_here and _as_torchs_layers():
+        _validate(call, group)
+        running = (None, None, None, None) if moving is None else (*moving[:3], moving.momentum)
+        rules = call.rules
+        return aten.moving(
+            call.input, call.residual, call.weight, call.bias, *running, call.eps, rules.activation
+        ), None  # fmt: skip
     if plain and is_everyday(call.input):
         try:  # nearly every call: the operator does its own checks
             return _by_operator(call, moving)
@@ -134,7 +142,7 @@ def normalized(
     if not call.by_batch:
         return _by_population(call, mask, route), None
     virtual = call.rules.virtual_batch_size or 0
-    virtual = virtual if virtual < call.input.shape[0] else 0
+    virtual = virtual if virtual and virtual < call.input.shape[0] else 0
     if virtual and group is not None:
         raise ValueError(
             "virtual_batch_size and process_group exclude one another: the first makes the group that shares "
@@ -154,6 +162,16 @@ def normalized(
 def is_everyday(x: Tensor) -> bool:
     """Whether the native operator can be called on `x` at once: it does its own checks, and nobody follows the call."""
     return unwatched() and type(x) is Tensor and x.is_cpu and backends.forced() is None and _has_native()
+
+
+def _as_torchs_layers() -> bool:
+    """Whether a trace or an exported graph is to hold torch's own operator in training as well."""
+    return torch.jit.is_tracing() or (torch.compiler.is_exporting() and _aten_is_forced())
+
+
+@constant_to_compilers
+def _aten_is_forced() -> bool:
+    return backends.forced() == "aten"
 
 
 def _validate(call: Call, group: Any) -> None:

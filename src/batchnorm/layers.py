@@ -4,10 +4,11 @@ import warnings
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.core import ops, population
+from batchnorm.core.fx_leaf import as_leaf
 from batchnorm.core.moments import Moments
 from batchnorm.core.population import Bank, Window, unfit
 from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
@@ -143,6 +144,8 @@ class BatchNorm(_BatchNorm):
         mask: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, fx.Proxy):
+            return as_leaf(self, BatchNorm.forward, input, residual, mask, lengths)
         self._check_input_dim(input)
         if mask is None and lengths is None and (output := self._quickly(input, residual)) is not None:
             return output

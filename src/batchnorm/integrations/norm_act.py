@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
+from batchnorm.core.fx_leaf import as_leaf
 from batchnorm.layers import BatchNorm, BatchNorm2d, SyncBatchNorm
 
 # Activations of other packages that compute what ours do, by package and name of the class.
@@ -26,6 +27,8 @@ class NormAct(BatchNorm):
         mask: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
+        if type(input) is not Tensor and isinstance(input, fx.Proxy):
+            return as_leaf(self, NormAct.forward, input, residual, mask, lengths)
         output = super().forward(input, residual, mask, lengths)
         for module in self.behind():
             output = module(output)

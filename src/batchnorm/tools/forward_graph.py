@@ -2,6 +2,7 @@
 
 import builtins
 import copy
+import dis
 import functools
 import inspect
 import itertools
@@ -49,16 +50,18 @@ class _OneModule(fx.Tracer):
 def trace(module: nn.Module) -> fx.Graph | None:
     """The graph of the module's forward, as good as the forward itself; None where it could be something else.
 
-    That is where forward is more than one function of one input, asks for types, does not do the same in training and
-    in evaluation, or leaves something behind.
+    That is where forward has optional inputs, asks for types, does not do the same in training and in evaluation, or
+    leaves something behind.
     """
     function = _forward_of(module)
     if function is None:
         return None
     required, optional = _inputs(function)
     rewritten = without_forward(module) is not type(module)
-    if len(required) != 1 or list(optional) not in ([], [RESIDUAL] if rewritten else []):
+    if not required or list(optional) not in ([], [RESIDUAL] if rewritten else []):
         return None
+    if len(required) > 1 and any(i.opname == "IS_OP" or "NONE" in i.opname for i in dis.get_instructions(function)):
+        return None  # an input may be None in some calls
     if any(name in SUSPECT or _is_method(module, name) for name in _names(function.__code__)):
         return None
     state = _State(module)
@@ -117,9 +120,11 @@ def _forward_of(module: nn.Module) -> FunctionType | None:
 
 
 def _inputs(function: FunctionType) -> tuple[list[str], dict[str, Any]]:
-    """The inputs of a forward: those that a call must give, variable ones too, and those with a default."""
+    """The inputs of a forward: those that a call must give, and those with a default; none of both if some vary."""
     inputs = list(inspect.signature(function).parameters.values())[1:]
-    optional = {p.name: p.default for p in inputs if p.default is not p.empty and p.kind is p.POSITIONAL_OR_KEYWORD}
+    if any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in inputs):
+        return [], {}
+    optional = {p.name: p.default for p in inputs if p.default is not p.empty}
     return [p.name for p in inputs if p.name not in optional], optional
 
 
