@@ -7,6 +7,7 @@ from batchnorm.core.rules import Renorm
 from batchnorm.doctor import diagnose, watch
 from batchnorm.experiment import study
 from batchnorm.functional import batch_norm
+from batchnorm.integrations import torch_tools
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from batchnorm.tools.adapt import adapt
 from batchnorm.tools.calibrate import calibrate
@@ -20,6 +21,8 @@ from batchnorm.training.accumulate import accumulate
 from batchnorm.training.domain import domain
 from batchnorm.training.freeze import freeze, unfreeze
 from batchnorm.training.paused import paused
+
+torch_tools.inform()
 
 __all__ = [
     "BatchNorm",

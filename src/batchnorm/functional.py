@@ -124,12 +124,15 @@ def normalized(
     moves_here = moving is not None or call.mean is None
     if plain and call.by_batch and moves_here and _as_torchs_layers():
         _validate(call, group)
-        running = (None, None, None, None) if moving is None else (*moving[:3], moving.momentum)
-        rules = call.rules
-        return aten.moving(
-            call.input, call.residual, call.weight, call.bias, *running, call.eps, rules.activation
-        ), None  # fmt: skip
+        mean, var, batches, _, momentum = moving or (None, None, None, None, None)
+        y = aten.moving(
+            call.input, call.residual, call.weight, call.bias, mean, var, batches, momentum, call.eps,
+            call.rules.activation,
+        )  # fmt: skip
+        return y, None
     if plain and is_everyday(call.input):
+        if call.residual is not None:  # the operator would take one of whole numbers, or of booleans
+            _validate(call, group)
         try:  # nearly every call: the operator does its own checks
             return _by_operator(call, moving)
         except Exception:

@@ -14,7 +14,7 @@ from batchnorm.core.population import Bank, Window, unfit
 from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
 from batchnorm.core.sharing import resolve
 from batchnorm.core.torch_internals import recomputing, transformed, unwatched
-from batchnorm.core.validation import Call
+from batchnorm.core.validation import Call, check_number, in_words
 from batchnorm.functional import Moving, dense, is_everyday, normalized
 
 
@@ -101,6 +101,9 @@ class BatchNorm(_BatchNorm):
         bias: bool = True,
         **options: Any,
     ) -> None:
+        check_number("eps", eps)
+        if momentum is not None:
+            check_number("momentum", momentum)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, bias=bias
         )
@@ -146,9 +149,18 @@ class BatchNorm(_BatchNorm):
     ) -> Tensor:
         if type(input) is not Tensor and isinstance(input, fx.Proxy):
             return as_leaf(self, BatchNorm.forward, input, residual, mask, lengths)
-        self._check_input_dim(input)
-        if mask is None and lengths is None and (output := self._quickly(input, residual)) is not None:
-            return output
+        try:
+            self._check_input_dim(input)
+            if mask is None and lengths is None and (output := self._quickly(input, residual)) is not None:
+                return output
+            return self._in_full(input, residual, mask, lengths)
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            if (clearer := in_words(error, input, self._name and self.label())) is None:
+                raise
+            raise clearer from error
+
+    def _in_full(self, input: Tensor, residual: Tensor | None, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """The output of any call, by way of `functional`."""
         bank: Any = self if self._domain is None else self.banks[self._domain]
         training, rules = self.training, self.rules
         # In training, running statistics that are not tracked are neither read nor written.
@@ -189,6 +201,8 @@ class BatchNorm(_BatchNorm):
             return None
         held, batches, skips, momentum = self._parameters, None, self._skips, self.momentum
         try:  # nn.Module's __getattr__ costs a microsecond a name
+            if residual is not None and not residual.is_floating_point():
+                return None
             weight, bias = held["weight"], held["bias"]
             mean, var = self._buffers["running_mean"], self._buffers["running_var"]
             x = input if input.is_contiguous() else dense(input)[0]
@@ -209,7 +223,12 @@ class BatchNorm(_BatchNorm):
             return ops.forward(
                 x, residual, weight, bias, mean, var, None, None, None, None, None, self.eps, rules.activation, False
             )[0]
-        except (KeyError, RuntimeError, TypeError):  # parametrised or pruned layers; what the operator refuses
+        except (
+            AttributeError,
+            KeyError,
+            RuntimeError,
+            TypeError,
+        ):  # parametrised or pruned layers; what the operator refuses
             return None
 
     # whether the layer shares its statistics with no rank unless told to
@@ -218,9 +237,14 @@ class BatchNorm(_BatchNorm):
     def _group(self) -> Any:
         return self.rules.process_group
 
+    def label(self) -> str:
+        """The name of the layer in errors: its path in the model if `convert` saw it there."""
+        kind = f"{type(self).__name__}({self.num_features})"
+        return f"{self._name}: {kind}" if self._name else kind
+
     def _label(self) -> str:
-        """What errors call this layer and step; on an accelerator the step is not asked for."""
-        name = self._name or f"{type(self).__name__}({self.num_features})"
+        """The layer and the step in errors; on an accelerator the step is not asked for."""
+        name = self.label()
         batches = self.num_batches_tracked
         if batches is None or batches.device.type != "cpu" or torch.compiler.is_compiling():
             return name

@@ -67,7 +67,9 @@ def test_what_cannot_be_recorded_is_an_error(model, says):
 def test_torchs_own_fusion_of_convolutions_leaves_results_alone():
     from torch.fx.experimental import optimization
 
-    model = nn.Sequential(nn.Conv2d(4, 4, 1), bn.BatchNorm2d(4, activation="relu"), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    model = nn.Sequential(
+        nn.Conv2d(4, 4, 1), bn.BatchNorm2d(4, activation="relu"), nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+    )
     model(drifting(3, 4, 5, 5))
     fused, x = optimization.fuse(model.eval()), drifting(3, 4, 5, 5)
     torch.testing.assert_close(fused(x), model(x), rtol=1e-4, atol=1e-5)

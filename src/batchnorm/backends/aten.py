@@ -43,6 +43,7 @@ def moving(
 
     Without running statistics nothing moves. Unlike in our operators, a batch that is not finite moves them too.
     """
+
     def batch_norm(mean: Tensor | None, var: Tensor | None, momentum: float) -> Tensor:
         # not F.batch_norm: its check of the size warns in traces
         return torch.batch_norm(x, weight, bias, mean, var, True, momentum, eps, torch.backends.cudnn.enabled)

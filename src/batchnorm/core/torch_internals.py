@@ -5,8 +5,10 @@ Public names serve everywhere else; tests/core/test_torch_internals.py holds the
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
+from torch.ao.quantization import fuser_method_mappings
 from torch.autograd import forward_ad
 
 
@@ -67,3 +69,11 @@ def constant_to_compilers(function: Callable[[], bool]) -> Callable[[], bool]:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def fuser_methods() -> dict[Any, Any]:
+    """The table of torch.ao.quantization: classes of layers in a row → the function that merges them.
+
+    Without `_DEFAULT_OP_LIST_TO_FUSER_METHOD`, `fuse_modules` would refuse a convolution and a batch norm of ours.
+    """
+    return fuser_method_mappings._DEFAULT_OP_LIST_TO_FUSER_METHOD

@@ -13,8 +13,8 @@ from torch import nn
 from batchnorm.integrations.frozen import FrozenBatchNorm2d
 from batchnorm.integrations.norm_act import NormAct
 from batchnorm.layers import BatchNorm
+from batchnorm.tools import expanded, registry
 from batchnorm.tools import fuse as fusion
-from batchnorm.tools import registry
 
 Model = TypeVar("Model", bound=nn.Module)
 Left = dict[tuple[str, str], list[str]]  # class and reason → names of layers
@@ -42,9 +42,7 @@ def convert(model: Model, *, fuse: bool = False, sync: bool = False, **options: 
     >>> type(model[1])
     <class 'batchnorm.layers.BatchNorm2d'>
     """
-    if not isinstance(model, nn.Module):
-        what = f"the class {model.__name__}: make one first" if isinstance(model, type) else repr(model)
-        raise TypeError(f"expected a model, an nn.Module, got {what}")
+    require_model(model)
     options |= {"process_group": True} if sync else {}
     BatchNorm(1).set_options(**options)  # complains before anything is changed
     left: Left = defaultdict(list)
@@ -63,8 +61,13 @@ def convert(model: Model, *, fuse: bool = False, sync: bool = False, **options: 
     return model
 
 
-def revert(model: Model) -> Model:
+def revert(model: Model, *, expand: bool = False) -> Any:
     """Turn our batch norms in `model` back into torch's, in place; returns the model. Undoes `convert`.
+
+    Args:
+        expand: a layer that applies an activation or adds a residual becomes a small module that does the same with
+            torch's layers, `batchnorm.tools.expanded.Expanded`; its keys in the `state_dict` begin with "norm.". Tools
+            that look for torch's layers, as for quantisation, then see all of them.
 
     Raises:
         ValueError: a layer computes what torch's class cannot, an activation say; then nothing is changed.
@@ -74,8 +77,10 @@ def revert(model: Model) -> Model:
     >>> type(bn.revert(bn.convert(nn.BatchNorm2d(8))))
     <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
-    layers = [(name or "(the model itself)", m) for name, m in model.named_modules() if isinstance(m, BatchNorm)]
     taken = fusion.fused(model)
+    if expand:
+        model = expanded.expand(model, taken)
+    layers = [(name or "(the model itself)", m) for name, m in model.named_modules() if isinstance(m, BatchNorm)]
     theirs = {m: registry.counterpart(m) for _, m in layers}
     stuck = [f"{name} (activation={m.activation!r})" for name, m in layers if m.activation and m not in taken]
     stuck += [f"{name} (frozen)" for name, m in layers if m.frozen and not isinstance(m, FrozenBatchNorm2d)]
@@ -97,6 +102,13 @@ def revert(model: Model) -> Model:
         if isinstance(module, nn.SyncBatchNorm):  # there it is torch's
             module.process_group = None if group is True else group
     return model
+
+
+def require_model(model: Any) -> None:
+    """Raise a TypeError if this is no model."""
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}: make one first" if isinstance(model, type) else repr(model)
+        raise TypeError(f"expected a model, an nn.Module, got {what}")
 
 
 NAMED = 5  # layers of a class that a warning names

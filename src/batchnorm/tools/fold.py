@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 from batchnorm.backends.reference import ACTIVATIONS
 from batchnorm.integrations.norm_act import NormAct
 from batchnorm.layers import BatchNorm
-from batchnorm.tools.convert import revert
+from batchnorm.tools.convert import require_model, revert
 from batchnorm.tools.linear import (
     Linear,
     has_hooks,
@@ -95,6 +95,7 @@ def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
 
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks", equation 14.
     """
+    require_model(model)
     modes = [name or "the model" for name, m in model.named_modules() if m.training and (not name or _learns(m))]
     if modes:
         raise ValueError(f"{', '.join(modes)} is in training mode, where batches normalise themselves: call .eval()")
