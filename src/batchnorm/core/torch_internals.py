@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
+from torch import fx
 from torch.ao.quantization import fuser_method_mappings
 from torch.autograd import forward_ad
 
@@ -77,3 +78,12 @@ def fuser_methods() -> dict[Any, Any]:
     Without `_DEFAULT_OP_LIST_TO_FUSER_METHOD`, `fuse_modules` would refuse a convolution and a batch norm of ours.
     """
     return fuser_method_mappings._DEFAULT_OP_LIST_TO_FUSER_METHOD
+
+
+def keep_in_copies(graph: fx.GraphModule, name: str, value: Any) -> None:
+    """Set an attribute of a graph that `copy.deepcopy` of the graph keeps as well.
+
+    Without `_USER_PRESERVED_ATTRIBUTES_KEY`, a copy of a folded model would have no report.
+    """
+    setattr(graph, name, value)
+    graph.meta.setdefault(fx.graph_module._USER_PRESERVED_ATTRIBUTES_KEY, {})[name] = value
