@@ -53,6 +53,9 @@ library.define(
 # statistics that have moved.
 library.define("anchor(Tensor mean, Tensor var, float eps) -> (Tensor mean, Tensor rstd)")
 
+# `unfit` as it is, or an error if a channel is: compiled code raises it too.
+library.define("none_unfit(Tensor unfit, str label, ScalarType dtype) -> Tensor")
+
 forward = torch.ops.batchnorm.forward.default
 anchor = torch.ops.batchnorm.anchor.default
 backward = torch.ops.batchnorm.backward.default
@@ -266,6 +269,7 @@ def _anchor(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 for _name, _function in {
     "anchor": _anchor,
+    "none_unfit": population.none_unfit,
     "moments": _moments,
     "normalize": reference.normalize,
     "backward_reduce": reference.backward_reduce,
@@ -302,6 +306,11 @@ def _groups(x: Tensor, virtual_batch_size: int) -> int:
 def _(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     row = mean.new_empty((1, mean.shape[0]), dtype=reference.statistics_dtype(mean))
     return row, torch.empty_like(row)
+
+
+@torch.library.register_fake("batchnorm::none_unfit", lib=library)
+def _(unfit: Tensor, label: str, dtype: torch.dtype) -> Tensor:
+    return torch.empty_like(unfit)
 
 
 @torch.library.register_fake("batchnorm::moments", lib=library)

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from batchnorm.core.moments import Moments
 from batchnorm.core.rules import NonFinite
+from batchnorm.core.torch_internals import transformed
 
 
 def move(
@@ -56,16 +57,29 @@ def moved(
     mean, var = (old + (new - old) * momentum for old, new in zip(olds, news, strict=True))
     enough = torch.zeros_like(mean) + batch.count > 1
     not_fit = unfit(batch, running_var.dtype)
-    if nonfinite == "raise" and not_fit.any():
-        channels = not_fit.nonzero().flatten().tolist()
-        raise FloatingPointError(
-            f"{label}: the batch statistics of channels {channels} are not finite in {running_var.dtype}, and "
-            "nonfinite='raise'; the running statistics were not updated. Look for NaN or Inf in the input, or pass "
-            "nonfinite='skip'"
-        )
+    if nonfinite == "raise":
+        if transformed():
+            none_unfit(not_fit, label, running_var.dtype)
+        else:  # an operator (core/ops.py): compilers do not look into it, and keep it as its result is used
+            not_fit = torch.ops.batchnorm.none_unfit.default(not_fit, label, running_var.dtype)
     known = enough if nonfinite == "propagate" else enough & ~not_fit
     mean, var = torch.where(known, mean, olds[0]), torch.where(known, var, olds[1])
     return mean.to(running_mean.dtype), var.to(running_var.dtype), not_fit
+
+
+def none_unfit(unfit: Tensor, label: str, dtype: torch.dtype) -> Tensor:
+    """The channels that are not fit for buffers of `dtype`, all False.
+
+    Raises:
+        FloatingPointError: a channel is not; it names the layer, `label`, and the channels.
+    """
+    if unfit.any():
+        channels = unfit.nonzero().flatten().tolist()
+        raise FloatingPointError(
+            f"{label}: the batch statistics of channels {channels} are not finite in {dtype}, and nonfinite='raise'; "
+            "the running statistics were not updated. Look for NaN or Inf in the input, or pass nonfinite='skip'"
+        )
+    return unfit.clone()
 
 
 def unfit(batch: Moments, dtype: torch.dtype) -> Tensor:
