@@ -76,13 +76,13 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     ),
     "a sparse input": (
         lambda: layer()(x().to_sparse()),
-        NotImplementedError,
-        r"needs a dense input, got torch\.sparse_coo; pass input\.to_dense\(\)",
+        RuntimeError,
+        r"expected the input to be a dense tensor, got torch\.sparse_coo; pass \.to_dense\(\)",
     ),
     "a nested input": (
         lambda: layer()(torch.nested.nested_tensor([torch.ones(3, 4), torch.ones(3, 2)], layout=torch.strided)),
-        NotImplementedError,
-        "got a nested tensor: pad it",
+        RuntimeError,
+        "the input is a nested tensor; pad it",
     ),
     "an input of numpy": (lambda: layer()(x().numpy()), TypeError, r"expected a tensor \(N, C, \*\), got ndarray"),
     "no eps": (lambda: layer(eps=None), TypeError, "eps must be a number, got None"),

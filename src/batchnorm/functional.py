@@ -250,11 +250,7 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
         return _by_operator(call, moving)
     count = values_per_channel(call.input)
     if route == "aten":  # it takes any layout, and its result for a copy would be another
-        y, mean, var = aten.by_batch(
-            call.input, call.residual, call.weight, call.bias, call.eps, call.rules.activation
-        )  # fmt: skip
-        dtype = reference.statistics_dtype(call.input)
-        return y, Moments(count, mean.to(dtype), var.to(dtype) * (count - 1))
+        return _by_torch(call, moving, count)
     x, (residual,) = dense(call.input, call.residual)
     wide = reference.widen(x)  # once: autograd would round what each use of x passes back
     batch = Moments(*reference.moments(wide))
@@ -262,6 +258,28 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
     standard = Standard.of_batch(batch, call.eps)
     y = channel_math.forward(reference, wide, call.weight, call.bias, standard, details).to(x.dtype)
     return y, Moments(count, batch.mean[0].detach(), batch.m2[0].detach())
+
+
+def _by_torch(call: Call, moving: Moving | None, count: int) -> tuple[Tensor, Moments | None]:
+    x, rules = call.input, call.rules
+    operands = x, call.residual, call.weight, call.bias
+    launches = not x.is_cpu or backends.forced() == "aten"  # a CPU launches nothing: float64 costs little there
+    if moving is None or not launches:
+        y, mean, var = aten.by_batch(*operands, call.eps, rules.activation)
+        dtype = reference.statistics_dtype(x)
+        return y, Moments(count, mean.to(dtype), var.to(dtype) * (count - 1))
+    running_mean, running_var, batches, skipped, momentum = moving
+    own_precision = running_mean.dtype is running_var.dtype is torch.promote_types(x.dtype, torch.float32)
+    if rules.nonfinite == "propagate" and momentum is not None and own_precision:  # torch's own rule
+        y = aten.moving_by_batch(*operands, running_mean, running_var, momentum, call.eps, rules.activation)
+        if batches is not None:
+            batches.add_(1)
+        return y, None
+    y, mean, var = aten.by_batch(*operands, call.eps, rules.activation)
+    population.move_in_place(
+        running_mean, running_var, batches, skipped, mean, var, momentum, rules.nonfinite == "skip"
+    )
+    return y, None
 
 
 def _composed(
@@ -303,7 +321,14 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
         residual = None if residual is None else torch.where(mask > 0, residual, 0)
     if torch.compiler.is_compiling() or torch.jit.is_tracing():
         # A standard operator: exporters know it, and compilers fuse it with its neighbours.
-        y = aten.by_population(input, residual, call.weight, call.bias, mean, var, call.eps, activation)
+        follows = residual is not None or activation is not None
+        widens = follows and input.itemsize == 2 and not (torch.compiler.is_exporting() or torch.jit.is_tracing())
+        weight, bias = call.weight, call.bias
+        if widens:  # what follows is computed in float32 too, as the kernels do
+            input, mean, var = input.float(), mean.float(), var.float()
+            residual, weight, bias = (None if t is None else t.float() for t in (residual, weight, bias))
+        y = aten.by_population(input, residual, weight, bias, mean, var, call.eps, activation)
+        y = y.to(call.input.dtype) if widens else y
     elif input.numel() == 0:
         return _of_nothing(call)
     elif route == "operators":

@@ -43,10 +43,15 @@ def moments(x: Tensor, virtual: int = 0, mask: Tensor | None = None) -> tuple[in
         count = _total(torch.ones_like(x) if weights is None else weights.expand_as(x), virtual)
     some = count.where(count > 0, 1) if isinstance(count, Tensor) else max(count, 1)  # a mask may leave nothing
     mean = _total(x, virtual) / some if weights is None else _weighted_mean(x, weights, some, virtual)
-    squares = _centered(x, mean, virtual).square()
+    deviations = _centered(x, mean, virtual)
+    squares = deviations.square()
     if weights is not None:
         squares = torch.where(weights > 0, squares * weights, 0)  # a square that overflows, times 0, is NaN
-    return count, mean, _total(squares, virtual)
+    m2 = _total(squares, virtual)
+    if x.dtype is torch.float64:  # a mean of 10¹² rounds at 10⁻⁴: what the deviations from it add up to is that error
+        left = _total(deviations if weights is None else deviations * weights, virtual)
+        m2 = (m2 - left.square() / some).clamp(min=0)
+    return count, mean, m2
 
 
 def _weighted_mean(x: Tensor, weights: Tensor, count: int | Tensor, virtual: int) -> Tensor:

@@ -19,6 +19,7 @@ from batchnorm.core import channel_math, population
 from batchnorm.core.channel_math import Details, Standard
 from batchnorm.core.moments import Moments
 from batchnorm.core.torch_internals import below_autograd
+from batchnorm.core.validation import check_memory
 
 library = torch.library.Library("batchnorm", "DEF")
 library.define("moments(Tensor x, int virtual_batch_size, Tensor? mask) -> (Tensor count, Tensor mean, Tensor m2)")
@@ -52,9 +53,8 @@ library.define(
 # A copy of a population, opaque to compilers: they would otherwise compute it again in the backward pass, from running
 # statistics that have moved.
 library.define("anchor(Tensor mean, Tensor var, float eps) -> (Tensor mean, Tensor rstd)")
-
-# `unfit` as it is, or an error if a channel is: compiled code raises it too.
-library.define("none_unfit(Tensor unfit, str label, ScalarType dtype) -> Tensor")
+# nonfinite="raise" in compiled code: see `population.refuse_unfit`.
+library.define("refuse(Tensor not_fit, str dtype, str label) -> Tensor")
 
 forward = torch.ops.batchnorm.forward.default
 anchor = torch.ops.batchnorm.anchor.default
@@ -164,6 +164,9 @@ def _forward(
     skip_nonfinite: bool,
 ) -> tuple[Tensor, Tensor]:
     """`forward` in plain torch: on any device, and differentiable by autograd."""
+    for name, t in (("the input", x), ("residual", residual), ("weight", weight), ("bias", bias)):
+        if t is not None:
+            check_memory(name, t)
     if mean is not None and var is not None:
         standard, batch = Standard.of_population(mean, var, eps), None
         variance = var.to(standard.mean.dtype).unsqueeze(0)
@@ -269,7 +272,7 @@ def _anchor(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 
 for _name, _function in {
     "anchor": _anchor,
-    "none_unfit": population.none_unfit,
+    "refuse": population.refuse_unfit,
     "moments": _moments,
     "normalize": reference.normalize,
     "backward_reduce": reference.backward_reduce,
@@ -308,9 +311,9 @@ def _(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     return row, torch.empty_like(row)
 
 
-@torch.library.register_fake("batchnorm::none_unfit", lib=library)
-def _(unfit: Tensor, label: str, dtype: torch.dtype) -> Tensor:
-    return torch.empty_like(unfit)
+@torch.library.register_fake("batchnorm::refuse", lib=library)
+def _(not_fit: Tensor, dtype: str, label: str) -> Tensor:
+    return torch.empty_like(not_fit)
 
 
 @torch.library.register_fake("batchnorm::moments", lib=library)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from batchnorm.core.moments import Moments
 from batchnorm.core.rules import NonFinite
-from batchnorm.core.torch_internals import transformed
+from batchnorm.core.validation import check_memory
 
 
 def move(
@@ -24,6 +24,10 @@ def move(
 
     A momentum of None averages over all batches counted so far.
     """
+    check_memory("running_mean", running_mean)
+    check_memory("running_var", running_var)
+    if batches is not None:
+        check_memory("num_batches_tracked", batches)
     if momentum is None:
         if batches is None:
             raise ValueError("a cumulative average (momentum=None) needs num_batches_tracked")
@@ -35,6 +39,39 @@ def move(
         if batches is not None:
             batches.add_(1)
     return skipped
+
+
+def move_in_place(
+    running_mean: Tensor,
+    running_var: Tensor,
+    batches: Tensor | None,
+    skips: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float | Tensor | None,
+    skip_unfit: bool,
+) -> None:
+    """The same rule in the buffers' own precision, for a batch's `mean` and unbiased `var` (C,) of two values or more.
+
+    It takes few operations, since each is a launch on an accelerator, and the host waits for none of them. `skips`
+    counts the batches that left a channel alone.
+    """
+    with torch.no_grad():
+        if batches is not None:
+            batches.add_(1)
+        if momentum is None:
+            if batches is None:
+                raise ValueError("a cumulative average (momentum=None) needs num_batches_tracked")
+            momentum = 1.0 / batches.to(running_mean.dtype)
+        news = [new.to(running_mean.dtype) for new in (mean, var)]
+        if skip_unfit:
+            largest = torch.finfo(running_var.dtype).max
+            fit = torch.stack((mean, var)).abs().amax(0) <= largest  # NaN is not
+            news = [torch.where(fit, new, old) for new, old in zip(news, (running_mean, running_var), strict=True)]
+            if skips is not None:
+                skips.add_((~fit).any())
+        running_mean.lerp_(news[0], momentum)
+        running_var.lerp_(news[1], momentum)
 
 
 def moved(
@@ -58,28 +95,23 @@ def moved(
     enough = torch.zeros_like(mean) + batch.count > 1
     not_fit = unfit(batch, running_var.dtype)
     if nonfinite == "raise":
-        if transformed():
-            none_unfit(not_fit, label, running_var.dtype)
-        else:  # an operator (core/ops.py): compilers do not look into it, and keep it as its result is used
-            not_fit = torch.ops.batchnorm.none_unfit.default(not_fit, label, running_var.dtype)
+        # opaque to compilers, which cannot trace an error that depends on values
+        refuse = torch.ops.batchnorm.refuse.default if torch.compiler.is_compiling() else refuse_unfit
+        not_fit = refuse(not_fit, str(running_var.dtype), label)
     known = enough if nonfinite == "propagate" else enough & ~not_fit
     mean, var = torch.where(known, mean, olds[0]), torch.where(known, var, olds[1])
     return mean.to(running_mean.dtype), var.to(running_var.dtype), not_fit
 
 
-def none_unfit(unfit: Tensor, label: str, dtype: torch.dtype) -> Tensor:
-    """The channels that are not fit for buffers of `dtype`, all False.
-
-    Raises:
-        FloatingPointError: a channel is not; it names the layer, `label`, and the channels.
-    """
-    if unfit.any():
-        channels = unfit.nonzero().flatten().tolist()
+def refuse_unfit(not_fit: Tensor, dtype: str, label: str) -> Tensor:
+    """A copy of `not_fit`, or an error that names its channels and the layer if there are any."""
+    if not_fit.any():
+        channels = not_fit.nonzero().flatten().tolist()
         raise FloatingPointError(
             f"{label}: the batch statistics of channels {channels} are not finite in {dtype}, and nonfinite='raise'; "
             "the running statistics were not updated. Look for NaN or Inf in the input, or pass nonfinite='skip'"
         )
-    return unfit.clone()
+    return not_fit.clone()
 
 
 def unfit(batch: Moments, dtype: torch.dtype) -> Tensor:

@@ -12,6 +12,12 @@ from torch import fx
 from torch.ao.quantization import fuser_method_mappings
 from torch.autograd import forward_ad
 
+# Without these modules, models whose inputs and outputs are nested in containers could not be followed, and no
+# operation could be watched. Their names are public in all but the path.
+from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
+
 
 def recomputing() -> bool:
     """Whether this forward pass runs inside a backward pass, as an activation checkpoint's does.

@@ -4,11 +4,10 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 from batchnorm.core.rules import Rules
-from batchnorm.core.torch_internals import dispatch_mode_active, transformed
-
-SPARSE = (torch.sparse_coo, torch.sparse_csr, torch.sparse_csc, torch.sparse_bsr, torch.sparse_bsc)
+from batchnorm.core.torch_internals import dispatch_mode_active, transformed, unwatched
 
 
 class Call(NamedTuple):
@@ -32,17 +31,22 @@ def validate(call: Call, shared: bool) -> None:
     input, rules, eps = call.input, call.rules, call.eps
     if not isinstance(input, Tensor):
         raise TypeError(f"expected a tensor (N, C, *), got {type(input).__name__}; pass torch.as_tensor(input)")
-    if input.is_nested:
-        raise NotImplementedError(
-            "batch_norm needs an input whose samples have one shape, got a nested tensor: pad it "
-            "(torch.nested.to_padded_tensor), and pass lengths= or mask="
-        )
-    if input.layout in SPARSE:
-        raise NotImplementedError(f"batch_norm needs a dense input, got {input.layout}; pass input.to_dense()")
     check_number("eps", eps)
     for what, given in (("residual", call.residual), ("mask", call.mask), ("lengths", call.lengths)):
         if given is not None and not isinstance(given, Tensor):
             raise TypeError(f"expected {what} to be a tensor, got {type(given).__name__}; pass torch.as_tensor({what})")
+    for name, t in (
+        ("the input", input),
+        ("residual", call.residual),
+        ("mask", call.mask),
+        ("lengths", call.lengths),
+        ("running_mean", call.mean),
+        ("running_var", call.var),
+        ("weight", call.weight),
+        ("bias", call.bias),
+    ):
+        if t is not None:
+            check_memory(name, t)
     if not input.is_floating_point():
         raise NotImplementedError(
             f"batch_norm needs a floating-point input, got {input.dtype}; convert it, say .float()"
@@ -117,6 +121,24 @@ def _wrong_dtype(name: str, got: torch.dtype, input: torch.dtype) -> NoReturn:
         f"mixed dtype: expected {name} to have {input}, as the input,{also and f'{also},'} got {got}: "
         f"convert the input (input.to({got})) or the layer (layer.to({input}))"
     )
+
+
+def check_memory(name: str, t: Tensor) -> None:
+    """Refuse layouts other than dense, and storages that were freed under their tensor: reading those ends the
+    process."""
+    if t.is_nested:
+        raise RuntimeError(f"{name} is a nested tensor; pad it with .to_padded_tensor(0.0), and pass lengths= or mask=")
+    if t.layout is not torch.strided:
+        raise RuntimeError(f"expected {name} to be a dense tensor, got {t.layout}; pass .to_dense()")
+    if not unwatched() or type(t) not in (Tensor, Parameter) or t.device.type != "cpu" or t.numel() == 0:
+        return
+    last = t.storage_offset() + sum((n - 1) * step for n, step in zip(t.shape, t.stride(), strict=True))
+    held = t.untyped_storage().nbytes()
+    if held < (last + 1) * t.element_size():
+        raise RuntimeError(
+            f"{name} of shape {tuple(t.shape)} needs {(last + 1) * t.element_size()} bytes, and its storage has been "
+            f"resized to {held}; if a sharding library freed it, gather the parameters before the forward pass"
+        )
 
 
 def _wrong_device(name: str, t: Tensor, input: Tensor) -> NoReturn:

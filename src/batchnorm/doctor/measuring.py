@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._pytree import tree_leaves
 
+from batchnorm.core.torch_internals import tree_leaves
 from batchnorm.layers import BatchNorm
 from batchnorm.tools.model_populations import bank, evaluating
 from batchnorm.tools.progress import track

@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from batchnorm.core.moments import Moments, values_per_channel, weights_of
 from batchnorm.core.sharing import resolve
-from batchnorm.core.torch_internals import recomputing
+from batchnorm.core.torch_internals import TorchDispatchMode, recomputing
 
 Phase = Literal["evaluation", "training", "step"]
 

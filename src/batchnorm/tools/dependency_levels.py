@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+
+from batchnorm.core.torch_internals import TorchDispatchMode, tree_leaves
 
 Use = tuple[str, int]  # a layer's name, and which of its calls in one forward pass
 

@@ -5,7 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 from torch.export import Dim, export
-from torch.utils._pytree import tree_map
+
+from batchnorm.core.torch_internals import tree_map
 
 aten = torch.ops.aten
 LINEAR: dict[Any, str] = {

@@ -14,10 +14,9 @@ from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import AveragedModel
-from torch.utils._pytree import tree_leaves
 
 from batchnorm.backends.reference import ACTIVATIONS
-from batchnorm.core.torch_internals import keep_in_copies
+from batchnorm.core.torch_internals import keep_in_copies, tree_leaves
 from batchnorm.integrations.norm_act import NormAct
 from batchnorm.layers import BatchNorm
 from batchnorm.tools.convert import require_model, revert

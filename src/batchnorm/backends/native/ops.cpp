@@ -77,6 +77,9 @@ bool by_output(Activation a) {
 void check_cpu(const Tensor& t, const char* name) {
   TORCH_CHECK(t.device().is_cpu() && t.layout() == at::kStrided, "batchnorm: expected ", name,
               " on cpu and dense, got ", t.device(), ", ", t.layout());
+  const size_t size = at::detail::computeStorageNbytes(t.sizes(), t.strides(), t.itemsize(), t.storage_offset());
+  TORCH_CHECK(t.numel() == 0 || t.storage().nbytes() >= size, "batchnorm: ", name, " needs ", size,
+              " bytes, and its storage has been resized to ", t.storage().nbytes());
 }
 
 // Whether memory holds the dimensions in this order without gaps: N, then the space, and C first or last.
