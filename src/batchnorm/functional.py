@@ -123,7 +123,18 @@ def normalized(
     in errors.
     """
     plain = call.mask is None and call.lengths is None and (not call.by_batch or (group is None and call.rules.plain))
+    moves_here = moving is not None or call.mean is None
+    if plain and call.by_batch and moves_here and _as_torchs_layers():
+        _validate(call, group)
+        mean, var, batches, _, momentum = moving or (None, None, None, None, None)
+        y = aten.moving(
+            call.input, call.residual, call.weight, call.bias, mean, var, batches, momentum, call.eps,
+            call.rules.activation,
+        )  # fmt: skip
+        return y, None
     if plain and is_everyday(call.input):
+        if call.residual is not None:  # the operator would take one of whole numbers, or of booleans
+            _validate(call, group)
         try:  # nearly every call: the operator does its own checks
             return _by_operator(call, moving)
         except Exception:
@@ -138,7 +149,7 @@ def normalized(
     if isinstance(group, MicroBatches):
         return _of_micro_batch(call, mask, limits, group, label, route)
     virtual = call.rules.virtual_batch_size or 0
-    virtual = virtual if virtual < call.input.shape[0] else 0
+    virtual = virtual if virtual and virtual < call.input.shape[0] else 0
     if virtual and group is not None:
         _exclude_one_another()
     if mask is None and not virtual and group is None and call.rules.renorm is None:
@@ -182,6 +193,16 @@ def _exclude_one_another() -> NoReturn:
         "virtual_batch_size and process_group exclude one another: the first makes the group that shares "
         "statistics smaller than the batch, the second larger. Choose one"
     )
+
+
+def _as_torchs_layers() -> bool:
+    """Whether a trace or an exported graph is to hold torch's own operator in training as well."""
+    return torch.jit.is_tracing() or (torch.compiler.is_exporting() and _aten_is_forced())
+
+
+@constant_to_compilers
+def _aten_is_forced() -> bool:
+    return backends.forced() == "aten"
 
 
 def _validate(call: Call, group: Any) -> None:

@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.ao.quantization import fuser_method_mappings
 from torch.autograd import forward_ad
 from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.nn.parallel import DistributedDataParallel
 
-# Without these two modules, models whose inputs and outputs are nested in containers could not be followed, and no
+# Without these modules, models whose inputs and outputs are nested in containers could not be followed, and no
 # operation could be watched. Their names are public in all but the path.
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import TreeSpec as TreeSpec
@@ -21,6 +22,7 @@ from torch.utils._pytree import keystr as keystr
 from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_flatten_with_path as tree_flatten_with_path
 from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_unflatten as tree_unflatten
 
 
@@ -204,3 +206,20 @@ def owners_of_storage(t: Tensor) -> int:
     """
     storage = t.untyped_storage()  # one owner more
     return torch._C._storage_Use_Count(storage._cdata) - 1
+
+
+def fuser_methods() -> dict[Any, Any]:
+    """The table of torch.ao.quantization: classes of layers in a row → the function that merges them.
+
+    Without `_DEFAULT_OP_LIST_TO_FUSER_METHOD`, `fuse_modules` would refuse a convolution and a batch norm of ours.
+    """
+    return fuser_method_mappings._DEFAULT_OP_LIST_TO_FUSER_METHOD
+
+
+def keep_in_copies(graph: fx.GraphModule, name: str, value: Any) -> None:
+    """Set an attribute of a graph that `copy.deepcopy` of the graph keeps as well.
+
+    Without `_USER_PRESERVED_ATTRIBUTES_KEY`, a copy of a folded model would have no report.
+    """
+    setattr(graph, name, value)
+    graph.meta.setdefault(fx.graph_module._USER_PRESERVED_ATTRIBUTES_KEY, {})[name] = value
