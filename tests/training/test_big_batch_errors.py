@@ -154,10 +154,8 @@ def test_backward_passes_that_differ():
             return y if y[0, 0] > 0 else z
 
     x = torch.tensor([[5.0], [6.0], [-5.0], [-6.0]]).expand(4, 3)
-    with pytest.raises(
-        RuntimeError,
-        match=r"'first: BatchNorm1d\(3\), step 1' in its backward pass.* 'second: BatchNorm1d\(3\), step 1' in its backward",
-    ):
+    message = f"{FIRST} in its backward pass.* {SECOND} in its backward"
+    with pytest.raises(RuntimeError, match=message):
         bn.big_batch(Half(), torch.sum, x, micro_batch_size=2)
 
 
