@@ -184,7 +184,7 @@ def _of_micro_batch(
 
 
 def is_everyday(x: Tensor) -> bool:
-    """Whether the native operator can be called on `x` at once: it does its own checks, and nobody follows the call."""
+    """True if the native operator can be called on `x` at once: it does its own checks, and nobody follows the call."""
     return unwatched() and type(x) is Tensor and x.is_cpu and backends.forced() is None and _has_native()
 
 
@@ -196,7 +196,7 @@ def _exclude_one_another() -> NoReturn:
 
 
 def _as_torchs_layers() -> bool:
-    """Whether a trace or an exported graph is to hold torch's own operator in training as well."""
+    """True if a trace or an exported graph is to hold torch's own operator in training as well."""
     return torch.jit.is_tracing() or (torch.compiler.is_exporting() and _aten_is_forced())
 
 
@@ -233,7 +233,7 @@ def _has_native() -> bool:
 
 
 def _is_distributed(x: Tensor) -> bool:
-    """Whether `x` is a DTensor: plain operations shard as torch knows how to, and share their statistics."""
+    """True for a DTensor: torch shards plain operations itself, and so their statistics are shared."""
     return hasattr(x, "placements")
 
 

@@ -138,7 +138,7 @@ class BatchNorm(_BatchNorm):
 
     @property
     def skipped_batches(self) -> int:
-        """How many batches left a channel's running statistics alone because they were not finite."""
+        """The number of batches that left a channel's running statistics alone because they were not finite."""
         return int(self._skips)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -285,7 +285,7 @@ class BatchNorm(_BatchNorm):
         return self._skips
 
     def _may_ask(self) -> bool:
-        """Whether the counter can be read without waiting for a device."""
+        """True if the counter can be read without waiting for a device."""
         return not isinstance(self._skips, Tensor) or self._skips.is_cpu
 
     def _count_skip(self, channels: Tensor) -> None:

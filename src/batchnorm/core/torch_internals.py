@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_unflatten as tree_unflatten
 
 
 def recomputing() -> bool:
-    """Whether this forward pass runs inside a backward pass, as an activation checkpoint's does.
+    """True if this forward pass runs inside a backward pass, as an activation checkpoint's does.
 
     Without `torch._C._current_graph_task_id`, checkpoints would move the running statistics twice.
     """
@@ -35,7 +35,7 @@ def recomputing() -> bool:
 
 
 def transformed() -> bool:
-    """Whether a transform is active that differentiates or vectorises plain torch operations only.
+    """True if a transform is active that differentiates or vectorises plain torch operations only.
 
     Without `torch._C._are_functorch_transforms_active` and `forward_ad._current_level`, vmap, torch.func and
     forward-mode derivatives would meet operators that have no rule for them.
@@ -44,7 +44,7 @@ def transformed() -> bool:
 
 
 def unwatched() -> bool:
-    """Whether no compiler, tracer, transform or dispatch mode follows the operations: their results alone count.
+    """True if no compiler, tracer, transform or dispatch mode follows the operations: only their results count.
 
     Without `torch._C._is_tracing` and the names of `transformed` and `dispatch_mode_active`, traces would miss standard
     operators, and fake tensors would be asked for values.
@@ -59,7 +59,7 @@ def unwatched() -> bool:
 
 
 def dispatch_mode_active() -> bool:
-    """Whether a TorchDispatchMode watches: a fake tensor mode, say, whose tensors have no values to read.
+    """True under a TorchDispatchMode: a fake tensor mode, say, whose tensors have no values to read.
 
     Without `torch._C._len_torch_dispatch_stack`, checks of values would fail under such modes.
     """
@@ -86,7 +86,7 @@ def constant_to_compilers(function: Callable[[], bool]) -> Callable[[], bool]:
 
 
 def version(tensor: Tensor) -> int:
-    """How often the tensor's memory was written in place; views and detached tensors count with it.
+    """The number of writes in place to the tensor's memory; views and detached tensors count with it.
 
     Without `Tensor._version`, a saved tensor that was changed before the backward pass would go unnoticed under
     `bn.recompute`.
@@ -126,7 +126,7 @@ def function_mode_on_top() -> Any:
 
 
 def in_checkpoint() -> bool:
-    """Whether an activation checkpoint sees the tensors that are saved now; it counts them.
+    """True if an activation checkpoint sees the tensors that are saved now; it counts them.
 
     Without `torch.utils.checkpoint` as the module of the checkpoint's pack hook, `bn.recompute` around a forward pass
     within a checkpoint would end in the checkpoint's error.
@@ -183,7 +183,7 @@ def post_accumulate_hooks(leaf: Tensor) -> dict[int, Any]:
 
 
 def has_communication_hook(model: DistributedDataParallel) -> bool:
-    """Whether a hook reduces the gradients of `model` in its own way.
+    """True if a hook reduces the gradients of `model` in its own way.
 
     Without `_comm_hooks`, `bn.big_batch` would take the mean in spite of it.
     """
@@ -200,7 +200,7 @@ def broadcast_buffers(model: DistributedDataParallel) -> None:
 
 
 def owners_of_storage(t: Tensor) -> int:
-    """How many tensors share the memory of `t`, itself among them.
+    """The number of tensors that share the memory of `t`, itself among them.
 
     Without `torch._C._storage_Use_Count`, `bn.big_batch(offload=)` could not tell a tensor from one with views.
     """

@@ -87,7 +87,7 @@ def register(theirs: type[nn.Module], ours: type[BatchNorm], *, example: nn.Modu
 
 
 def knows(module: nn.Module) -> bool:
-    """Whether `make_ours` would try to turn the module into ours."""
+    """True if `make_ours` would try to turn the module into ours."""
     return type(module) in _ours or any(known.is_it(type(module)) for known in KNOWN)
 
 
