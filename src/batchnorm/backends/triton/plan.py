@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 TILE = 2048  # values: 16 a thread with 4 warps, four loads of 16 bytes each for float32
 SEGMENT = 256  # bytes of a row in a tile: whole cache lines, and still many programs side by side
-WHOLE = 16384  # values of a tile that stays on chip: 32 a thread with 16 warps, within the registers of two tiles
+WHOLE = 8192  # values of a tile that stays on chip: 16 a thread with 16 warps; with 32, kernels spill (compile.py)
 WHOLE_SEGMENT = 64  # bytes of a row in such a tile: two sectors; a wider tile would hold fewer rows
 PROGRAMS = 2048  # of a reduction: 16 of 4 warps for each of an H100's 132 multiprocessors; the same number on any card,
 # so that results do not depend on the card
@@ -119,7 +119,7 @@ def whole(v: View, itemsize: int) -> Plan | None:
     P = power_of_two(v.outer)
     if v.groups > 1 or P * Q > WHOLE:
         return None
-    return Plan(v, P, Q, 1, 1, max(4, min(16, P * Q // 1024)))
+    return Plan(v, P, Q, 1, 1, max(4, min(16, P * Q // 512)))
 
 
 def _tile(v: View, itemsize: int) -> tuple[int, int]:
