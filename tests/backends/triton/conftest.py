@@ -1,13 +1,15 @@
 """Skips where Triton is not installed or does not interpret, and tiles so small that small tensors meet every edge."""
 
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 
 from batchnorm.backends import triton as backend
+from tests.support.interpreter import quickly
 
-SMALL = {"TILE": 32, "SEGMENT": 16, "WHOLE": 64, "WHOLE_SEGMENT": 16, "PROGRAMS": 12, "APPLIED": 2, "MERGED": 8}
+SMALL = {"TILE": 32, "SEGMENT": 16, "WHOLE": 64, "WHOLE_SEGMENT": 16, "PROGRAMS": 12, "APPLIED": 3, "MERGED": 8}
 SMALL |= {"LEAST": {False: 1, True: 2}}
 
 # The tests of what is not run by the interpreter.
@@ -23,6 +25,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             continue
         if why is not None and module.__name__.rpartition(".")[2] not in WITHOUT_INTERPRETER:
             item.add_marker(pytest.mark.skip(reason=why))
+
+
+@pytest.fixture(autouse=True)
+def interpreter() -> Iterator[None]:
+    """The interpreter without the work that it repeats."""
+    with quickly() if backend.interpreted() and backend.installed() else nullcontext():
+        yield
 
 
 @pytest.fixture

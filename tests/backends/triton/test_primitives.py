@@ -21,7 +21,7 @@ SHAPES = [
     # rows: a tile of 8, channels of 3, 4 and 5; one row more and less
     (7, 3), (8, 4), (9, 5), (1, 4), (2, 1),
     # shares: channels that split into several, and that fill the programs
-    (70, 3), (90, 13), (9, 2, 33), (2, 14, 6), (40, 1, 1),
+    (70, 3), (40, 7), (9, 2, 33), (2, 14, 3), (40, 1, 1),
 ]  # fmt: skip
 
 
@@ -37,7 +37,7 @@ def test_shapes(shape, place):
 
 @pytest.mark.parametrize("virtual", [1, 2, 4])
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("shape", [(5, 3, 17), (5, 2, 3), (9, 5)], ids=str)
+@pytest.mark.parametrize("shape", [(5, 2, 17), (5, 3)], ids=str)
 def test_virtual_batches(shape, place, virtual):
     check_primitives(launch, tensors(shape, torch.float32, place), "none", virtual, "silu")
 
@@ -46,7 +46,7 @@ def test_virtual_batches(shape, place, virtual):
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("mask", MASKS)
 def test_masks(mask, place, virtual):
-    check_primitives(launch, tensors((7, 5, 3, 2), torch.float32, place), mask, virtual, "silu")
+    check_primitives(launch, tensors((5, 4, 3, 2), torch.float32, place), mask, virtual, "silu")
 
 
 @pytest.mark.parametrize("mask", ["positions", "values"])
@@ -62,9 +62,12 @@ def test_masks_of_shares_whose_first_tiles_are_empty(mask):
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("place", PLACES)
-def test_dtypes_and_activations(place, dtype, activation):
+@pytest.mark.parametrize(
+    ("dtype", "place"),
+    [(torch.float32, "contiguous"), (torch.bfloat16, "channels_last"), (torch.float16, "contiguous")],
+    ids=str,
+)
+def test_dtypes_and_activations(dtype, place, activation):
     check_primitives(launch, tensors((4, 3, 3, 3), dtype, place), "none", 0, activation)
 
 

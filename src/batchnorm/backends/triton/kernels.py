@@ -77,6 +77,7 @@ def moments_kernel(
     if is_last(counters, 2 + group * tiles + tile, SPLITS):
         n, mean, m2 = merged_moments(table, TABLE, group * SPLITS * C + channels, C, SPLITS, known, MERGED)
         if FINISH:
+            n = tl.where(known, n, 2.0)  # no division by 0 for channels that do not exist
             statistics(out, C, channels, known, n, mean, m2, eps)
             if running_mean is not None:
                 remember(
