@@ -19,6 +19,7 @@ from batchnorm.training.accumulate import accumulate
 from batchnorm.training.domain import domain
 from batchnorm.training.freeze import freeze, unfreeze
 from batchnorm.training.paused import paused
+from batchnorm.training.recompute import recompute
 
 __all__ = [
     "BatchNorm",
@@ -45,6 +46,7 @@ __all__ = [
     "merge",
     "parameter_groups",
     "paused",
+    "recompute",
     "register",
     "revert",
     "study",

@@ -178,6 +178,9 @@ def bench(
     quick: Annotated[
         bool, typer.Option("--quick", help="Small inputs, to see that it works; no times to quote.")
     ] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Memory and time of whole steps under recompute, and nothing else.")
+    ] = False,
 ) -> None:
     """Compares the speed with torch's on this machine. Judges the results first, then takes the times in turns."""
     import torch
@@ -195,6 +198,11 @@ def bench(
         _one_of("--block", name, BLOCKS)
     if targets and (dtype or block or layout != "both"):
         raise InputError("--targets chooses dtypes, layouts and blocks itself: leave out --dtype, --layout and --block")
+    if recompute:
+        if targets or dtype or block or layout != "both":
+            raise InputError("--recompute chooses networks itself: leave out --targets, --dtype, --layout and --block")
+        _memory_of_steps(threads, seconds, quick, output, json)
+        return
     pairs = PAIRS if targets else [(d, b) for d in dtype or ["float32"] for b in block or ["plain"]]
     layouts = LAYOUTS if layout == "both" else (layout,)
     chosen = Settings(tuple(pairs), layouts, seconds, quick, networks, compile and not targets, targets)
@@ -206,6 +214,38 @@ def bench(
         print(f"batchnorm: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     _deliver_comparison(result, output, json)
+    if result["interrupted"]:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _memory_of_steps(threads: int | None, seconds: float, quick: bool, output: Path, json: bool) -> None:
+    from json import dumps
+
+    import torch
+
+    from batchnorm.benchmark.agreement import DisagreementError
+    from batchnorm.benchmark.memory_of_steps import measure
+    from batchnorm.experiment.data import InputError
+    from batchnorm.report.recompute_table import show
+
+    torch.set_num_threads(threads or torch.get_num_threads())
+    try:
+        with _progress(_console(stderr=True)) as progress:
+            result = measure(seconds, quick, progress)
+    except DisagreementError as error:
+        print(f"batchnorm: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    text, saved = dumps(result, allow_nan=False), output / "report.json"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        saved.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write to {output}: {error.strerror}") from error
+    if json:
+        print(text)
+    else:
+        show(result, _console())
+        print(saved)
     if result["interrupted"]:
         raise typer.Exit(INTERRUPTED)
 

@@ -1,5 +1,6 @@
 """Batch normalization as a function: validate, decide, call."""
 
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -7,7 +8,7 @@ from torch import Tensor
 
 from batchnorm import backends
 from batchnorm.backends import aten, native, reference
-from batchnorm.core import channel_math, composition, ops, population, sharing
+from batchnorm.core import channel_math, composition, ops, population, recipes, sharing
 from batchnorm.core.channel_math import Details, Standard
 from batchnorm.core.composition import NO_ANCHOR, Anchor, Composed, Decisions
 from batchnorm.core.moments import Moments, values_per_channel, weights_of
@@ -147,7 +148,8 @@ def normalized(
             return _by_population(call, None, route), _no_moments(call.input, 1)
         return _by_batch(call, moving, route)
     return _composed(call, mask, Decisions(
-        call.eps, call.rules.activation, virtual, group, label, call.rules.single == "population"
+        call.eps, call.rules.activation, virtual, group, label, call.rules.single == "population",
+        call.rules.recompute,
     ), limits, route)  # fmt: skip
 
 
@@ -202,26 +204,21 @@ def _by_operator(call: Call, moving: Moving | None) -> tuple[Tensor, Moments | N
     rules = call.rules
     if (call.mean is None) is not (call.var is None):
         raise ValueError("one running statistic without the other")
+    given: tuple[Any, ...] = (None,) * 7  # the population to normalise by, or the one to move
     if not call.by_batch:
-        mean, var = _population(call)
-        y, _ = ops.forward(
-            x, call.residual, call.weight, call.bias, mean, var, None, None, None, None, None, call.eps,
-            rules.activation, False,
-        )  # fmt: skip
+        given = *_population(call), *(None,) * 5
+    elif moving is not None:
+        given = None, None, *moving
+    skips = moving is not None and rules.nonfinite == "skip"
+    inputs = x, call.residual, call.weight, call.bias
+    y, statistics = ops.forward(*inputs, *given, call.eps, rules.activation, skips)
+    if not torch.compiler.is_compiling() and rules.recompute:
+        recipes.plain(y, *inputs, statistics, rules.activation)
+    if not call.by_batch or moving is not None:
         return y, None
-    if moving is None:
-        y, statistics = ops.forward(
-            x, call.residual, call.weight, call.bias, None, None, None, None, None, None, None, call.eps,
-            rules.activation, False,
-        )  # fmt: skip
-        count = values_per_channel(x)
-        mean, _, variance = statistics.unbind()
-        return y, Moments(count, mean, variance * count)
-    y, _ = ops.forward(
-        x, call.residual, call.weight, call.bias, None, None, moving.running_mean, moving.running_var, moving.batches,
-        moving.skipped, moving.momentum, call.eps, rules.activation, rules.nonfinite == "skip",
-    )  # fmt: skip
-    return y, None
+    count = values_per_channel(x)
+    mean, _, variance = statistics.unbind()
+    return y, Moments(count, mean, variance * count)
 
 
 def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, Moments | None]:
@@ -229,11 +226,11 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
         return _by_operator(call, moving)
     count = values_per_channel(call.input)
     if route == "aten":  # it takes any layout, and its result for a copy would be another
-        y, mean, var = aten.by_batch(
-            call.input, call.residual, call.weight, call.bias, call.eps, call.rules.activation
-        )  # fmt: skip
-        dtype = reference.statistics_dtype(call.input)
-        return y, Moments(count, mean.to(dtype), var.to(dtype) * (count - 1))
+        y, rest = _by_torch(call, moving, count)
+        if not torch.compiler.is_compiling() and call.rules.recompute:
+            inputs = call.input, call.residual, call.weight, call.bias
+            recipes.by_torch(y, partial(_again_by_batch, call.eps, call.rules.activation), *inputs)
+        return y, rest
     x, (residual,) = dense(call.input, call.residual)
     wide = reference.widen(x)  # once: autograd would round what each use of x passes back
     batch = Moments(*reference.moments(wide))
@@ -241,6 +238,33 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
     standard = Standard.of_batch(batch, call.eps)
     y = channel_math.forward(reference, wide, call.weight, call.bias, standard, details).to(x.dtype)
     return y, Moments(count, batch.mean[0].detach(), batch.m2[0].detach())
+
+
+def _by_torch(call: Call, moving: Moving | None, count: int) -> tuple[Tensor, Moments | None]:
+    x, rules = call.input, call.rules
+    operands = x, call.residual, call.weight, call.bias
+    launches = not x.is_cpu or backends.forced() == "aten"  # a CPU launches nothing: float64 costs little there
+    if moving is None or not launches:
+        y, mean, var = aten.by_batch(*operands, call.eps, rules.activation)
+        dtype = reference.statistics_dtype(x)
+        return y, Moments(count, mean.to(dtype), var.to(dtype) * (count - 1))
+    running_mean, running_var, batches, skipped, momentum = moving
+    own_precision = running_mean.dtype is running_var.dtype is torch.promote_types(x.dtype, torch.float32)
+    if rules.nonfinite == "propagate" and momentum is not None and own_precision:  # torch's own rule
+        y = aten.moving_by_batch(*operands, running_mean, running_var, momentum, call.eps, rules.activation)
+        if batches is not None:
+            batches.add_(1)
+        return y, None
+    y, mean, var = aten.by_batch(*operands, call.eps, rules.activation)
+    population.move_in_place(
+        running_mean, running_var, batches, skipped, mean, var, momentum, rules.nonfinite == "skip"
+    )
+    return y, None
+
+
+def _again_by_batch(eps: float, activation: str | None, x: Tensor, *others: Any) -> Tensor:
+    residual, weight, bias = others
+    return aten.by_batch(x, residual, weight, bias, eps, activation)[0]
 
 
 def _composed(
@@ -296,7 +320,7 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
         y, _ = _by_operator(call._replace(input=input, residual=residual, by_batch=False), None)
     else:
         if route == "aten":
-            y = aten.by_population(input, residual, call.weight, call.bias, mean, var, call.eps, activation)
+            y = _by_population_of_torch(call._replace(input=input, residual=residual), mean, var)
         else:
             x, (residual,) = dense(input, residual)
             constant = Standard.of_population(mean, var, call.eps)
@@ -304,6 +328,22 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
                 reference, x, call.weight, call.bias, constant, Details(residual, activation)
             )  # fmt: skip
     return y if mask is None else torch.where(mask > 0, y, 0)
+
+
+def _by_population_of_torch(call: Call, mean: Tensor, var: Tensor) -> Tensor:
+    inputs = call.input, call.residual, call.weight, call.bias
+    constants = call.eps, call.rules.activation
+    if recipes.of_thread.listener is None or not call.rules.recompute:
+        return aten.by_population(*inputs, mean, var, *constants)
+    mean, var = torch.stack((mean, var)).unbind()  # the population may move before the backward pass
+    y = aten.by_population(*inputs, mean, var, *constants)
+    recipes.by_torch(y, partial(_again_by_population, *constants), *inputs, mean, var)
+    return y
+
+
+def _again_by_population(eps: float, activation: str | None, x: Tensor, *others: Any) -> Tensor:
+    residual, weight, bias, mean, var = others
+    return aten.by_population(x, residual, weight, bias, mean, var, eps, activation)
 
 
 def _no_moments(x: Tensor, count: int) -> Moments:

@@ -5,8 +5,10 @@ Public names serve everywhere else; tests/core/test_torch_internals.py holds the
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
+from torch import Tensor
 from torch.autograd import forward_ad
 
 # Without these two modules, models whose inputs and outputs are nested in containers could not be followed, and no
@@ -72,3 +74,48 @@ def constant_to_compilers(function: Callable[[], bool]) -> Callable[[], bool]:
     """
     function._dynamo_marked_constant = True  # type: ignore[attr-defined]
     return function
+
+
+def version(tensor: Tensor) -> int:
+    """How often the tensor's memory was written in place; views and detached tensors count with it.
+
+    Without `Tensor._version`, a saved tensor that was changed before the backward pass would go unnoticed under
+    `bn.recompute`.
+    """
+    return tensor._version
+
+
+def saved_tensors_hooks_on_top() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
+    """The pack and unpack hooks that autograd would call for a tensor that is saved now.
+
+    Without `torch._C._autograd._top_saved_tensors_default_hooks`, `bn.recompute` would take the place of hooks that the
+    user has opened, `save_on_cpu` say, and change what happens inside activation checkpoints.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(False)
+
+
+def past_function_modes() -> AbstractContextManager[None]:
+    """Leave out `__torch_function__` of modes and subclasses.
+
+    Without `torch._C.DisableTorchFunction`, each look at a tensor by `bn.recompute` would be a call of its own mode.
+    """
+    return torch._C.DisableTorchFunction()
+
+
+def function_mode_on_top() -> Any:
+    """The TorchFunctionMode that sees the next call, or None.
+
+    Without `torch.overrides._get_current_function_mode`, an interrupted forward pass under `bn.recompute` could end a
+    mode of the user in place of its own.
+    """
+    return torch.overrides._get_current_function_mode()
+
+
+def in_checkpoint() -> bool:
+    """Whether an activation checkpoint sees the tensors that are saved now; it counts them.
+
+    Without `torch.utils.checkpoint` as the module of the checkpoint's pack hook, `bn.recompute` around a forward pass
+    within a checkpoint would end in the checkpoint's error.
+    """
+    hooks = saved_tensors_hooks_on_top()
+    return hooks is not None and getattr(hooks[0], "__module__", None) == "torch.utils.checkpoint"

@@ -5,13 +5,14 @@ so optimizers, shared modules and references to it go on as they were.
 """
 
 import warnings
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from batchnorm.tools import fuse as fusion
+from batchnorm.training import recompute as recomputation
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -52,13 +53,20 @@ def register(theirs: type[nn.Module], ours: type[BatchNorm]) -> None:
     _ours[theirs] = ours
 
 
-def convert(model: Model, *, fuse: bool = False, sync: bool = False, **options: Any) -> Model:
+def convert(
+    model: Model,
+    *,
+    fuse: bool = False,
+    sync: bool = False,
+    recompute: bool | Literal["chain"] = False,
+    **options: Any,
+) -> Model:
     """Turn every batch norm of `model` that is torch's own into ours, in place; returns the model.
 
     Layers of exactly the registered classes (torch's four, and those of `register`) are converted. Subclasses may
     behave in their own way: they are left as they are and named in a warning. `options` are those of `BatchNorm`
     beyond torch's; they are also set on layers that are ours already. `sync` shares statistics between all ranks, and
-    is short for ``process_group=True``.
+    is short for ``process_group=True``. `recompute` puts the hooks of `bn.recompute` on the model, until `revert`.
 
     Raises:
         TypeError, ValueError: a bad option; then nothing is changed.
@@ -70,6 +78,7 @@ def convert(model: Model, *, fuse: bool = False, sync: bool = False, **options: 
     <class 'batchnorm.layers.BatchNorm2d'>
     """
     options |= {"process_group": True} if sync else {}
+    recomputation.check(recompute)
     BatchNorm(1).set_options(**options)  # complains before anything is changed
     strangers = []
     for name, module in model.named_modules():
@@ -81,6 +90,8 @@ def convert(model: Model, *, fuse: bool = False, sync: bool = False, **options: 
             module.set_options(**options)._name = name
     if fuse:
         fusion.fuse(model)
+    if recompute:
+        recomputation.attach(model, recompute)
     if strangers:
         warnings.warn(f"left as they are: {', '.join(strangers)}", stacklevel=2)
     return model
@@ -110,6 +121,7 @@ def revert(model: Model) -> Model:
             "Take the option off (layer.set_options), or register a counterpart; nothing was changed"
         )
     fusion.unfuse(model)
+    recomputation.detach(model)
     for _, module in layers:
         group = module.process_group
         for name in BatchNorm.__annotations__:  # all that our class adds to torch's
