@@ -81,14 +81,14 @@ def remember(
     if CUMULATIVE:
         factor = 1.0 / (tl.load(batches).to(tl.float64) + 1)
     new_mean, new_var = old_mean + (mean - old_mean) * factor, old_var + (unbiased - old_var) * factor
-    unfit = known & ~((tl.abs(mean) <= limit) & (unbiased <= limit))
     if SKIP:
+        unfit = known & ~((tl.abs(mean) <= limit) & (unbiased <= limit))
         new_mean, new_var = tl.where(unfit, old_mean, new_mean), tl.where(unfit, old_var, new_var)
+        if tl.sum(unfit.to(tl.int32), 0) > 0:
+            tl.atomic_xchg(arrivals + 1, 1)
     # without these conversions a store would narrow float64 on its own, which the interpreter does not for bfloat16
     tl.store(running_mean + channels, new_mean.to(tl.float32).to(running_mean.dtype.element_ty), mask=known)
     tl.store(running_var + channels, new_var.to(tl.float32).to(running_var.dtype.element_ty), mask=known)
-    if tl.sum(unfit.to(tl.int32), 0) > 0:
-        tl.atomic_xchg(arrivals + 1, 1)
     if is_last(arrivals, 0, tiles):
         met = tl.atomic_xchg(arrivals + 1, 0)
         if batches is not None:
