@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from batchnorm import backends
-from batchnorm.backends import aten, native, reference
-from batchnorm.core import channel_math, composition, ops, population, recipes, sharing
+from batchnorm.backends import aten, native, reference, triton
+from batchnorm.backends.triton import table
+from batchnorm.core import channel_math, composition, device_ops, ops, population, recipes, sharing
 from batchnorm.core.channel_math import Details, Standard
 from batchnorm.core.composition import NO_ANCHOR, Anchor, Composed, Decisions
 from batchnorm.core.moments import Moments, values_per_channel, weights_of
@@ -112,6 +113,7 @@ def batch_norm(
 
 
 Route = Literal["operators", "aten", "open"]
+INTERPRETED_ALONE = "the CPU has its native kernels; BATCHNORM_NATIVE=0 switches them off"
 
 
 def normalized(
@@ -141,7 +143,7 @@ def normalized(
             _validate(call, group)  # finds the words; an input that is right, but not for the operator, goes on below
             if call.input.numel() > 0 and not (call.by_batch and values_per_channel(call.input) == 1):
                 raise
-    route = _route(call.input)
+    route = _route(call.input, _kind(call, plain))
     _validate(call, group)
     mask = weights_of(call.input, call.mask, call.lengths)
     if not call.by_batch:
@@ -210,7 +212,14 @@ def _validate(call: Call, group: Any) -> None:
         validate(call, shared=group is not None)
 
 
-def _route(x: Tensor) -> Route:
+def _kind(call: Call, plain: bool) -> table.Kind:
+    """The kind of a call, as the device table names it."""
+    if not plain:
+        return "composed"
+    return "plain" if call.residual is None and call.rules.activation is None else "fused"
+
+
+def _route(x: Tensor, kind: table.Kind) -> Route:
     """The way for `x`: our operators, torch's, or the reference in the open, for transforms and compilers."""
     compiling = torch.compiler.is_compiling()
     asked = None if compiling else backends.forced()
@@ -219,9 +228,17 @@ def _route(x: Tensor) -> Route:
     if asked is None:
         if x.is_cpu:
             return "operators" if _has_native() else "aten"
-        return "open" if compiling else "aten"
+        if not compiling and table.prefers(x, kind):
+            asked = "triton"
+        else:
+            return "open" if compiling else "aten"
     if asked == "reference":
         return "open"
+    if asked == "triton":
+        if reason := triton.reason_against(x) or (x.is_cpu and _has_native() and INTERPRETED_ALONE):
+            _cannot_serve(x, "triton", reason)
+        device_ops.register(x.device.type)
+        return "operators"
     if asked == "native" and not (x.is_cpu and _has_native()):
         _cannot_serve(x, "native", "it runs on CPU tensors, with a C++ compiler")
     return "operators" if asked == "native" else "aten"
