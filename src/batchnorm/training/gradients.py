@@ -35,7 +35,7 @@ Gradients = dict[int, Tensor]  # by the id of the leaf
 def as_one_backward(
     leaves: Iterable[Tensor], reduce: Callable[[Gradients], Gradients] = lambda sums: sums
 ) -> Iterator[None]:
-    """What backward passes inside add to the gradients of `leaves` is added when all are done.
+    """Gradients that backward passes inside give to `leaves` are added to `.grad` when all are done.
 
     If one fails, every `.grad` is what it was. Hooks that run after a gradient was added to
     (`register_post_accumulate_grad_hook`) run once, at the end. `reduce` takes the sums of old and new gradients, and
