@@ -34,7 +34,7 @@ types: $(VENV)/dev.installed        ## mypy
 	@$(BIN)/mypy
 
 doctest: $(VENV)/dev.ready          ## the examples in the docstrings
-	@$(BIN)/python -m pytest --doctest-modules src
+	@$(BIN)/python -m pytest --doctest-modules --ignore src/batchnorm/conformance src
 
 examples: $(VENV)/dev.ready         ## the gallery, each in a process of its own
 	@for f in examples/*.py; do echo "$$f"; $(BIN)/python -W error -W "$(NOTICE)" $$f >/dev/null || exit 1; done
