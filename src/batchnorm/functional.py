@@ -172,7 +172,7 @@ def _of_micro_batch(
     """As one part of a big batch, whose moments are returned. Virtual batches lie within a micro-batch each."""
     rules, rows = call.rules, call.input.shape[0]
     size = rules.virtual_batch_size or 0
-    decisions = Decisions(call.eps, rules.activation, 0, group, label, rules.single == "population")
+    decisions = Decisions(call.eps, rules.activation, 0, group, label, rules.single == "population", rules.recompute)
     if not size or not group.exchange.split(rows, size, label):
         return _composed(call, mask, decisions, limits, route)
     if group.ranks is not None:
