@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from batchnorm.experiment.run_log import RunLog, describe_normalised, drift, rank_correlation
+from batchnorm.experiment.run_log import VALUES, RunLog, describe_normalised, drift, rank_correlation
 
 
 def network() -> nn.Sequential:
@@ -96,3 +96,16 @@ def test_channels_that_say_nothing_are_left_out_and_counted() -> None:
     assert found is not None
     assert found["left_out"] == 2
     assert describe_normalised(x[:1], x[:1], nn.BatchNorm1d(1)) is None
+
+
+def test_moments_are_those_of_all_values_and_not_of_a_part() -> None:
+    """A channel with more values than ranks are taken from: its own mean and deviation are still those found."""
+    norm = nn.BatchNorm2d(2)
+    x = torch.randn(3, 2, 50, 60, generator=torch.Generator().manual_seed(0))
+    x[:, :, ::2, :7] += 3.0  # an even subset has another mean
+    log = RunLog()
+    log.examine(nn.Sequential(norm), x)
+    assert x[:, 0].numel() > VALUES
+    assert log.normalised["0"]["mean"] < 1e-5
+    assert log.normalised["0"]["std"] < 1e-3
+    assert sum(log.normalised["0"]["before"]["counts"]) == VALUES

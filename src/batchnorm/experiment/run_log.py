@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .study_networks import Plain
 
 PERCENTILES = (0.15, 0.5, 0.85)  # Ioffe & Szegedy 2015, figure 1
-VALUES = 4096  # values a channel that percentiles and ranks are taken from
+VALUES = 4096  # values a channel that percentiles, ranks and histograms are taken from; moments take all values
 PROBE = 256  # training samples the network is looked at with, the same ones throughout
 BINS = 40
 
@@ -35,7 +35,7 @@ class RunLog:
 
         def hook(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
             points = torch.tensor(PERCENTILES, dtype=output.dtype)
-            values = torch.quantile(_per_channel(output), points, dim=1)
+            values = torch.quantile(_some(_per_channel(output)), points, dim=1)
             self.percentiles.setdefault(name, []).append(values)
 
         _run_copy(network, x, hook)
@@ -62,7 +62,8 @@ class RunLog:
 def describe_normalised(x: Tensor, y: Tensor, norm: _BatchNorm) -> dict[str, Any] | None:
     """Mean and standard deviation of x̂ = (y − β)/γ, its rank correlation with x, and the error of the way back.
 
-    x, y: (C, n) input and output, a channel a row. Nearly constant channels (variance below 100 ε) have no deviation to
+    x, y: (C, n) input and output, a channel a row. Moments are those of all values, as the layer's own are; ranks and
+    histograms are taken from `VALUES` of them. Nearly constant channels (variance below 100 ε) have no deviation to
     bring to 1 and are counted apart, and so are channels with |γ| < 1e-3, from which x̂ cannot be recovered. None if no
     channel is left.
     """
@@ -81,11 +82,11 @@ def describe_normalised(x: Tensor, y: Tensor, norm: _BatchNorm) -> dict[str, Any
     return {
         "mean": normalised.mean(1).abs().max().item(),
         "std": (normalised.std(1, correction=0) - 1).abs().max().item(),
-        "correlation": rank_correlation(x, normalised).min().item(),
+        "correlation": rank_correlation(_some(x), _some(normalised)).min().item(),
         "inverse": ((back - x).abs() / variance.sqrt()).max().item(),
         "left_out": int((~usable).sum()),
-        "before": _histogram(x[channel]),
-        "after": _histogram(normalised[channel]),
+        "before": _histogram(_some(x)[channel]),
+        "after": _histogram(_some(normalised)[channel]),
     }
 
 
@@ -124,11 +125,15 @@ def _histogram(values: Tensor) -> dict[str, list[float]]:
 
 
 def _per_channel(values: Tensor) -> Tensor:
-    """(N, C, *) to (C, n), n ≤ VALUES evenly taken."""
-    flat = values.detach().float().transpose(0, 1).flatten(1)
-    if flat.shape[1] <= VALUES:
-        return flat
-    return flat[:, torch.linspace(0, flat.shape[1] - 1, VALUES).long()]
+    """(N, C, *) to (C, n): all values, a channel a row."""
+    return values.detach().float().transpose(0, 1).flatten(1)
+
+
+def _some(rows: Tensor) -> Tensor:
+    """(C, n) to (C, min(n, VALUES)): values evenly spaced along each row."""
+    if rows.shape[1] <= VALUES:
+        return rows
+    return rows[:, torch.linspace(0, rows.shape[1] - 1, VALUES).long()]
 
 
 def _run_copy(network: nn.Module, x: Tensor, hook: Any) -> None:
