@@ -68,7 +68,7 @@ def study(
     """What does normalisation do for a network? Trains it with and without batch norm and judges nine claims."""
     import torch
 
-    from batchnorm.experiment import plan, settings, sources, study_networks
+    from batchnorm.experiment import arms, plan, settings, sources, study_networks
     from batchnorm.experiment.data import InputError, standardise
 
     if task not in (None, "classification", "regression"):
@@ -88,7 +88,7 @@ def study(
         optimizer=optimizer,
         quick=quick,
     )
-    study_networks.check(make_network, standardise(loaded))  # before the bar is drawn: wrong input is one line
+    arms.check(make_network, standardise(loaded))  # before the bar is drawn: wrong input is one line
     errors = _console(stderr=True)
     with _progress(errors) as progress:
         result = plan.run(make_network, loaded, chosen, network, progress, errors.print)

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 import batchnorm as bn
+from batchnorm.experiment.arms import Replacement, build, check, group_count, named_arms, norms, with_norms_replaced
 from batchnorm.experiment.data import Data, InputError, split
-from batchnorm.experiment.study_networks import Plain, build, check, conv, mlp, named, norms, without_norms
+from batchnorm.experiment.study_networks import NETWORKS, conv, mlp, named
 
 
 def images(outputs: int = 3) -> Data:
@@ -17,7 +18,7 @@ def images(outputs: int = 3) -> Data:
 
 @pytest.mark.parametrize("make", [mlp, conv])
 def test_both_arms_start_from_the_same_weights(make: Callable[..., nn.Module]) -> None:
-    with_norm, plain = (build(make, images(), 7, normalised=n) for n in (True, False))
+    with_norm, plain = (build(make, images(), 7, arm) for arm in ("batch norm", "plain"))
     assert norms(with_norm)
     assert not norms(plain)
     shared = dict(plain.named_parameters())
@@ -27,19 +28,19 @@ def test_both_arms_start_from_the_same_weights(make: Callable[..., nn.Module]) -
 
 def test_building_leaves_the_generator_as_it_was() -> None:
     data, state = images(), torch.get_rng_state()
-    build(mlp, data, 3, normalised=True)
+    build(mlp, data, 3, "batch norm")
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_seeds_give_other_weights() -> None:
-    first, again, other = (build(mlp, images(), seed, normalised=True)[1].weight for seed in (0, 0, 1))
+    first, again, other = (build(mlp, images(), seed, "batch norm")[1].weight for seed in (0, 0, 1))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
 
 
 def test_the_plain_arm_is_the_network_without_its_norms() -> None:
     network = mlp((1, 8, 8), 3)
-    plain, x = without_norms(network), torch.randn(5, 1, 8, 8)
+    plain, x = with_norms_replaced(network), torch.randn(5, 1, 8, 8)
     expected = x
     for layer in network:
         expected = expected if isinstance(layer, nn.BatchNorm1d) else layer(expected)
@@ -51,16 +52,16 @@ def test_a_norm_that_gave_the_only_shift_leaves_one_behind() -> None:
     network = nn.Sequential(
         nn.Linear(2, 3, bias=False), nn.BatchNorm1d(3), nn.Linear(3, 3), nn.BatchNorm1d(3), nn.Linear(3, 2)
     )
-    plain = without_norms(network)
-    assert isinstance(plain[1], Plain)
-    assert isinstance(plain[3], Plain)
+    plain = with_norms_replaced(network)
+    assert isinstance(plain[1], Replacement)
+    assert isinstance(plain[3], Replacement)
     assert plain[1].shift is not None
     assert plain[3].shift is None
 
 
 def test_residual_and_activation_stay() -> None:
     norm = bn.BatchNorm(4, activation="relu")
-    plain = without_norms(nn.Sequential(nn.Linear(4, 4), norm))[1]
+    plain = with_norms_replaced(nn.Sequential(nn.Linear(4, 4), norm))[1]
     x, residual = torch.randn(6, 4), torch.randn(6, 4)
     assert torch.equal(plain(x, residual), (x + residual).relu())
 
@@ -79,9 +80,9 @@ class Block(nn.Module):
 
 def test_nested_norms_are_found() -> None:
     check(Block, images())
-    plain = build(Block, images(), 0, normalised=False)
+    plain = build(Block, images(), 0, "plain")
     assert not norms(plain)
-    assert isinstance(plain.inner[1], Plain)
+    assert isinstance(plain.inner[1], Replacement)
 
 
 @pytest.mark.parametrize(

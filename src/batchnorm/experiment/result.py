@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from .data import Data, InputError
+from .headline import headline
 from .runs import Run
 from .settings import Settings
 from .verdict import Claim
@@ -26,15 +27,22 @@ class Study:
     settings: Settings
     claims: list[Claim]
     scores: dict[str, dict[str, object]]
+    notes: list[str]
     runs: list[Run]
     planned: int
     interrupted: bool
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and text. The same seed gives the same, apart from `timings`."""
+        """Plain numbers, lists and text.
+
+        The same seed gives the same on one machine with one build of torch, apart from `timings`. Another processor
+        rounds differently, and training makes more of the difference.
+        """
         return _finite(
             {
+                "headline": headline(self.data, self.scores, self.claims),
+                "notes": self.notes,
                 "network": self.network,
                 "data": self.data.describe(),
                 "settings": self.settings.to_dict(),
@@ -47,7 +55,7 @@ class Study:
                 "environment": {
                     "python": platform.python_version(),
                     "torch": torch.__version__,
-                    "threads": torch.get_num_threads(),
+                    "threads": self.settings.threads,
                 },
                 "timings": {"seconds": round(self.seconds, 2)},
             }
