@@ -31,7 +31,7 @@ def test_looking_leaves_the_network_and_the_generator_as_they_were() -> None:
 def test_percentiles_of_a_normalised_site() -> None:
     log = RunLog()
     log.look(network(), torch.randn(2000, 4), squares, 0)
-    (found,) = log.percentiles["BatchNorm1d 1"]
+    (found,) = log.percentiles["norm 1"]
     assert found.shape == (3, 6)
     # of a normal distribution: ∓1.036 standard deviations and 0
     torch.testing.assert_close(found.mean(1), torch.tensor([-1.036, 0.0, 1.036]), atol=0.05, rtol=0)
@@ -114,6 +114,6 @@ def test_moments_are_those_of_all_values_and_not_of_a_part() -> None:
     log = RunLog()
     log.examine(nn.Sequential(norm), x)
     assert x[:, 0].numel() > VALUES
-    assert log.normalised["BatchNorm2d 0"]["mean"] < 1e-5
-    assert log.normalised["BatchNorm2d 0"]["std"] < 1e-3
-    assert sum(log.normalised["BatchNorm2d 0"]["before"]["counts"]) == VALUES
+    assert log.normalised["norm 0"]["mean"] < 1e-5
+    assert log.normalised["norm 0"]["std"] < 1e-3
+    assert sum(log.normalised["norm 0"]["before"]["counts"]) == VALUES

@@ -9,7 +9,7 @@ from .data import Data
 from .sweep import Sweep
 from .verdict import Claim, NotMeasured
 
-WITH = {"batch norm": "with batch norm", "plain": "without", "raw": "the raw table", "layer norm": "with layer norm",
+WITH = {"batch norm": "with batch norm", "plain": "without", "raw": "on the raw table", "layer norm": "with layer norm",
         "group norm": "with group norm"}  # fmt: skip
 
 

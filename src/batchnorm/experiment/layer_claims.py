@@ -153,9 +153,11 @@ def _times(ratio: float) -> str:
     """A ratio as people say it: 12 times, 1/12 of."""
     if ratio <= 0 or not math.isfinite(ratio):
         return "nothing beside" if ratio <= 0 else "infinitely many times"
-    value = ratio if ratio >= 1 else 1 / ratio
-    digits = f"{value:.2g}" if value < 10 else f"{float(f'{value:.2g}'):,.0f}" if value < 1e6 else f"{value:.0e}"
-    return f"{digits} times" if ratio >= 1 else f"1/{digits} of"
+    if 0.1 <= ratio < 10:
+        return f"{ratio:.2g} times"
+    value = max(ratio, 1 / ratio)
+    digits = f"{float(f'{value:.2g}'):,.0f}" if value < 1e6 else f"{value:.0e}"
+    return f"{digits} times" if ratio > 1 else f"1/{digits} of"
 
 
 def _ratios(run: Run) -> list[float]:

@@ -6,6 +6,7 @@ import json
 import math
 import platform
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -64,11 +65,25 @@ class Study:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), allow_nan=False, ensure_ascii=False)
 
-    def save(self, path: str | Path = "study") -> Path:
-        """Writes report.html and report.json into the folder `path` and returns the page's path."""
+    def save(self, path: str | Path = "study", *, interactive: bool = False) -> Path:
+        """Writes report.html and report.json into the folder `path` and returns the page's path.
+
+        interactive: figures that zoom and show their values, with plotly.js in the page: about 5 MB more.
+        """
+        return write(Path(path), self.to_json(), self._page(interactive))
+
+    def _page(self, interactive: bool = False) -> str:
         from batchnorm.report.html import page
 
-        return write(Path(path), self.to_json(), page(self.to_dict()))
+        try:
+            return page(self.to_dict(), interactive)
+        except ImportError as error:
+            raise InputError(str(error)) from error
+
+    def _repr_html_(self) -> str:
+        """The page inside a notebook, in a frame of its own."""
+        frame = "width: 100%; height: 800px; border: 1px solid #8a8f98; border-radius: 8px"
+        return f'<iframe title="batchnorm study" style="{frame}" srcdoc="{escape(self._page())}"></iframe>'
 
 
 def write(folder: Path, json: str, page: str) -> Path:

@@ -151,8 +151,9 @@ def _size(values: Tensor) -> float:
 
 
 def _label(name: str, module: nn.Module) -> str:
-    """A layer's name for people: layers of a plain nn.Sequential have only a number, and get their type before it."""
-    return f"{type(module).__name__} {name}" if name.rpartition(".")[2].isdigit() else name
+    """A layer's name for people: layers of a plain nn.Sequential have only a number, and get their kind before it."""
+    kind = "norm" if isinstance(module, (_BatchNorm, Replacement)) else type(module).__name__
+    return f"{kind} {name}" if name.rpartition(".")[2].isdigit() else name
 
 
 def _run_copy(

@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from .document import document
-from .figures import LAYER_COLORS, Figure, bars, blank
+from .plotly_parts import LAYER_COLORS, Figure, bars, blank
 
 if TYPE_CHECKING:
     from rich.console import Console
