@@ -118,7 +118,7 @@ def make():
 
 def test_ctrl_c_keeps_what_was_finished(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(NETWORK)
-    process = start(tmp_path, *SMALL, "--network", "mine:make")
+    process = start(tmp_path, *SMALL, "--network", "mine:make", "--workers", "1")
     out, err = process.communicate()
     assert process.returncode == 128 + signal.SIGINT, err
     found = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))

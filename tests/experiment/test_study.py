@@ -111,7 +111,7 @@ def test_saving_into_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
         ({"rates": [0.1, -1]}, "expected numbers above 0"),
         ({"seeds": 0}, "seeds 0: expected at least 1"),
         ({"batch_size": 500}, "batch size 500: expected 2 to 96"),
-        ({"batch_sizes": [4]}, "expected two or more"),
+        ({"batch_sizes": [1]}, "expected one or more, from 2 to 96"),
     ],
 )
 def test_options_that_cannot_be_run(options: dict[str, Any], message: str) -> None:

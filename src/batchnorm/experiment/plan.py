@@ -174,11 +174,14 @@ def _batches(
 
 
 def _batch_settings(s: Settings, best: dict[Arm, float]) -> Iterator[Setting]:
-    """Every batch size sees the same number of samples; the best rate is scaled with the batch."""
+    """Every batch size sees the same number of samples; the best rate is scaled by the root of the batch size.
+
+    So the noise of an update stays as it is (Krizhevsky 2014, One weird trick, section 5). In proportion to the batch,
+    small batches would learn no more from a sample than large ones, and the runs would have to be as long.
+    """
     for seed in s.seeds:
         for arm in s.arms:
             for size in s.batch_sizes:
-                ratio = size / s.batch_size
-                rate = best.get(arm, 1.0) * (ratio if s.optimizer == "sgd" else math.sqrt(ratio))
+                rate = best.get(arm, 1.0) * math.sqrt(size / s.batch_size)
                 yield Setting(arm, rate, seed, size, s.samples // size, s.optimizer, record=False)
 

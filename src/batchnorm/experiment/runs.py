@@ -20,6 +20,7 @@ from .study_networks import MakeNetwork
 Arm = Literal["batch norm", "plain", "layer norm", "group norm", "raw"]
 
 MARKS = 40  # times a run is scored, at evenly spaced steps
+LOOK_EVERY = 4  # scores for each look inside
 DIVERGED = 1.1  # times the loss of the best constant prediction
 
 Tick = Callable[[int], None]
@@ -94,7 +95,7 @@ def _descend(network: nn.Module, data: Data, setting: Setting, run: Run, tick: T
             done = step
             run.steps.append(step)
             run.curve.append(score(network, data.validation.head(), data))
-            if setting.record and len(run.steps) % 2:
+            if setting.record and len(run.steps) % LOOK_EVERY == 1:
                 probe = data.train.head(PROBE)
                 run.log.look(network, probe.x, lambda output, y=probe.y: loss_of(output, y, data), step)
         if step == setting.steps:

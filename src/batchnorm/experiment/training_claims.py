@@ -14,7 +14,7 @@ from .verdict import Claim, NotMeasured, judge
 
 ARMS: tuple[Arm, Arm] = ("batch norm", "plain")
 GAP = 0.01  # of accuracy or R²: a smaller gap between training and validation is no overfitting
-ENOUGH = 0.8  # of the way from chance to its best that an arm must get at the largest batch, to lose anything
+ENOUGH = 0.8  # of the way from chance to its best that the network without must get with small batches
 
 
 def faster(evidence: Evidence) -> Claim:
@@ -106,7 +106,7 @@ def steadier(evidence: Evidence) -> Claim:
             "chance": chance_score(main.data),
             "working": working,
             "diverged": diverged,
-            "scores": {arm: _spread([main.at(arm, rate) for rate in main.rates]) for arm in main.arms},
+            "scores": {arm: _spread([[run.score for run in main.at(arm, rate)] for rate in main.rates]) for arm in main.arms},
         },
     )
     judge(claim)
@@ -155,60 +155,62 @@ def _ends(best: dict[Arm, list[Run]]) -> dict[str, dict[str, list[float]]]:
 
 
 def small_batches(evidence: Evidence) -> Claim:
+    """What batches of the smallest size cost, against the sweep's own batches."""
     main = evidence.main
     need_learning(main)
     by_key = {(r.setting.arm, r.setting.batch_size, r.setting.seed): r for r in evidence.batches}
     sizes = sorted({size for _, size, _ in by_key})
-    started = sorted({seed for *_, seed in by_key})
-    seeds = [s for s in started if all((arm, size, s) in by_key for arm in main.arms for size in sizes)]
-    if not seeds or len(sizes) < 2:
-        raise NotMeasured("the study was interrupted before a seed's batch sizes were complete")
-    small, large = sizes[0], sizes[-1]
-
-    def score(arm: Arm, size: int) -> list[float]:
-        return [by_key[arm, size, seed].score for seed in seeds]
-
-    _need_a_start(main, large, {arm: statistics.median(score(arm, large)) for arm in ARMS})
-    lost = {arm: [a - b for a, b in zip(score(arm, large), score(arm, small), strict=True)] for arm in ARMS}
+    seeds = [s for s in main.seeds if all((arm, size, s) in by_key for arm in main.arms for size in sizes)]
+    large = main.runs[0].setting.batch_size
+    if not seeds or not sizes:
+        raise NotMeasured("no seed's runs over batch sizes were complete")
+    if sizes[0] >= large:
+        raise NotMeasured(f"the sweep's batches of {large} are small already: there is nothing larger to compare with")
+    best = {arm: [run for run in main.best(arm) if run.setting.seed in seeds] for arm in main.arms}
+    scores = {
+        arm: {size: [by_key[arm, size, seed].score for seed in seeds] for size in sizes}
+        | {large: [run.score for run in best[arm]]}
+        for arm in main.arms
+    }
+    small = sizes[0]
+    at = {(arm, size): statistics.median(scores[arm][size]) for arm in ARMS for size in (small, large)}
+    _need_enough(main, small, at["plain", small], at["plain", large])
+    lost = {arm: [a - b for a, b in zip(scores[arm][large], scores[arm][small], strict=True)] for arm in ARMS}
     name = main.data.score_name
-    with_norm, before = (statistics.median(score("batch norm", size)) for size in (small, large))
-    plain, plain_before = (statistics.median(score("plain", size)) for size in (small, large))
     return judge(
         Claim(
             9,
-            sentence=f"From batches of {large} to batches of {small}, {name} goes from {before:.2f} to {with_norm:.2f} "
-            f"with batch norm, from {plain_before:.2f} to {plain:.2f} without.",
+            sentence=f"With batches of {small} instead of {large}, {name} is {at['batch norm', small]:.2f} instead of "
+            f"{at['batch norm', large]:.2f} with batch norm, {at['plain', small]:.2f} instead of "
+            f"{at['plain', large]:.2f} without.",
             figure=f"lost: {statistics.median(lost['batch norm']):.3f}, {statistics.median(lost['plain']):.3f} without",
             effects=[a - max(b, 0.0) for a, b in zip(lost["batch norm"], lost["plain"], strict=True)],
             detail={
                 "score": name,
-                "sizes": sizes,
+                "sizes": sorted({*sizes, large}),
                 "lost": lost,
-                "scores": {arm: _spread([[by_key[arm, z, s] for s in seeds] for z in sizes]) for arm in main.arms},
+                "scores": {arm: _spread([found[size] for size in sorted(found)]) for arm, found in scores.items()},
             },
         )
     )
 
 
-def _need_a_start(main: Sweep, large: int, reached: dict[Arm, float]) -> None:
-    """NotMeasured unless both arms learn at the largest batch most of what they learn in the sweep."""
-    chance = chance_score(main.data)
-    for arm, score in reached.items():
-        best = statistics.median(run.score for run in main.best(arm))
-        word = "with" if arm == "batch norm" else "without"
+def _need_enough(main: Sweep, small: int, reached: float, best: float) -> None:
+    """NotMeasured unless the network without batch norm learns from small batches: then the samples are enough."""
+    for arm in ARMS:
         if not main.learned(arm):
-            raise NotMeasured(f"the network {word} batch norm learned nothing at any batch size to lose")
-        if score - chance < ENOUGH * (best - chance):
-            raise NotMeasured(
-                f"at batches of {large} the network {word} batch norm reaches {score:.2f} where it reaches {best:.2f} "
-                "in the sweep: it saw too few samples to show what smaller batches cost"
-            )
+            raise NotMeasured(f"the network {'with' if arm == 'batch norm' else 'without'} batch norm has no score to lose")
+    chance = chance_score(main.data)
+    if reached - chance < ENOUGH * (best - chance):
+        raise NotMeasured(
+            f"with batches of {small} the network without batch norm reaches {reached:.2f}, {best:.2f} in the sweep: the "
+            "runs are too short to tell what small batches cost"
+        )
 
 
-def _spread(groups: Sequence[list[Run]]) -> dict[str, list[float]]:
-    scores = [[run.score for run in runs] for runs in groups]
+def _spread(groups: Sequence[list[float]]) -> dict[str, list[float]]:
     return {
-        "median": [statistics.median(s) for s in scores],
-        "low": [min(s) for s in scores],
-        "high": [max(s) for s in scores],
+        "median": [statistics.median(s) for s in groups],
+        "low": [min(s) for s in groups],
+        "high": [max(s) for s in groups],
     }

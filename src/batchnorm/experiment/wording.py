@@ -114,13 +114,10 @@ WORDING = {
         "Where it hurts",
         "Small batches cost a network with batch norm more than one without.",
         "of score lost",
-        "Effect: score lost from the largest batch to the smallest, with batch norm minus without, seed by seed; a "
-        "network that gains without batch norm counts as losing nothing. Every run sees the same number of samples; "
-        "each arm's own best learning rate is scaled with the batch (in proportion for SGD, by the square root for "
-        "Adam). Not measured unless both arms get at the largest batch 80 % of the way from chance to their best score "
-        "in the sweep.",
-        "Final validation score at each batch size, the same number of samples seen: median over seeds, bars "
-        "from lowest "
-        "to highest.",
+        "Effect: score lost from the sweep's batches to the smallest ones, with batch norm minus without, seed by seed; a "
+        "network that gains without batch norm counts as losing nothing. Each arm's own best learning rate is scaled by "
+        "the square root of the batch size. Not measured unless the network without batch norm gets with small batches "
+        "80 % of the way from chance to its best score: then the runs are long enough.",
+        "Final validation score at each batch size: median over seeds, lines from lowest to highest.",
     ),
 }
