@@ -49,9 +49,17 @@ def _batchnorm(
 @app.command()
 def study(
     data: Annotated[
-        str, typer.Argument(help="digits, wine, diabetes, a .csv, .parquet or .npz file, or a folder of idx files.")
+        str,
+        typer.Argument(
+            help="digits, wine, diabetes, iris, breast_cancer, fashion, mnist, a .csv, .tsv, .parquet or .npz file, "
+            "or a folder of idx files."
+        )
     ] = "digits",
     target: Annotated[str | None, typer.Option(help="The column of a table to predict.")] = None,
+    drop: Annotated[str | None, typer.Option(help="Columns of a table to leave out, as in id,name.")] = None,
+    fill: Annotated[
+        str | None, typer.Option(help="What missing values of a table become: mean, median or a number.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="classification or regression; else the target decides.")] = None,
     network: Annotated[str, typer.Option(help="mlp, conv, deep, deep-residual or package.module:factory.")] = "mlp",
     norms: Annotated[
@@ -85,7 +93,8 @@ def study(
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does: the user's network lies in the working directory
     make_network = study_networks.named(network)
-    loaded = sources.load(data, target, task, seed)  # type: ignore[arg-type]  # checked above
+    left_out = [] if drop is None else drop.split(",")
+    loaded = sources.load(data, target, task, seed, drop=left_out, fill=fill)  # type: ignore[arg-type]  # checked above
     chosen = settings.choose(
         loaded,
         rates=None if lr is None else _numbers(lr),
