@@ -65,7 +65,8 @@ def mean_and_deviation(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             4,
-            sentence=f"No channel is further from mean 0 than {mean:.1e}, or from deviation 1 than {std:.1e}.",
+            sentence=f"Of all channels, the furthest is {mean:.4f} off mean 0, and {std:.4f} off standard deviation 1.",
+            figure=f"|mean| ≤ {mean:.1e}, |deviation − 1| ≤ {std:.1e}",
             effects=[TOLERANCE - value for value in worst],
             detail={"layers": _worst_by_layer(layers, ("mean", "std")), "left_out": left_out},
         )
@@ -129,8 +130,8 @@ def gradients(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             7,
-            sentence=f"The first layer's gradient is {_times(with_norm)} the last layer's with batch norm, "
-            f"{_times(without)} without.",
+            sentence=f"With batch norm, the first layer's gradient is {_times(with_norm)} the last layer's; without, "
+            f"{_times(without)} it.",
             figure=f"vanishing {vanishing['batch norm']:.0%} of the time, {vanishing['plain']:.0%} without; "
             f"exploding {exploding['batch norm']:.0%}, {exploding['plain']:.0%} without",
             effects=[_distance(b) - _distance(a) for a, b in zip(ratios["batch norm"], ratios["plain"], strict=True)],

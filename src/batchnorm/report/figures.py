@@ -25,7 +25,7 @@ def figures(claim: Claim) -> list[Chart]:
 def _lines(arms: dict[str, Any], names: dict[str, str]) -> list[Series]:
     return [
         Series("line", steps, values, ARM_COLORS[arm], f"{names[arm]}, rate {curves['rate']:g}", faint=i > 0)
-        for arm, curves in arms.items()
+        for arm, curves in sorted(arms.items(), key=lambda found: list(ARM_COLORS).index(found[0]))
         for i, (steps, values) in enumerate(zip(curves["steps"], curves["curves"], strict=True))
     ]
 

@@ -8,8 +8,8 @@ from html import escape
 from .axes import Axis, limits, shown
 from .chart import Chart, Panel, Series, Value
 
-WIDTH = 520
-TOP, RIGHT, BOTTOM, LEFT = 30, 12, 50, 62  # margins of a panel, in pixels
+WIDTH = 430  # not more: on a phone the letters shrink with the picture
+TOP, RIGHT, BOTTOM, LEFT = 30, 10, 50, 58  # margins of a panel, in pixels
 LETTER = 6.6  # width of a letter at 12 pixels, about
 TURNED = 46  # more room below for names that are written aslant
 
@@ -124,6 +124,8 @@ def _draw_series(panel: Panel, x: Axis, y: Axis) -> Iterator[str]:
     bars = [series for series in panel.series if series.kind == "bars"]
     count = len(panel.names or ()) or max((len(s.x) for s in bars), default=1)
     slot = abs(x.end - x.start) / max(count, 1)
+    if panel.names is None and count > 1:  # a histogram: its bars touch
+        slot = 1.25 * abs(_place(panel, x, bars[0].x[1]) - _place(panel, x, bars[0].x[0])) if bars else slot
     for series in panel.series:
         offset = (bars.index(series) - (len(bars) - 1) / 2) * 0.8 * slot / len(bars) if series.kind == "bars" else 0.0
         wide = 0.8 * slot / len(bars) if bars else 0.0
