@@ -38,7 +38,9 @@ def main() -> None:
               f"another: {counted.other:4.0%}  opposite: {counted.opposite:4.0%}")  # fmt: skip
         if not claims[0].by_construction:
             judged.append(counted)
-    another, opposite = (statistics.fmean(values) for values in zip(*((f.other, f.opposite) for f in judged), strict=True))
+    another, opposite = (
+        statistics.fmean(values) for values in zip(*((f.other, f.opposite) for f in judged), strict=True)
+    )
     print(f"another verdict than usual: {another:.0%} of {count * len(judged)}; the opposite one: {opposite:.0%}")
 
 

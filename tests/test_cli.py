@@ -105,7 +105,8 @@ def test_a_traceback_never_reaches_the_user(tmp_path: Path) -> None:
     out, err = process.communicate()
     assert process.returncode == 2
     assert out == ""
-    assert err == "batchnorm: nowhere.csv: no such file, and not one of digits, wine, diabetes, iris, breast_cancer, fashion, mnist\n"
+    names = "digits, wine, diabetes, iris, breast_cancer, fashion, mnist"
+    assert err == f"batchnorm: nowhere.csv: no such file, and not one of {names}\n"
 
 
 NETWORK = """
@@ -145,15 +146,14 @@ def test_ctrl_c_in_the_terminal_reaches_every_process_and_keeps_what_was_finishe
     command = [sys.executable, "-m", "batchnorm", "study", *arguments]
     source = str(Path(cli.__file__).parents[1])
     env = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "FORCE_COLOR": "1"}
-    process = subprocess.Popen(
-        command, cwd=tmp_path, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=env, start_new_session=True
-    )  # fmt: skip
+    streams: dict[str, Any] = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, start_new_session=True, **streams)
     assert process.stderr is not None
     seen = ""
     while "seed 1" not in seen:
         seen += process.stderr.read(50)
     os.killpg(process.pid, signal.SIGINT)
-    out, err = process.communicate()
+    _, err = process.communicate()
     assert process.returncode == 128 + signal.SIGINT, err
     found = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert found["interrupted"]
@@ -177,9 +177,8 @@ batchnorm_command.main()
 
 def test_ctrl_c_while_modules_are_imported_shows_no_traceback(tmp_path: Path) -> None:
     source = str(Path(cli.__file__).parents[1])
-    found = subprocess.run(
-        [sys.executable, "-c", IMPORTING], cwd=tmp_path, text=True, capture_output=True, env=os.environ | {"PYTHONPATH": source}
-    )  # fmt: skip
+    command, env = [sys.executable, "-c", IMPORTING], os.environ | {"PYTHONPATH": source}
+    found = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env=env)
     assert found.returncode == 128 + signal.SIGINT
     assert found.stderr == ""
 

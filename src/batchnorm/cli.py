@@ -53,7 +53,7 @@ def study(
         typer.Argument(
             help="digits, wine, diabetes, iris, breast_cancer, fashion, mnist, a .csv, .tsv, .parquet or .npz file, "
             "or a folder of idx files."
-        )
+        ),
     ] = "digits",
     target: Annotated[str | None, typer.Option(help="The column of a table to predict.")] = None,
     drop: Annotated[str | None, typer.Option(help="Columns of a table to leave out, as in id,name.")] = None,

@@ -1,4 +1,4 @@
-"""Flips of verdicts over seeds are counted as they are defined, and the shipped rule keeps them rare on a clear case."""
+"""Flips of verdicts over seeds are counted as they are defined, and a clear effect does not flip."""
 
 from typing import Any
 

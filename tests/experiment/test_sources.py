@@ -188,7 +188,7 @@ def test_options_of_tables_that_cannot_be(tmp_path: Path, options: dict, message
 
 
 def test_options_of_tables_are_for_tables() -> None:
-    with pytest.raises(InputError, match="--target is for tables, such as a .csv file; digits is none"):
+    with pytest.raises(InputError, match=r"--target is for tables, such as a \.csv file; digits is none"):
         load("digits", "x")
     with pytest.raises(InputError, match="--fill is for tables"):
         load("wine", fill="mean")

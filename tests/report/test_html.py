@@ -46,7 +46,13 @@ def test_names_are_escaped() -> None:
 
 
 def test_an_interrupted_or_unjudged_study_is_a_page_too() -> None:
-    result = named("net") | {"interrupted": True, "runs_finished": 1, "runs_planned": 30, "scores": {}, "headline": "The study was interrupted before there was anything to compare."}
+    result = named("net") | {
+        "interrupted": True,
+        "runs_finished": 1,
+        "runs_planned": 30,
+        "scores": {},
+        "headline": "The study was interrupted before it began.",
+    }
     for claim in result["claims"]:
         claim.update(
             verdict="not measured", detail={}, effects=[], median=None, spread=None, figure="", reason="stopped"
@@ -54,7 +60,7 @@ def test_an_interrupted_or_unjudged_study_is_a_page_too() -> None:
     text = page(result)
     assert "Interrupted: 1 of 30 runs" in text
     assert 'class="plot"' not in text
-    assert "The study was interrupted before" in text
+    assert "The study was interrupted before it began" in text
 
 
 def test_numbers_without_a_value_are_drawn_as_gaps() -> None:

@@ -85,14 +85,15 @@ def _torch(path: Path) -> list[LayerState]:
 
 
 def _state_dicts(value: Any, place: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """(place, tensors) of each mapping with running statistics: a training script may keep `model`, `ema`, ... apart."""
+    """(place, tensors) of each mapping with running statistics: a script may keep `model` and `ema` apart."""
     if depth > DEEPEST:
         return
     if isinstance(value, Mapping):
         tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
         if any(key.endswith("running_mean") for key in tensors):
             yield place, tensors
-    nested = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list | tuple) else ()
+    many = isinstance(value, list | tuple)
+    nested = value.items() if isinstance(value, Mapping) else enumerate(value) if many else ()
     for key, inner in itertools.islice(nested, MOST_PLACES):
         if isinstance(inner, Mapping | list | tuple):
             yield from _state_dicts(inner, f"{place}/{key}".lstrip("/"), depth + 1)

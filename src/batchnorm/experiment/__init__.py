@@ -45,7 +45,8 @@ def study(
             table (N, D), anything else as a whole.
         test: the same, scored once at the end; without it a fifth of `train` is held out. Another fifth is the
             validation part.
-        rates: learning rates of the sweep; by default seven, and more while the best one is at an edge. seeds, seed: how many seeds, and the first. epochs, batch_size: of each run.
+        rates: learning rates of the sweep; by default seven, and more while the best one is at an edge.
+        seeds, seed: how many seeds, and the first. epochs, batch_size: of each run.
         batch_sizes: of the last claim. quick: a small sweep, for a first look.
         norms: the arms, "batch,none" and, to show beside them, "layer" and "group".
         workers: processes that train at once, by default one a core; the numbers do not depend on it.

@@ -26,7 +26,8 @@ def headline(data: Data, scores: dict[str, Any], claims: list[Claim]) -> str:
             f"by more than chance. {result} So nothing can be said about training here."
         )
     only = [arm for arm, found in pair.items() if found["learned"]]
-    alone = "" if len(only) == 2 else f"Only the network {WITH[only[0]]}{' batch norm' * (only[0] == 'plain')} learned. "
+    word = WITH[only[0]] + " batch norm" * (only[0] == "plain")
+    alone = "" if len(only) == 2 else f"Only the network {word} learned. "
     judged = [c for c in claims if c.verdict != "not measured" and not c.by_construction]
     holds = sum(c.verdict == "holds" for c in judged)
     return f"{alone}{result} {holds} of the {len(judged)} claims about training that could be judged hold here."

@@ -148,9 +148,7 @@ def _sweep_jobs(
                 yield Job(study_networks.mlp, normalised, plain, (scales.runs,))
 
 
-def _few(
-    make_network: MakeNetwork, data: Data, s: Settings, best: dict[Arm, float], into: list[Run]
-) -> Iterator[Job]:
+def _few(make_network: MakeNetwork, data: Data, s: Settings, best: dict[Arm, float], into: list[Run]) -> Iterator[Job]:
     for setting in _few_settings(s, best):
         yield Job(make_network, data, setting, (into,))
 
@@ -160,9 +158,7 @@ def _few_settings(s: Settings, best: dict[Arm, float]) -> Iterator[Setting]:
     for seed in s.seeds:
         for arm in s.arms if s.few else ():
             size = min(s.batch_size, max(2, s.few // 3))
-            yield Setting(
-                arm, best.get(arm, 1.0), seed, size, s.steps, s.optimizer, record=False, samples=s.few
-            )
+            yield Setting(arm, best.get(arm, 1.0), seed, size, s.steps, s.optimizer, record=False, samples=s.few)
 
 
 def _batches(
@@ -184,4 +180,3 @@ def _batch_settings(s: Settings, best: dict[Arm, float]) -> Iterator[Setting]:
             for size in s.batch_sizes:
                 rate = best.get(arm, 1.0) * math.sqrt(size / s.batch_size)
                 yield Setting(arm, rate, seed, size, s.samples // size, s.optimizer, record=False)
-

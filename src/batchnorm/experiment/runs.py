@@ -6,15 +6,16 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arms import build
 from .data import Data, Part
 from .run_log import PROBE, RunLog
-from .arms import build
 from .study_networks import MakeNetwork
 
 Arm = Literal["batch norm", "plain", "layer norm", "group norm", "raw"]
@@ -97,7 +98,7 @@ def _descend(network: nn.Module, data: Data, setting: Setting, run: Run, tick: T
             run.curve.append(score(network, data.validation.head(), data))
             if setting.record and len(run.steps) % LOOK_EVERY == 1:
                 probe = data.train.head(PROBE)
-                run.log.look(network, probe.x, lambda output, y=probe.y: loss_of(output, y, data), step)
+                run.log.look(network, probe.x, partial(loss_of, y=probe.y, data=data), step)
         if step == setting.steps:
             break
         x, y = next(batches)

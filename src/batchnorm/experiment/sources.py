@@ -16,8 +16,8 @@ from .tables import TABLES, is_table, load_table
 
 EMBEDDED = ("digits", "wine", "diabetes", "iris", "breast_cancer")
 FOLDERS = {  # where idx files of a known name lie: here, as torchvision keeps them, and as Debian does
-    "fashion": ("fashion", "fashion-mnist", "FashionMNIST/raw", "data/FashionMNIST/raw", "/usr/share/datasets/fashion-mnist",
-                "/usr/share/dataset-fashion-mnist"),
+    "fashion": ("fashion", "fashion-mnist", "FashionMNIST/raw", "data/FashionMNIST/raw",
+                "/usr/share/datasets/fashion-mnist", "/usr/share/dataset-fashion-mnist"),
     "mnist": ("mnist", "MNIST/raw", "data/MNIST/raw", "/usr/share/datasets/mnist"),
 }  # fmt: skip
 

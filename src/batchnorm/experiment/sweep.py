@@ -81,7 +81,7 @@ class Sweep:
         return {arm: rate for arm, rate in best.items() if rate in (self.rates[0], self.rates[-1])}
 
     def beyond(self) -> tuple[float, ...]:
-        """The next rates to try: one past each end at which an arm is best, within the bound. Empty if there is none."""
+        """The next rates to try: one past each end at which an arm is best, within the bound; else none."""
         edges = set(self.at_edge().values())
         lowest, highest = self.rates[0], self.rates[-1]
         ratio = self.rates[1] / lowest if len(self.rates) > 1 else 10.0

@@ -106,7 +106,9 @@ def steadier(evidence: Evidence) -> Claim:
             "chance": chance_score(main.data),
             "working": working,
             "diverged": diverged,
-            "scores": {arm: _spread([[run.score for run in main.at(arm, rate)] for rate in main.rates]) for arm in main.arms},
+            "scores": {
+                arm: _spread([[run.score for run in main.at(arm, rate)] for rate in main.rates]) for arm in main.arms
+            },
         },
     )
     judge(claim)
@@ -199,12 +201,13 @@ def _need_enough(main: Sweep, small: int, reached: float, best: float) -> None:
     """NotMeasured unless the network without batch norm learns from small batches: then the samples are enough."""
     for arm in ARMS:
         if not main.learned(arm):
-            raise NotMeasured(f"the network {'with' if arm == 'batch norm' else 'without'} batch norm has no score to lose")
+            word = "with" if arm == "batch norm" else "without"
+            raise NotMeasured(f"the network {word} batch norm has no score to lose")
     chance = chance_score(main.data)
     if reached - chance < ENOUGH * (best - chance):
         raise NotMeasured(
-            f"with batches of {small} the network without batch norm reaches {reached:.2f}, {best:.2f} in the sweep: the "
-            "runs are too short to tell what small batches cost"
+            f"with batches of {small} the network without batch norm reaches {reached:.2f}, {best:.2f} in the sweep: "
+            "the runs are too short to tell what small batches cost"
         )
 
 

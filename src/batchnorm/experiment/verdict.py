@@ -66,7 +66,8 @@ def judge(claim: Claim) -> Claim:
     if claim.median > claim.spread:
         claim.verdict, claim.reason = "holds", f"the effect, {effect}, is beyond its spread over seeds"
     elif claim.median > -claim.spread:
-        claim.verdict, claim.reason = "within its spread", f"the effect, {effect}, may be chance: other seeds could differ"
+        claim.verdict = "within its spread"
+        claim.reason = f"the effect, {effect}, may be chance: other seeds could differ"
     else:
         claim.verdict, claim.reason = "does not hold here", f"the effect, {effect}, does not point that way"
     return claim

@@ -103,21 +103,21 @@ WORDING = {
         "Overfitting",
         "The gap between training and validation is smaller with batch norm.",
         "less of a gap",
-        "Effect: the gap without batch norm minus the gap with; the gap is training score minus validation score at the "
-        "end, 0 where that is negative. It is judged on a small part of the training samples, where the network "
+        "Effect: the gap without batch norm minus the gap with; the gap is training score minus validation score at "
+        "the end, 0 where that is negative. It is judged on a small part of the training samples, where the network "
         "overfits, at each arm's best rate of the sweep. Not measured if both gaps are below 0.01.",
-        "Final score on the training and on the validation part, on few and on all training samples: median over seeds, "
-        "lines from lowest to highest.",
+        "Final score on the training and on the validation part, on few and on all training samples: median over "
+        "seeds, lines from lowest to highest.",
     ),
     9: Wording(
         "cost",
         "Where it hurts",
         "Small batches cost a network with batch norm more than one without.",
         "of score lost",
-        "Effect: score lost from the sweep's batches to the smallest ones, with batch norm minus without, seed by seed; a "
-        "network that gains without batch norm counts as losing nothing. Each arm's own best learning rate is scaled by "
-        "the square root of the batch size. Not measured unless the network without batch norm gets with small batches "
-        "80 % of the way from chance to its best score: then the runs are long enough.",
+        "Effect: score lost from the sweep's batches to the smallest ones, with batch norm minus without, seed by "
+        "seed; a network that gains without batch norm counts as losing nothing. Each arm's own best learning rate is "
+        "scaled by the square root of the batch size. Not measured unless the network without batch norm gets with small "
+        "batches 80 % of the way from chance to its best score: then the runs are long enough.",
         "Final validation score at each batch size: median over seeds, lines from lowest to highest.",
     ),
 }

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import torch
 
@@ -94,7 +94,11 @@ def _here(jobs: list[Job], threads: int, stop: Stop, tick: Tick) -> Iterator[tup
         for i, job in enumerate(jobs):
             if stop.asked:
                 return
-            yield i, train(job.make_network, job.data, job.setting, lambda steps, job=job: tick(steps, job.label))
+            yield i, _train(job, tick)
+
+
+def _train(job: Job, tick: Callable[..., None]) -> Run:
+    return train(job.make_network, job.data, job.setting, lambda steps: tick(steps, job.label))
 
 
 def _in_processes(jobs: list[Job], workers: int, stop: Stop, tick: Tick) -> Iterator[tuple[int, Run]]:
@@ -113,7 +117,7 @@ def _in_processes(jobs: list[Job], workers: int, stop: Stop, tick: Tick) -> Iter
             ours.send(waiting.popleft())
         busy = set(pool)
         while busy:
-            for connection in wait(list(busy)):
+            for connection in cast("list[Connection]", wait(list(busy))):
                 kind, i, content = _receive(connection, pool[connection])
                 if kind == "tick":
                     tick(content, jobs[i].label)
@@ -157,8 +161,7 @@ def _serve(jobs: list[Job], connection: Connection, others: list[Connection]) ->
         except EOFError:
             return
         try:
-            job = jobs[i]
-            run = train(job.make_network, job.data, job.setting, lambda steps: connection.send(("tick", i, steps)))
+            run = _train(jobs[i], lambda steps, label, i=i: connection.send(("tick", i, steps)))
             connection.send(("run", i, pickle.dumps(run)))  # plainly: torch's own way needs shared memory
         except Exception as error:  # whatever the user's network raises: the parent raises it
             connection.send(("error", i, _portable(error)))

@@ -65,7 +65,8 @@ def _distribution(detail: dict[str, Any]) -> list[Chart]:
             Series("line", trace["steps"], [point[k] for point in trace["percentiles"]], ARM_COLORS[arm], dashed=k != 1)
             for k in range(3)
         ]
-        panels.append(Panel(series, "step", "value", f"{NAMES[arm]}: 15th, 50th and 85th percentile at {trace['layer']}"))
+        title = f"{NAMES[arm]}: 15th, 50th and 85th percentile at {trace['layer']}"
+        panels.append(Panel(series, "step", "value", title))
     layers = list(detail["drift"]["batch norm"])
     drift = [_bars(NAMES[arm], ARM_COLORS[arm], found, layers) for arm, found in detail["drift"].items()]
     return [
@@ -76,9 +77,8 @@ def _distribution(detail: dict[str, Any]) -> list[Chart]:
 
 def _bars(label: str, color: str, groups: dict[str, list[float]], names: Sequence[str]) -> Series:
     found = [groups[name] for name in names]
-    return Series(
-        "bars", names, [statistics.median(v) for v in found], color, label, [min(v) for v in found], [max(v) for v in found]
-    )
+    median, low, high = ([function(values) for values in found] for function in (statistics.median, min, max))
+    return Series("bars", names, median, color, label, low, high)
 
 
 def _mean_and_deviation(detail: dict[str, Any]) -> list[Chart]:
@@ -88,7 +88,8 @@ def _mean_and_deviation(detail: dict[str, Any]) -> list[Chart]:
         for label, key, color in (("|mean|", "mean", "c0"), ("|deviation − 1|", "std", "c1"))
     ]
     tolerance = Series("line", layers, [0.01] * len(layers), "soft", "tolerance", dashed=True)
-    return [Chart([Panel([*series, tolerance], "", "distance (log scale)", names=layers, log_y=True)], "Distance by layer")]
+    panel = Panel([*series, tolerance], "", "distance (log scale)", names=layers, log_y=True)
+    return [Chart([panel], "Distance by layer")]
 
 
 def _shape(detail: dict[str, Any]) -> list[Chart]:

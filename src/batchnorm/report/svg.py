@@ -67,7 +67,7 @@ def _panel(chart: Chart, panel: Panel, x0: float, y0: float, width: float, heigh
         parts.append(f'<text class="title" x="{left:g}" y="{y0 + 18:g}">{escape(panel.title)}</text>')
     if panel.x_title:
         at = bottom + 38 + (TURNED if aslant else 0)
-        parts.append(f'<text class="axis" x="{(left + right) / 2:g}" y="{at:g}" text-anchor="middle">{escape(panel.x_title)}</text>')
+        parts.append(_text("axis", (left + right) / 2, at, escape(panel.x_title)))
     if panel.y_title and x0 == 0:
         middle = (top + bottom) / 2
         parts.append(
@@ -93,13 +93,13 @@ def _grid(panel: Panel, x: Axis, y: Axis, aslant: bool) -> str:
     for tick in y.ticks(5):
         at = y(tick)
         parts.append(f'<line class="grid" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(f'<text class="tick" x="{x.start - 6:.1f}" y="{at + 4:.1f}" text-anchor="end">{shown(tick)}</text>')
+        parts.append(_text("tick", x.start - 6, at + 4, shown(tick), "end"))
     parts.append(f'<line class="base" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{y.start:.1f}" y2="{y.start:.1f}"/>')
     if panel.names is not None:
         parts += _names(panel.names, x, y, aslant)
     else:
         for tick in panel.x_ticks or x.ticks(6):
-            parts.append(f'<text class="tick" x="{x(tick):.1f}" y="{y.start + 17:.1f}" text-anchor="middle">{shown(tick)}</text>')
+            parts.append(_text("tick", x(tick), y.start + 17, shown(tick)))
     return "".join(parts)
 
 
@@ -117,7 +117,7 @@ def _names(names: Sequence[str], x: Axis, y: Axis, aslant: bool) -> Iterator[str
                 f'transform="rotate(-40 {at:.1f} {below - 4:.1f})">{escape(short)}</text>'
             )
         else:
-            yield f'<text class="tick" x="{at:.1f}" y="{below:.1f}" text-anchor="middle">{escape(name)}</text>'
+            yield _text("tick", at, below, escape(name))
 
 
 def _draw_series(panel: Panel, x: Axis, y: Axis) -> Iterator[str]:
@@ -158,7 +158,8 @@ def _line(series: Series, points: list[tuple[float, float | None]]) -> str:
         pen = "L"
     dash = ' stroke-dasharray="4 3"' if series.dashed else ""
     faint = ' opacity=".5"' if series.faint else ""
-    return f'<path d="{"".join(path)}" fill="none" stroke-width="2"{dash}{faint} {_stroke(series.color)}>{_hint(series)}</path>'
+    style = f'fill="none" stroke-width="2"{dash}{faint} {_stroke(series.color)}'
+    return f'<path d="{"".join(path)}" {style}>{_hint(series)}</path>'
 
 
 def _bars(series: Series, points: list[tuple[float, Value]], y: Axis, wide: float) -> Iterator[str]:
@@ -182,6 +183,11 @@ def _hint(series: Series, value: Value = None) -> str:
     """Shown where the pointer rests."""
     text = series.label + ("" if value is None else f": {value:.4g}")
     return f"<title>{escape(text.strip(': '))}</title>" if text.strip(": ") else ""
+
+
+def _text(kind: str, x: float, y: float, text: str, anchor: str = "middle") -> str:
+    """Text that is escaped already."""
+    return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 
 def _stroke(color: str) -> str:
