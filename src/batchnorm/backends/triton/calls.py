@@ -98,10 +98,15 @@ def every_call() -> Iterator[Call]:
             yield Call(shape, rows, dtype, "silu", residual, mask, virtual)
 
 
+def heaviest() -> Iterator[Call]:
+    """For every tile the calls that need the most registers: gelu, a residual, and without or with a mask of values."""
+    layouts = [(shape, False) for shape in PLANES] + [(shape, True) for shape in ROWS]
+    for (shape, rows), dtype in itertools.product(layouts, (torch.float32, torch.bfloat16)):
+        yield Call(shape, rows, dtype, "gelu", True)
+        yield Call(shape, rows, dtype, "gelu", True, "values", max(1, shape[0] // 2))
+
+
 def sample() -> Iterator[Call]:
-    """A few calls in which each kernel, layout, dtype and kind of mask occurs."""
-    yield Call((32, 64, 112, 112), False, torch.bfloat16, "relu", True)
-    yield Call((64, 256, 14, 14), False, torch.float32, "gelu", True)
-    yield Call((32, 64, 56, 56), True, torch.float32, "silu", True, "values", 16)
-    yield Call((256, 1024), True, torch.float16, "hardswish", False)
-    yield Call((4, 70000, 125, 125), False, torch.float32, None, False, "positions")
+    """Two calls with every kernel, one of planes and one of rows."""
+    yield Call((32, 256, 14, 14), False, torch.float32, "gelu", True)
+    yield Call((256, 1024), True, torch.bfloat16, "gelu", True)

@@ -100,10 +100,9 @@ def weights(mask, base, offsets, position, positions, inside, MASK: tl.constexpr
     """The weights of a tile's values; 0 outside. MASK: 0, all count; 1, a weight each position; 2, each value."""
     if MASK == 0:
         return inside.to(tl.float32)
-    elif MASK == 1:
+    if MASK == 1:
         return tl.load(mask + position + positions, mask=inside, other=0.0)
-    else:
-        return tl.load(mask + base + offsets, mask=inside, other=0.0)
+    return tl.load(mask + base + offsets, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -111,8 +110,7 @@ def over(values, ROWS: tl.constexpr):
     """Sums (K,) of a tile's values by channel, always in the same order."""
     if ROWS:
         return tl.sum(values, 0)
-    else:
-        return tl.sum(tl.sum(values, 1, keep_dims=True), 0)
+    return tl.sum(tl.sum(values, 1, keep_dims=True), 0)
 
 
 @triton.jit

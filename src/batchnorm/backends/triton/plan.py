@@ -16,7 +16,10 @@ WHOLE = 8192  # values of a tile that stays on chip: 16 a thread with 16 warps; 
 WHOLE_SEGMENT = 64  # bytes of a row in such a tile: two sectors; a wider tile would hold fewer rows
 PROGRAMS = 2048  # of a reduction: 16 of 4 warps for each of an H100's 132 multiprocessors; the same number on any card,
 # so that results do not depend on the card
-LEAST = {False: 4, True: 16}  # tiles of a share, planes and rows: the table of partial results stays below 5 % of x
+LEAST = {
+    False: 4,
+    True: 16,
+}  # tiles of a share, planes and rows: the table of partial results is about 5 % of x at most
 MOST = 4096  # tiles of a share: float32 counts its values exactly
 APPLIED = 4  # tiles of a share that is only read and written: per-channel values are loaded once for all
 MERGED = 1024  # entries of the table that are merged at a time
