@@ -181,6 +181,9 @@ def bench(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Memory and time of whole steps under recompute, and nothing else.")
     ] = False,
+    device: Annotated[
+        str, typer.Option(help="cpu; or cuda or xpu, where cases and networks are chosen for it.")
+    ] = "cpu",
 ) -> None:
     """Compares the speed with torch's on this machine. Judges the results first, then takes the times in turns."""
     import torch
@@ -191,6 +194,12 @@ def bench(
     from batchnorm.benchmark.targets import PAIRS
     from batchnorm.experiment.data import InputError
 
+    if device != "cpu":
+        if targets or recompute or dtype or block or layout != "both":
+            raise InputError(f"--device {device} chooses cases itself: of the other options it takes --quick, "
+                             "--no-networks, --output and --json")  # fmt: skip
+        _on_accelerator(device, quick, networks, output, json)
+        return
     for name in dtype or []:
         _one_of("--dtype", name, DTYPES)
     _one_of("--layout", layout, (*LAYOUTS, "both"))
@@ -218,14 +227,34 @@ def bench(
         raise typer.Exit(INTERRUPTED)
 
 
-def _memory_of_steps(threads: int | None, seconds: float, quick: bool, output: Path, json: bool) -> None:
-    from json import dumps
+def _on_accelerator(device: str, quick: bool, networks: bool, output: Path, json: bool) -> None:
+    import torch
 
+    from batchnorm.benchmark.accelerator_steps import compare
+    from batchnorm.benchmark.agreement import DisagreementError
+    from batchnorm.experiment.data import InputError
+    from batchnorm.report.accelerator_table import show
+
+    _one_of("--device", device, ("cpu", "cuda", "xpu"))
+    module = torch.get_device_module(device)
+    if not module.is_available():
+        raise InputError(
+            f"--device {device}: torch {torch.__version__} finds none here; it measures where there is one"
+        )
+    try:
+        with _progress(_console(stderr=True)) as progress:
+            result = compare(torch.device(device, module.current_device()), quick, networks, progress)
+    except DisagreementError as error:
+        print(f"batchnorm: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    _deliver_report(result, output, json, show)
+
+
+def _memory_of_steps(threads: int | None, seconds: float, quick: bool, output: Path, json: bool) -> None:
     import torch
 
     from batchnorm.benchmark.agreement import DisagreementError
     from batchnorm.benchmark.memory_of_steps import measure
-    from batchnorm.experiment.data import InputError
     from batchnorm.report.recompute_table import show
 
     torch.set_num_threads(threads or torch.get_num_threads())
@@ -235,6 +264,14 @@ def _memory_of_steps(threads: int | None, seconds: float, quick: bool, output: P
     except DisagreementError as error:
         print(f"batchnorm: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
+    _deliver_report(result, output, json, show)
+
+
+def _deliver_report(result: dict[str, Any], output: Path, json: bool, show: Any) -> None:
+    from json import dumps
+
+    from batchnorm.experiment.data import InputError
+
     text, saved = dumps(result, allow_nan=False), output / "report.json"
     try:
         output.mkdir(parents=True, exist_ok=True)

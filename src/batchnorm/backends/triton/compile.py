@@ -11,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,9 +100,25 @@ def specialisations(calls: Iterable[Call]) -> Iterator[Specialisation]:
 def chosen(arguments: list[str]) -> list[Specialisation]:
     """Those that the command line asks for."""
     if "--sample" in arguments:
-        first = {(s.launch.name, s.launch.plan.view.rows): s for s in reversed(list(specialisations(sample())))}
-        return list(reversed(first.values()))
-    return list(specialisations(heaviest() if "--heaviest" in arguments else every_call()))
+        return _first_of_each(sample(), lambda s: (s.launch.name, s.launch.plan.view.rows))
+    if "--heaviest" in arguments:
+        return _first_of_each(
+            heaviest(),
+            lambda s: (
+                s.launch.name,
+                s.launch.plan[1:3],
+                s.launch.arguments["x"].dtype,
+                s.launch.arguments.get("MASK"),
+            ),
+        )
+    return list(specialisations(every_call()))
+
+
+def _first_of_each(calls: Iterable[Call], kind: Callable[[Specialisation], Any]) -> list[Specialisation]:
+    found: dict[Any, Specialisation] = {}
+    for s in specialisations(calls):
+        found.setdefault(kind(s), s)
+    return list(found.values())
 
 
 def compiled(s: Specialisation, target: GPUTarget) -> Needs:
