@@ -132,10 +132,10 @@ def test_a_drift_within_the_batch():
 @pytest.mark.parametrize("place", PLACES)
 def test_every_order_of_arrival_gives_the_same_bits(place):
     """Whichever program comes last merges, and each merges in the same order."""
-    x, residual, grad = tensors((7, 2, 4, 3), torch.float32, place)
+    x, residual, grad = tensors((6, 2, 3, 4), torch.float32, place)
     given = launch.prepare(x)
     programs = plan.reduction(given.view, 4).programs
-    assert programs >= 4
+    assert programs >= 3
 
     def step():
         population = *parameters(2)[:2], torch.tensor(0), torch.tensor(0)
@@ -149,7 +149,7 @@ def test_every_order_of_arrival_gives_the_same_bits(place):
         return y, statistics, *population, *grads, *sums
 
     right = step()
-    orders = [list(range(programs))[::-1], torch.randperm(programs).tolist(), torch.randperm(programs).tolist()]
+    orders = [list(range(programs))[::-1], torch.randperm(programs).tolist()]
     orders += [[*range(1, programs), 0]]
     for order in orders:
         with arriving(order):
