@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -173,6 +173,9 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0, help="For each case.")] = 2.0,
     networks: Annotated[bool, typer.Option(help="Whole training steps, and the memory that they keep.")] = True,
     compile: Annotated[bool, typer.Option(help="Against torch.compile as well, except with --targets.")] = True,
+    big_batch: Annotated[
+        bool, typer.Option("--big-batch", help="bn.big_batch beside one big batch, and nothing else.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("bench"),
     json: Annotated[bool, typer.Option("--json", help="Print the JSON, and nothing else, to stdout.")] = False,
     quick: Annotated[
@@ -194,11 +197,17 @@ def bench(
     from batchnorm.benchmark.targets import PAIRS
     from batchnorm.experiment.data import InputError
 
+    if big_batch:
+        if targets or dtype or block or layout != "both":
+            raise InputError("--big-batch measures networks: leave out --targets, --dtype, --layout and --block")
+        _big_batch(threads, seconds, quick, output, json)
+        return
     if device != "cpu":
-        if targets or recompute or dtype or block or layout != "both":
-            raise InputError(f"--device {device} chooses cases itself: of the other options it takes --quick, "
-                             "--no-networks, --output and --json")  # fmt: skip
-        _on_accelerator(device, quick, networks, output, json)
+        if targets or recompute or big_batch or dtype or block or layout != "both":
+            raise InputError(
+                f"--device {device} chooses cases itself: leave out all but --quick, --no-networks, --output and --json"
+            )
+        _on_accelerator(device, networks, threads, seconds, quick, output, json)
         return
     for name in dtype or []:
         _one_of("--dtype", name, DTYPES)
@@ -227,35 +236,52 @@ def bench(
         raise typer.Exit(INTERRUPTED)
 
 
-def _on_accelerator(device: str, quick: bool, networks: bool, output: Path, json: bool) -> None:
+def _on_accelerator(device: str, networks: bool, *settings: Any) -> None:
     import torch
 
     from batchnorm.benchmark.accelerator_steps import compare
-    from batchnorm.benchmark.agreement import DisagreementError
     from batchnorm.experiment.data import InputError
     from batchnorm.report.accelerator_table import show
 
     _one_of("--device", device, ("cpu", "cuda", "xpu"))
     module = torch.get_device_module(device)
     if not module.is_available():
-        raise InputError(
-            f"--device {device}: torch {torch.__version__} finds none here; it measures where there is one"
-        )
-    try:
-        with _progress(_console(stderr=True)) as progress:
-            result = compare(torch.device(device, module.current_device()), quick, networks, progress)
-    except DisagreementError as error:
-        print(f"batchnorm: {error}", file=sys.stderr)
-        raise typer.Exit(1) from None
-    _deliver_report(result, output, json, show)
+        raise InputError(f"--device {device}: torch {torch.__version__} finds none here; run it where there is one")
+    current = torch.device(device, module.current_device())
+    _deliver_steps(
+        lambda seconds, quick, progress: compare(current, quick, networks, progress), show, *settings
+    )  # fmt: skip
 
 
-def _memory_of_steps(threads: int | None, seconds: float, quick: bool, output: Path, json: bool) -> None:
+def _memory_of_steps(*settings: Any) -> None:
+    from batchnorm.benchmark.memory_of_steps import measure
+    from batchnorm.report.recompute_table import show
+
+    _deliver_steps(measure, show, *settings)
+
+
+def _big_batch(*settings: Any) -> None:
+    from batchnorm.benchmark.big_batch_steps import measure
+    from batchnorm.report.big_batch_table import show
+
+    _deliver_steps(measure, show, *settings)
+
+
+def _deliver_steps(
+    measure: Callable[..., dict[str, Any]],
+    show: Callable[..., None],
+    threads: int | None,
+    seconds: float,
+    quick: bool,
+    output: Path,
+    json: bool,
+) -> None:
+    from json import dumps
+
     import torch
 
     from batchnorm.benchmark.agreement import DisagreementError
-    from batchnorm.benchmark.memory_of_steps import measure
-    from batchnorm.report.recompute_table import show
+    from batchnorm.experiment.data import InputError
 
     torch.set_num_threads(threads or torch.get_num_threads())
     try:
@@ -264,14 +290,6 @@ def _memory_of_steps(threads: int | None, seconds: float, quick: bool, output: P
     except DisagreementError as error:
         print(f"batchnorm: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
-    _deliver_report(result, output, json, show)
-
-
-def _deliver_report(result: dict[str, Any], output: Path, json: bool, show: Any) -> None:
-    from json import dumps
-
-    from batchnorm.experiment.data import InputError
-
     text, saved = dumps(result, allow_nan=False), output / "report.json"
     try:
         output.mkdir(parents=True, exist_ok=True)
