@@ -33,8 +33,8 @@ def compare(device: torch.device, quick: bool, networks: bool, progress: Progres
         for name in NETWORKS:
             for layout in ("contiguous", "channels_last"):
                 for dtype in ("float32", "bfloat16"):
-                    job = partial(network, name, layout, dtype, device, quick)
-                    jobs.append(("steps", f"{name} {layout} {dtype}", job))
+                    step = partial(network, name, layout, dtype, device, quick)
+                    jobs.append(("steps", f"{name} {layout} {dtype}", step))
     result: Result = {"environment": environment(device), "quick": quick, "interrupted": True, "cases": [], "steps": []}
     with contextlib.suppress(KeyboardInterrupt):
         for done, (kind, what, job) in enumerate(jobs):
@@ -50,8 +50,8 @@ def network(name: str, layout: str, dtype: str, device: torch.device, quick: boo
     batch, pixels = (2, 32) if quick else (64, 224)
     models = {kind: model.to(device) for kind, model in variants(name, layout).items()}
     x, labels = (t.to(device) for t in images(batch, pixels, layout))
-    chosen = {"torch": (models["torch"], None), "ours: converted": (models["converted"], None)}
-    chosen |= {"ours: fused": (models["fused"], None)}
+    chosen: dict[str, tuple[nn.Module, str | None]] = {"torch": (models["torch"], None)}
+    chosen |= {"ours: converted": (models["converted"], None), "ours: fused": (models["fused"], None)}
     if triton.reason_against(x) is None:
         chosen["ours: fused, triton"] = (models["fused"], "triton")
     steps: dict[str, Step] = {}
