@@ -204,6 +204,9 @@ def bench(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Memory and time of whole steps under recompute, and nothing else.")
     ] = False,
+    device: Annotated[
+        str, typer.Option(help="cpu; or cuda or xpu, where cases and networks are chosen for it.")
+    ] = "cpu",
 ) -> None:
     """Compares the speed with torch's on this machine. Judges the results first, then takes the times in turns."""
     import torch
@@ -218,6 +221,13 @@ def bench(
         if targets or dtype or block or layout != "both":
             raise InputError("--big-batch measures networks: leave out --targets, --dtype, --layout and --block")
         _big_batch(threads, seconds, quick, output, json)
+        return
+    if device != "cpu":
+        if targets or recompute or big_batch or dtype or block or layout != "both":
+            raise InputError(
+                f"--device {device} chooses cases itself: leave out all but --quick, --no-networks, --output and --json"
+            )
+        _on_accelerator(device, networks, threads, seconds, quick, output, json)
         return
     for name in dtype or []:
         _one_of("--dtype", name, DTYPES)
@@ -244,6 +254,23 @@ def bench(
     _deliver_comparison(result, output, json)
     if result["interrupted"]:
         raise typer.Exit(INTERRUPTED)
+
+
+def _on_accelerator(device: str, networks: bool, *settings: Any) -> None:
+    import torch
+
+    from batchnorm.benchmark.accelerator_steps import compare
+    from batchnorm.experiment.data import InputError
+    from batchnorm.report.accelerator_table import show
+
+    _one_of("--device", device, ("cpu", "cuda", "xpu"))
+    module = torch.get_device_module(device)
+    if not module.is_available():
+        raise InputError(f"--device {device}: torch {torch.__version__} finds none here; run it where there is one")
+    current = torch.device(device, module.current_device())
+    _deliver_steps(
+        lambda seconds, quick, progress: compare(current, quick, networks, progress), show, *settings
+    )  # fmt: skip
 
 
 def _memory_of_steps(*settings: Any) -> None:

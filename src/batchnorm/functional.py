@@ -219,7 +219,7 @@ def _kind(call: Call, plain: bool) -> table.Kind:
     return "plain" if call.residual is None and call.rules.activation is None else "fused"
 
 
-def _route(x: Tensor, kind: table.Kind) -> Route:
+def _route(x: Tensor, kind: table.Kind = "plain") -> Route:
     """The way for `x`: our operators, torch's, or the reference in the open, for transforms and compilers."""
     compiling = torch.compiler.is_compiling()
     asked = None if compiling else backends.forced()
