@@ -26,6 +26,7 @@ from tests.support.followers import Use, followers
 
 PAGE = Path(__file__).parents[1] / "docs" / "networks.md"
 STEPS = 3
+LARGE, NOISE = 1e-7, 1e-15
 HEAD = [
     "| network | norms | converted | could fuse | fused | error | left |",
     "|---|---:|---:|---:|---:|---:|---|",
@@ -43,6 +44,7 @@ class Row(NamedTuple):
     fused: int
     left: Counter[str]  # reasons for operations that were not taken, or layers that were not converted
     error: float
+    noise: float  # the same error from weights changed by `NOISE` alone; measured where `error` is large
 
 
 def measure(entry: zoo.Entry, train: bool = True) -> Row:
@@ -58,6 +60,7 @@ def measure(entry: zoo.Entry, train: bool = True) -> Row:
     for name, use in after.items():
         if use.kind in ("activation", "addition"):
             follows.setdefault(use.call, []).append(name)
+    error = difference(model, fused, x) if train else 0.0
     missed = [names[0] for names in follows.values() if not took & set(names)]
     return Row(
         str(entry),
@@ -66,8 +69,18 @@ def measure(entry: zoo.Entry, train: bool = True) -> Row:
         len(follows),
         len(follows) - len(missed),
         _reasons(missed, after) + Counter(str(w.message) for w in said),
-        difference(model, fused, x) if train else 0.0,
+        error,
+        difference(model, _changed(model), x) if error > LARGE else 0.0,
     )
+
+
+def _changed(model: nn.Module) -> nn.Module:
+    """The model with weights changed by a relative `NOISE`, in float64."""
+    other = copy.deepcopy(model).double()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter *= 1 + NOISE
+    return other
 
 
 def _reasons(missed: list[str], after: dict[str, Use]) -> Counter[str]:
@@ -102,6 +115,8 @@ def difference(model: nn.Module, other: nn.Module, x: Tensor) -> float:
 
 def _line(row: Row) -> str:
     left = "; ".join(f"{count} × {why}" if count > 1 else why for why, count in row.left.most_common(3))
+    if row.error > LARGE:
+        left = "; ".join(filter(None, [left, f"error {row.noise:.0e} from weights changed by {NOISE:.0e} alone"]))
     numbers = f"{row.norms} | {row.converted} | {row.could} | {row.fused} | {row.error:.0e}"
     return f"| {row.network} | {numbers} | {left} |"
 
