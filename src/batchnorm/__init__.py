@@ -18,9 +18,11 @@ from batchnorm.tools.merge import merge
 from batchnorm.tools.registry import register
 from batchnorm.tools.standardize import Standardize
 from batchnorm.training.accumulate import accumulate
+from batchnorm.training.big_batch import big_batch
 from batchnorm.training.domain import domain
 from batchnorm.training.freeze import freeze, unfreeze
 from batchnorm.training.paused import paused
+from batchnorm.training.recompute import recompute
 
 torch_tools.inform()
 
@@ -37,6 +39,7 @@ __all__ = [
     "adapt",
     "backend",
     "batch_norm",
+    "big_batch",
     "calibrate",
     "convert",
     "diagnose",
@@ -49,6 +52,7 @@ __all__ = [
     "merge",
     "parameter_groups",
     "paused",
+    "recompute",
     "register",
     "revert",
     "study",

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.core import ops, population
+from batchnorm.core import ops, population, recipes, sharing
 from batchnorm.core.fx_leaf import as_leaf
 from batchnorm.core.moments import Moments
 from batchnorm.core.population import Bank, Window, unfit
+from batchnorm.core.recipes import of_thread
 from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
-from batchnorm.core.sharing import resolve
 from batchnorm.core.torch_internals import recomputing, transformed, unwatched
 from batchnorm.core.validation import Call, check_number, in_words
 from batchnorm.functional import Moving, dense, is_everyday, normalized
@@ -82,6 +82,7 @@ class BatchNorm(_BatchNorm):
     renorm: Renorm | None = _option("renorm")
     single: Single = _option("single")
     nonfinite: NonFinite = _option("nonfinite")
+    recompute: bool = _option("recompute")
     frozen: Literal[False, "statistics", "all"] = False  # `freeze`
     _paused: int = 0  # how many `bn.paused` are open
     _window: Window | None = None  # `bn.accumulate`
@@ -137,7 +138,7 @@ class BatchNorm(_BatchNorm):
 
     @property
     def skipped_batches(self) -> int:
-        """How many batches left a channel's running statistics alone because they were not finite."""
+        """The number of batches that left a channel's running statistics alone because they were not finite."""
         return int(self._skips)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -175,9 +176,10 @@ class BatchNorm(_BatchNorm):
         limits, group, label, moving = None, None, "", None
         if by_batch:
             limits = rules.renorm.limits(bank.num_batches_tracked) if rules.renorm else None
-            if (group := resolve(self._group())) is not None:
+            if (group := sharing.resolve(self._group())) is not None:
                 label = self._label()
         learns = training and by_batch and mean is not None and not self._paused and not recomputing()
+        learns = learns and sharing.remembers()
         if learns and self._window is None and rules.nonfinite != "raise":
             assert mean is not None
             assert var is not None
@@ -201,7 +203,7 @@ class BatchNorm(_BatchNorm):
         rules = self.rules
         if not (rules.everyday and self._alone and self._window is None and self._domain is None):
             return None
-        if not is_everyday(input):
+        if not is_everyday(input) or sharing.open_exchanges:
             return None
         held, batches, skips, momentum = self._parameters, None, self._skips, self.momentum
         try:  # nn.Module's __getattr__ costs a microsecond a name
@@ -215,25 +217,25 @@ class BatchNorm(_BatchNorm):
                     mean = var = None
                 else:
                     batches = self._buffers["num_batches_tracked"]
-                output, _ = ops.forward(
+                output, statistics = ops.forward(
                     x, residual, weight, bias, None, None, mean, var, batches, skips, momentum, self.eps,
                     rules.activation, rules.nonfinite == "skip",
                 )  # fmt: skip
                 if mean is not None and int(skips) != self._skips_reported:
                     self._report_skip(unfit(Moments.of(input.detach()), mean.dtype))
-                return output
-            if mean is None:
+            elif mean is None:
                 return None
-            return ops.forward(
-                x, residual, weight, bias, mean, var, None, None, None, None, None, self.eps, rules.activation, False
-            )[0]
-        except (
-            AttributeError,
-            KeyError,
-            RuntimeError,
-            TypeError,
-        ):  # parametrised or pruned layers; what the operator refuses
+            else:
+                output, statistics = ops.forward(
+                    x, residual, weight, bias, mean, var, None, None, None, None, None, self.eps, rules.activation,
+                    False,
+                )  # fmt: skip
+        except (AttributeError, KeyError, RuntimeError, TypeError):
+            # parametrised or pruned layers; what the operator refuses
             return None
+        if of_thread.listener is not None and rules.recompute:
+            recipes.plain(output, x, residual, weight, bias, statistics, rules.activation)
+        return output
 
     # whether the layer shares its statistics with no rank unless told to
     _alone = True
@@ -283,7 +285,7 @@ class BatchNorm(_BatchNorm):
         return self._skips
 
     def _may_ask(self) -> bool:
-        """Whether the counter can be read without waiting for a device."""
+        """True if the counter can be read without waiting for a device."""
         return not isinstance(self._skips, Tensor) or self._skips.is_cpu
 
     def _count_skip(self, channels: Tensor) -> None:

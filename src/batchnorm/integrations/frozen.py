@@ -34,7 +34,7 @@ class FrozenBatchNormAct2d(NormAct, FrozenBatchNorm2d):
 
 
 def is_frozen(theirs: type[nn.Module]) -> bool:
-    """Whether the class has the name that such layers have; whether it computes what they do is for a probe to say."""
+    """True if the class is named as such layers are; a probe tells if it computes the same."""
     return theirs.__name__.endswith("FrozenBatchNorm2d") and not issubclass(theirs, BatchNorm)
 
 

@@ -69,7 +69,7 @@ def _merging(theirs: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _beyond_torch(layer: BatchNorm) -> str | None:
-    """What a layer does in evaluation that its tensors do not show."""
+    """The effects of a layer in evaluation that its tensors do not show."""
     if layer.activation is not None:
         return f"activation={layer.activation!r}"
     behind = layer.behind() if isinstance(layer, NormAct) else ()
@@ -78,7 +78,7 @@ def _beyond_torch(layer: BatchNorm) -> str | None:
 
 
 def _fusers() -> dict[tuple[type[nn.Module], ...], Callable[..., Any]]:
-    """What `torch.ao.quantization.fuse_modules` and `fuse_modules_qat` are to do with our layers.
+    """The functions by which `torch.ao.quantization.fuse_modules` and `fuse_modules_qat` merge our layers.
 
     Quantisation works on torch's own layers: ours go back to them, and an activation to its module.
     """

@@ -6,7 +6,7 @@ so optimizers, shared modules and references to it go on as they were.
 
 import warnings
 from collections import defaultdict
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import nn
 
@@ -15,12 +15,20 @@ from batchnorm.integrations.norm_act import NormAct
 from batchnorm.layers import BatchNorm
 from batchnorm.tools import expanded, registry
 from batchnorm.tools import fuse as fusion
+from batchnorm.training import recompute as recomputation
 
 Model = TypeVar("Model", bound=nn.Module)
 Left = dict[tuple[str, str], list[str]]  # class and reason → names of layers
 
 
-def convert(model: Model, *, fuse: bool = False, sync: bool = False, **options: Any) -> Model:
+def convert(
+    model: Model,
+    *,
+    fuse: bool = False,
+    sync: bool = False,
+    recompute: bool | Literal["chain"] = False,
+    **options: Any,
+) -> Model:
     """Turn every batch norm of `model` into ours, in place; returns the model.
 
     Layers of exactly the registered classes are converted: torch's four, and those of `register`. So are, by the names
@@ -31,6 +39,7 @@ def convert(model: Model, *, fuse: bool = False, sync: bool = False, **options: 
     Args:
         fuse: let the batch norms also do what follows them, activations and residual additions.
         sync: share statistics between all ranks; short for ``process_group=True``.
+        recompute: put the hooks of `bn.recompute` on the model, until `revert`; "chain" for its longer chains.
         options: those of `BatchNorm` beyond torch's; they are also set on layers that are ours already.
 
     Raises:
@@ -44,6 +53,7 @@ def convert(model: Model, *, fuse: bool = False, sync: bool = False, **options: 
     """
     require_model(model)
     options |= {"process_group": True} if sync else {}
+    recomputation.check(recompute)
     BatchNorm(1).set_options(**options)  # complains before anything is changed
     left: Left = defaultdict(list)
     for name, module in model.named_modules():
@@ -56,6 +66,8 @@ def convert(model: Model, *, fuse: bool = False, sync: bool = False, **options: 
             fusion.take_own_activation(module)
     if fuse:
         fusion.fuse(model)
+    if recompute:
+        recomputation.attach(model, recompute)
     if left:
         warnings.warn(_said_of(left), stacklevel=2)
     return model
@@ -93,6 +105,7 @@ def revert(model: Model, *, expand: bool = False) -> Any:
             "Take the option off (layer.set_options), or register a counterpart; nothing was changed"
         )
     fusion.unfuse(model)
+    recomputation.detach(model)
     for _, module in layers:
         group = module.process_group
         registry.leave(module)

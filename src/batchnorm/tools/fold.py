@@ -37,7 +37,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torc
 
 @dataclass
 class Folded:
-    """What `fold` did: batch norm → where it went; those left → why; the error on the example.
+    """The result of `fold`: batch norm → where it went; those left → why; the error on the example.
 
     `error` is the largest difference of an output over the largest output, or None without an example.
     """

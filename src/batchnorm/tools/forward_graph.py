@@ -152,7 +152,7 @@ class _State:
 
 
 def _alike(one: Any, other: Any) -> bool:
-    """Whether two containers hold the same objects."""
+    """True if two containers hold the same objects."""
     if isinstance(one, dict):
         return list(one) == list(other) and all(value is other[key] for key, value in one.items())
     return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
@@ -172,7 +172,7 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _is_method(module: nn.Module, name: str) -> bool:
-    """Whether this is a method of the module's class: called by itself, it would run the norms with what they took."""
+    """True for a method of the module's class: called by itself, it would run the norms with what they took."""
     own = getattr(type(module), name, None)
     return isinstance(own, FunctionType) and own is not getattr(nn.Module, name, None)
 

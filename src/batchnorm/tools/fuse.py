@@ -256,7 +256,7 @@ def _is_sequence(module: nn.Module) -> bool:
 
 
 def _is_free(layer: BatchNorm) -> bool:
-    """Whether a batch norm does nothing after its own formula yet, and nothing listens in between."""
+    """True if a batch norm does nothing after its own formula yet, and nothing listens in between."""
     if layer.activation is not None or _is_watched(layer):
         return False
     if isinstance(layer, NormAct):
@@ -349,7 +349,7 @@ def _end(module: nn.Module, graph: fx.Graph) -> str | None:
 
 
 def _residual(last: fx.Node, addition: fx.Node, norm: fx.Node) -> fx.Node | None:
-    """What the addition adds to the norm's output, if it is nothing but an addition and can wait with the norm."""
+    """The other operand of an addition to the norm's output, if it is a plain addition that can wait with the norm."""
     if addition.op == "call_module" or addition.target not in ADDITIONS or addition.kwargs or len(addition.args) != 2:
         return None
     others = [value for value in addition.args if value is not last]

@@ -64,7 +64,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def label(node: fx.Node) -> str:
-    """What a node is, for people."""
+    """Describe a node for people."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 

@@ -86,6 +86,11 @@ def register(theirs: type[nn.Module], ours: type[BatchNorm], *, example: nn.Modu
     _ours[theirs] = ours
 
 
+def knows(module: nn.Module) -> bool:
+    """True if `make_ours` would try to turn the module into ours."""
+    return type(module) in _ours or any(known.is_it(type(module)) for known in KNOWN)
+
+
 def make_ours(module: Any) -> str | None:
     """Turn a layer that is known into ours, in place; returns why it was left, or None.
 
