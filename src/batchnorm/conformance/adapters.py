@@ -18,7 +18,7 @@ class KerasBatchNorm(nn.Module):
         self._build(torch.float32)
 
     def _build(self, dtype: torch.dtype) -> None:
-        import keras  # type: ignore[import-not-found]
+        import keras
 
         name = str(dtype).removeprefix("torch.")
         self.layer: Any = keras.layers.BatchNormalization(
