@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 import batchnorm as bn
 from batchnorm.core.recipes import of_thread
 from batchnorm.core.torch_internals import function_mode_on_top, saved_tensors_hooks_on_top
+from batchnorm.training.saved_tensors import Recipe
 from tests.support.backends import NATIVE, needs_native
 from tests.support.option_matrix import SETTINGS, Setting, data, layer_for, take_step
 from tests.support.oracle import ACTIVATIONS
@@ -223,6 +224,16 @@ def test_an_output_that_was_changed_in_place_is_no_recipe(change) -> None:
     assert same(*both(Changed(change), images()))
 
 
+def test_a_view_of_a_changed_output_is_no_recipe() -> None:
+    class Flat(Changed):
+        def forward(self, x):
+            y = self.norm(self.conv1(x))
+            y.relu_()
+            return y.flatten(1).sin()
+
+    assert same(*both(Flat(None), images()))
+
+
 def test_a_change_after_saving_is_an_error_as_without() -> None:
     for change in (lambda m: m.conv2.weight, lambda m: m.norm.weight):
         model = Changed(lambda y: None)
@@ -311,6 +322,46 @@ def test_checkpoints_are_left_alone(reentrant) -> None:
     without = gradients(copy.deepcopy(outer), x)
     with bn.recompute(outer):
         assert same(without, gradients(outer, x, lambda x: checkpoint(outer, x, use_reentrant=reentrant)))
+
+
+def test_the_output_of_a_checkpoint_is_kept() -> None:
+    """Its norm's input is not kept, so a recipe would keep that in its place."""
+    model, x, outputs = nn.Sequential(*plain()[:2], nn.Conv2d(8, 2, 3)), images(), []
+    model[1].register_forward_hook(lambda m, a, y: outputs.append(storage_of(y)))
+
+    class Checkpointed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.last = model[:2], model[2]
+
+        def forward(self, x):
+            return self.last(checkpoint(self.body, x, use_reentrant=False))
+
+    checkpointed = Checkpointed()
+    with bn.recompute(checkpointed):
+        loss = checkpointed(x).sum()
+    assert not outputs[0].expired()
+    loss.backward()
+
+
+@pytest.mark.parametrize("chain", [False, True])
+def test_each_output_is_computed_once_in_a_backward_pass(chain, monkeypatch) -> None:
+    """And let go of once the last of its readers has been."""
+    model, x, calls = residual(), images(), []
+    compute = Recipe.compute.__get__
+
+    def counted(recipe, *inputs):
+        return lambda *tensors: (calls.append(recipe), compute(recipe)(*tensors))[1]
+
+    monkeypatch.setattr(Recipe, "compute", property(counted, Recipe.compute.__set__))
+    with bn.recompute(model, chain=chain):
+        loss = model(x).square().mean()
+    assert not calls
+    for _ in range(2):
+        calls.clear()
+        loss.backward(retain_graph=True)
+        assert len(calls) == len(set(map(id, calls))) == (10 if chain else 8)
+        assert all(recipe.result is None for recipe in calls)
 
 
 def test_hooks_of_the_user_outside() -> None:
