@@ -226,14 +226,11 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
         return _by_operator(call, moving)
     count = values_per_channel(call.input)
     if route == "aten":  # it takes any layout, and its result for a copy would be another
-        y, mean, var = aten.by_batch(
-            call.input, call.residual, call.weight, call.bias, call.eps, call.rules.activation
-        )  # fmt: skip
+        y, rest = _by_torch(call, moving, count)
         if not torch.compiler.is_compiling() and call.rules.recompute:
             inputs = call.input, call.residual, call.weight, call.bias
             recipes.by_torch(y, partial(_again_by_batch, call.eps, call.rules.activation), *inputs)
-        dtype = reference.statistics_dtype(call.input)
-        return y, Moments(count, mean.to(dtype), var.to(dtype) * (count - 1))
+        return y, rest
     x, (residual,) = dense(call.input, call.residual)
     wide = reference.widen(x)  # once: autograd would round what each use of x passes back
     batch = Moments(*reference.moments(wide))
@@ -241,6 +238,28 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
     standard = Standard.of_batch(batch, call.eps)
     y = channel_math.forward(reference, wide, call.weight, call.bias, standard, details).to(x.dtype)
     return y, Moments(count, batch.mean[0].detach(), batch.m2[0].detach())
+
+
+def _by_torch(call: Call, moving: Moving | None, count: int) -> tuple[Tensor, Moments | None]:
+    x, rules = call.input, call.rules
+    operands = x, call.residual, call.weight, call.bias
+    launches = not x.is_cpu or backends.forced() == "aten"  # a CPU launches nothing: float64 costs little there
+    if moving is None or not launches:
+        y, mean, var = aten.by_batch(*operands, call.eps, rules.activation)
+        dtype = reference.statistics_dtype(x)
+        return y, Moments(count, mean.to(dtype), var.to(dtype) * (count - 1))
+    running_mean, running_var, batches, skipped, momentum = moving
+    own_precision = running_mean.dtype is running_var.dtype is torch.promote_types(x.dtype, torch.float32)
+    if rules.nonfinite == "propagate" and momentum is not None and own_precision:  # torch's own rule
+        y = aten.moving_by_batch(*operands, running_mean, running_var, momentum, call.eps, rules.activation)
+        if batches is not None:
+            batches.add_(1)
+        return y, None
+    y, mean, var = aten.by_batch(*operands, call.eps, rules.activation)
+    population.move_in_place(
+        running_mean, running_var, batches, skipped, mean, var, momentum, rules.nonfinite == "skip"
+    )
+    return y, None
 
 
 def _again_by_batch(eps: float, activation: str | None, x: Tensor, *others: Any) -> Tensor:

@@ -163,7 +163,7 @@ class BatchNorm(_BatchNorm):
         if learns and self._window is None and rules.nonfinite != "raise":
             assert mean is not None
             assert var is not None
-            moving = Moving(mean, var, bank.num_batches_tracked, self._skip_counter(), self.momentum)
+            moving = Moving(mean, var, bank.num_batches_tracked, self._skip_counter(mean.device), self.momentum)
         call = Call(
             input, residual, mask, lengths, affine.weight, affine.bias, mean, var, by_batch, self.eps, rules
         )  # fmt: skip
@@ -171,7 +171,7 @@ class BatchNorm(_BatchNorm):
         if batch is not None:
             if learns:
                 self._remember(bank, batch)
-        elif learns and unwatched() and int(self._skips) != self._skips_reported:
+        elif learns and unwatched() and self._may_ask() and int(self._skips) != self._skips_reported:
             self._report_skip(unfit(Moments.of(input.detach()), bank.running_var.dtype))
         return output
 
@@ -248,13 +248,17 @@ class BatchNorm(_BatchNorm):
         if window is not None and (batch := window.drain()) is not None:
             self._remember(self if self._domain is None else self.banks[self._domain], batch)
 
-    def _skip_counter(self) -> Tensor | None:
-        """The counter of skipped batches as the operators add to it, on the CPU; layers that torch made have none."""
-        if not isinstance(self._skips, Tensor):
+    def _skip_counter(self, device: torch.device) -> Tensor | None:
+        """The counter of skipped batches, which the operators add to; layers that torch made have none."""
+        if not isinstance(self._skips, Tensor) or device.type == "meta":
             return None
-        if not self._skips.is_cpu:  # the layer was on another device
-            self._skips = self._skips.cpu()
+        if self._skips.device != device:  # the layer was on another device
+            self._skips = self._skips.to(device)
         return self._skips
+
+    def _may_ask(self) -> bool:
+        """Whether the counter can be read without waiting for a device."""
+        return not isinstance(self._skips, Tensor) or self._skips.is_cpu
 
     def _count_skip(self, channels: Tensor) -> None:
         """Count without waiting for the device. On CPU the first skip is reported, since asking costs nothing there."""

@@ -20,11 +20,26 @@ def by_batch(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Normalise by the batch: y, and the batch's mean and unbiased variance (C,)."""
     dtype = torch.promote_types(x.dtype, torch.float32)  # torch takes all four in the input's dtype, or in float32
-    weight, bias = (None if t is None else t.to(dtype) for t in (weight, bias))
     mean, var = x.new_zeros((2, x.shape[1]), dtype=dtype).unbind()
     # with a momentum of 1 the running statistics become the batch's
-    y = F.batch_norm(x, mean, var, weight, bias, training=True, momentum=1.0, eps=eps)
-    return _after(y, residual, activation), mean, var
+    return moving_by_batch(x, residual, weight, bias, mean, var, 1.0, eps, activation), mean, var
+
+
+def moving_by_batch(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    momentum: float,
+    eps: float,
+    activation: str | None,
+) -> Tensor:
+    """Normalise by the batch, and have torch move the running statistics, whatever the batch is."""
+    weight, bias = (None if t is None else t.to(running_mean.dtype) for t in (weight, bias))
+    y = F.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
+    return _after(y, residual, activation)
 
 
 def by_population(
