@@ -9,7 +9,8 @@
     python docs/figures.py --readme         # prints the table for the README
 
 A run with --targets becomes docs/measured/targets.json, one beside torch.compile docs/measured/compiled.json, and one
-with --recompute docs/measured/recompute.json. The text between `<!-- figures: NAME -->` and `<!-- end -->` in a page is replaced.
+with --recompute docs/measured/recompute.json. The text between `<!-- figures: NAME -->` and `<!-- end -->` in a page is
+replaced.
 """
 
 import json

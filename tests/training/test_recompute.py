@@ -198,6 +198,27 @@ def test_a_part_that_is_written_again_before_the_backward_pass() -> None:
     assert same(*both(WithState(), images()))
 
 
+def test_parts_of_a_concatenation_that_nobody_saves_are_let_go() -> None:
+    class Means(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts, self.norm = nn.ModuleList(nn.Conv2d(3, 2, 3) for _ in range(2)), bn.BatchNorm1d(4)
+
+        def forward(self, x):
+            parts = [part(x) for part in self.parts]
+            storages.extend(map(storage_of, parts))
+            means = torch.cat(parts, 1).mean((2, 3))
+            del parts
+            assert all(storage.expired() for storage in storages)
+            return self.norm(means)
+
+    storages: list[StorageWeakRef] = []
+    model = Means()
+    with bn.recompute(model):
+        model(images())
+    assert len(storages) == 2
+
+
 # ---- in-place changes
 
 
@@ -484,6 +505,18 @@ def open_now() -> bool:
     return any(
         found is not None for found in (of_thread.listener, saved_tensors_hooks_on_top(), function_mode_on_top())
     )
+
+
+def test_where_hooks_are_forbidden() -> None:
+    model, x = plain().eval(), images()
+    with bn.recompute(model):
+        with torch.autograd.graph.disable_saved_tensors_hooks("no hooks here"):
+            model(x).sum().backward()
+        parameters = {name: p.detach() for name, p in model.named_parameters()}
+        loss = lambda parameters: torch.func.functional_call(model, parameters, (x,)).sum()  # noqa: E731
+        grads = torch.func.grad(loss)(parameters)
+    expected = torch.func.grad(loss)(parameters)
+    assert all(torch.equal(grads[name], expected[name]) for name in expected)
 
 
 def test_nothing_is_kept_without_gradients() -> None:

@@ -19,6 +19,7 @@ class Output(NamedTuple):
     """A tensor whose recipe is known, as long as it lives and nobody writes to it."""
 
     tensor: TensorWeakRef
+    removal: "weakref.ref[Tensor]"
     dtype: torch.dtype
     geometry: tuple[object, ...]
     version: int
@@ -101,9 +102,10 @@ class ForwardPass:
         """Take the recipe of an output from sources, unless it needs too many outputs of blocks."""
         links = max((s.links for s in sources if s is not None), default=0) + is_block
         if links <= self.links:
-            recipe = Recipe(compute, sources, links)
+            recipe, outputs, address = Recipe(compute, sources, links), self._outputs, _address(output)
+            removal = weakref.ref(output, lambda _: outputs.pop(address, None))  # its inputs may go with it
             facts = output.dtype, geometry(output), version(output)
-            self._outputs[_address(output)] = Output(TensorWeakRef(output), *facts, recipe)
+            outputs[address] = Output(TensorWeakRef(output), removal, *facts, recipe)
             for tensor, saved in self._latest:  # its own node saved the output before there was a recipe
                 if tensor is output:
                     saved.replace(recipe)
