@@ -16,6 +16,7 @@ from batchnorm.tools.fold import fold
 from batchnorm.tools.merge import merge
 from batchnorm.tools.standardize import Standardize
 from batchnorm.training.accumulate import accumulate
+from batchnorm.training.big_batch import big_batch
 from batchnorm.training.domain import domain
 from batchnorm.training.freeze import freeze, unfreeze
 from batchnorm.training.paused import paused
@@ -34,6 +35,7 @@ __all__ = [
     "adapt",
     "backend",
     "batch_norm",
+    "big_batch",
     "calibrate",
     "convert",
     "diagnose",

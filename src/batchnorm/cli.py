@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -173,6 +173,9 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0, help="For each case.")] = 2.0,
     networks: Annotated[bool, typer.Option(help="Whole training steps, and the memory that they keep.")] = True,
     compile: Annotated[bool, typer.Option(help="Against torch.compile as well, except with --targets.")] = True,
+    big_batch: Annotated[
+        bool, typer.Option("--big-batch", help="bn.big_batch beside one big batch, and nothing else.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("bench"),
     json: Annotated[bool, typer.Option("--json", help="Print the JSON, and nothing else, to stdout.")] = False,
     quick: Annotated[
@@ -191,6 +194,11 @@ def bench(
     from batchnorm.benchmark.targets import PAIRS
     from batchnorm.experiment.data import InputError
 
+    if big_batch:
+        if targets or dtype or block or layout != "both":
+            raise InputError("--big-batch measures networks: leave out --targets, --dtype, --layout and --block")
+        _big_batch(threads, seconds, quick, output, json)
+        return
     for name in dtype or []:
         _one_of("--dtype", name, DTYPES)
     _one_of("--layout", layout, (*LAYOUTS, "both"))
@@ -218,15 +226,35 @@ def bench(
         raise typer.Exit(INTERRUPTED)
 
 
-def _memory_of_steps(threads: int | None, seconds: float, quick: bool, output: Path, json: bool) -> None:
+def _memory_of_steps(*settings: Any) -> None:
+    from batchnorm.benchmark.memory_of_steps import measure
+    from batchnorm.report.recompute_table import show
+
+    _deliver_steps(measure, show, *settings)
+
+
+def _big_batch(*settings: Any) -> None:
+    from batchnorm.benchmark.big_batch_steps import measure
+    from batchnorm.report.big_batch_table import show
+
+    _deliver_steps(measure, show, *settings)
+
+
+def _deliver_steps(
+    measure: Callable[..., dict[str, Any]],
+    show: Callable[..., None],
+    threads: int | None,
+    seconds: float,
+    quick: bool,
+    output: Path,
+    json: bool,
+) -> None:
     from json import dumps
 
     import torch
 
     from batchnorm.benchmark.agreement import DisagreementError
-    from batchnorm.benchmark.memory_of_steps import measure
     from batchnorm.experiment.data import InputError
-    from batchnorm.report.recompute_table import show
 
     torch.set_num_threads(threads or torch.get_num_threads())
     try:

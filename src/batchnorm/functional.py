@@ -1,7 +1,7 @@
 """Batch normalization as a function: validate, decide, call."""
 
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from batchnorm.core.channel_math import Details, Standard
 from batchnorm.core.composition import NO_ANCHOR, Anchor, Composed, Decisions
 from batchnorm.core.moments import Moments, values_per_channel, weights_of
 from batchnorm.core.rules import NonFinite, Renorm, Rules, Single
+from batchnorm.core.sharing import MicroBatches
 from batchnorm.core.torch_internals import constant_to_compilers, transformed, unwatched
 from batchnorm.core.validation import Call, validate
 
@@ -101,7 +102,7 @@ def batch_norm(
         call, None if renorm is None else renorm.limits(None), moving, sharing.resolve(process_group), "batch_norm"
     )
     if not return_stats:
-        if batch is not None and running_mean is not None and running_var is not None:
+        if batch is not None and sharing.remembers() and running_mean is not None and running_var is not None:
             population.move(running_mean, running_var, None, batch, momentum, nonfinite)
         return output
     if batch is None or running_mean is None or running_var is None:
@@ -134,13 +135,12 @@ def normalized(
     mask = weights_of(call.input, call.mask, call.lengths)
     if not call.by_batch:
         return _by_population(call, mask, route), None
+    if isinstance(group, MicroBatches):
+        return _of_micro_batch(call, mask, limits, group, label, route)
     virtual = call.rules.virtual_batch_size or 0
     virtual = virtual if virtual < call.input.shape[0] else 0
     if virtual and group is not None:
-        raise ValueError(
-            "virtual_batch_size and process_group exclude one another: the first makes the group that shares "
-            "statistics smaller than the batch, the second larger. Choose one"
-        )
+        _exclude_one_another()
     if mask is None and not virtual and group is None and call.rules.renorm is None:
         if call.input.numel() == 0:
             return _of_nothing(call), _no_moments(call.input, 0)
@@ -153,9 +153,35 @@ def normalized(
     ), limits, route)  # fmt: skip
 
 
+def _of_micro_batch(
+    call: Call, mask: Tensor | None, limits: Limits | None, group: MicroBatches, label: str, route: Route
+) -> tuple[Tensor, Moments]:
+    """As one part of a big batch, whose moments are returned. Virtual batches lie within a micro-batch each."""
+    rules, rows = call.rules, call.input.shape[0]
+    size = rules.virtual_batch_size or 0
+    decisions = Decisions(call.eps, rules.activation, 0, group, label, rules.single == "population")
+    if not size or not group.exchange.split(rows, size, label):
+        return _composed(call, mask, decisions, limits, route)
+    if group.ranks is not None:
+        _exclude_one_another()
+    validate(call, shared=False)
+    decisions = decisions._replace(group=None, virtual_batch_size=size if size < rows else 0)
+    output, own = _composed(call, mask, decisions, limits, route)
+    with torch.no_grad():
+        own = Moments(own.count, own.mean.unsqueeze(0), own.m2.unsqueeze(0))
+        return output, group.exchange.pooled(own, None, label).channels()
+
+
 def is_everyday(x: Tensor) -> bool:
     """Whether the native operator can be called on `x` at once: it does its own checks, and nobody follows the call."""
     return unwatched() and type(x) is Tensor and x.is_cpu and backends.forced() is None and _has_native()
+
+
+def _exclude_one_another() -> NoReturn:
+    raise ValueError(
+        "virtual_batch_size and process_group exclude one another: the first makes the group that shares "
+        "statistics smaller than the batch, the second larger. Choose one"
+    )
 
 
 def _validate(call: Call, group: Any) -> None:

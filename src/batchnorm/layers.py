@@ -7,12 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.core import ops, population, recipes
+from batchnorm.core import ops, population, recipes, sharing
 from batchnorm.core.moments import Moments
 from batchnorm.core.population import Bank, Window, unfit
 from batchnorm.core.recipes import of_thread
 from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
-from batchnorm.core.sharing import resolve
 from batchnorm.core.torch_internals import recomputing, transformed, unwatched
 from batchnorm.core.validation import Call
 from batchnorm.functional import Moving, dense, is_everyday, normalized
@@ -157,9 +156,10 @@ class BatchNorm(_BatchNorm):
         limits, group, label, moving = None, None, "", None
         if by_batch:
             limits = rules.renorm.limits(bank.num_batches_tracked) if rules.renorm else None
-            if (group := resolve(self._group())) is not None:
+            if (group := sharing.resolve(self._group())) is not None:
                 label = self._label()
         learns = training and by_batch and mean is not None and not self._paused and not recomputing()
+        learns = learns and sharing.remembers()
         if learns and self._window is None and rules.nonfinite != "raise":
             assert mean is not None
             assert var is not None
@@ -183,7 +183,7 @@ class BatchNorm(_BatchNorm):
         rules = self.rules
         if not (rules.everyday and self._alone and self._window is None and self._domain is None):
             return None
-        if not is_everyday(input):
+        if not is_everyday(input) or sharing.open_exchanges:
             return None
         held, batches, skips, momentum = self._parameters, None, self._skips, self.momentum
         try:  # nn.Module's __getattr__ costs a microsecond a name

@@ -145,6 +145,8 @@ class Composed(torch.autograd.Function):
             dx, dresidual, dweight, dbias = channel_math.differentiable(y, grad, (x, residual, weight, bias), keeps)
         else:
             details = Details(residual, decisions.activation, decisions.virtual_batch_size, mask)
+            if isinstance(decisions.group, sharing.MicroBatches):
+                decisions.group.exchange.holds(grad, x, residual)
             dx, dresidual, dweight, dbias = channel_math.backward(
                 ops if x.numel() else reference,
                 grad,

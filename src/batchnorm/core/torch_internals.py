@@ -3,18 +3,25 @@
 Public names serve everywhere else; tests/core/test_torch_internals.py holds the tree to that.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
+from torch.nn.parallel import DistributedDataParallel
 
 # Without these two modules, models whose inputs and outputs are nested in containers could not be followed, and no
 # operation could be watched. Their names are public in all but the path.
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
+from torch.utils._pytree import TreeSpec as TreeSpec
+from torch.utils._pytree import keystr as keystr
+from torch.utils._pytree import tree_flatten as tree_flatten
+from torch.utils._pytree import tree_flatten_with_path as tree_flatten_with_path
 from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_unflatten as tree_unflatten
 
 
 def recomputing() -> bool:
@@ -85,11 +92,15 @@ def version(tensor: Tensor) -> int:
     return tensor._version
 
 
-def saved_tensors_hooks_on_top() -> tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]] | None:
+SavedTensorHooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
+
+
+def saved_tensors_hooks_on_top() -> SavedTensorHooks | None:
     """The pack and unpack hooks that autograd would call for a tensor that is saved now.
 
     Without `torch._C._autograd._top_saved_tensors_default_hooks`, `bn.recompute` would take the place of hooks that the
-    user has opened, `save_on_cpu` say, and change what happens inside activation checkpoints.
+    user has opened, `save_on_cpu` say, and change what happens inside activation checkpoints; and hooks would not reach
+    the threads of `bn.big_batch`.
     """
     return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
@@ -106,7 +117,8 @@ def saved_tensors_hooks_allowed() -> bool:
 def past_function_modes() -> AbstractContextManager[None]:
     """Leave out `__torch_function__` of modes and subclasses.
 
-    Without `torch._C.DisableTorchFunction`, each look at a tensor by `bn.recompute` would be a call of its own mode.
+    Without `torch._C.DisableTorchFunction`, each look at a tensor by `bn.recompute` would be a call of its own mode,
+    and modes would see tensors move to and fro under `bn.big_batch(offload=)`.
     """
     return torch._C.DisableTorchFunction()
 
@@ -128,3 +140,76 @@ def in_checkpoint() -> bool:
     """
     hooks = saved_tensors_hooks_on_top()
     return hooks is not None and getattr(hooks[0], "__module__", None) == "torch.utils.checkpoint"
+
+
+class Modes(NamedTuple):
+    """The function modes and the dispatch modes of a thread, outermost first."""
+
+    function: list[Any]
+    dispatch: list[Any]
+
+
+def modes() -> Modes:
+    """The modes of this thread.
+
+    Without `torch._C._get_function_stack_at`, `_get_dispatch_stack_at` and their lengths, modes would not reach the
+    threads of `bn.big_batch`.
+    """
+    return Modes(
+        [torch._C._get_function_stack_at(i) for i in range(torch._C._len_torch_function_stack())],
+        [torch._C._get_dispatch_stack_at(i) for i in range(torch._C._len_torch_dispatch_stack())],
+    )
+
+
+@contextmanager
+def under(these: Modes) -> Iterator[None]:
+    """These modes on this thread's stacks, without entering them once more: some start anew when entered.
+
+    Without `torch._C._push_on_torch_function_stack`, `_push_on_torch_dispatch_stack` and their opposites, modes would
+    not reach the threads of `bn.big_batch`.
+    """
+    for mode in these.function:
+        torch._C._push_on_torch_function_stack(mode)
+    for mode in these.dispatch:
+        torch._C._push_on_torch_dispatch_stack(mode)
+    try:
+        yield
+    finally:
+        for _ in these.dispatch:
+            torch._C._pop_torch_dispatch_stack(None)
+        for _ in these.function:
+            torch._C._pop_torch_function_stack()
+
+
+def post_accumulate_hooks(leaf: Tensor) -> dict[int, Any]:
+    """The hooks of `leaf` that run when its gradient was added to, by handle; to be emptied and filled in place.
+
+    Without `_post_accumulate_grad_hooks`, they would run once for each micro-batch of `bn.big_batch`.
+    """
+    return getattr(leaf, "_post_accumulate_grad_hooks", None) or {}
+
+
+def has_communication_hook(model: DistributedDataParallel) -> bool:
+    """Whether a hook reduces the gradients of `model` in its own way.
+
+    Without `_comm_hooks`, `bn.big_batch` would take the mean in spite of it.
+    """
+    return bool(getattr(model, "_comm_hooks", ()))
+
+
+def broadcast_buffers(model: DistributedDataParallel) -> None:
+    """Write the first rank's buffers over every rank's, if a forward pass of `model` would do so now.
+
+    Without `_sync_buffers`, ranks would keep running statistics of their own under `bn.big_batch`.
+    """
+    if model.will_sync_module_buffers():
+        model._sync_buffers()
+
+
+def owners_of_storage(t: Tensor) -> int:
+    """How many tensors share the memory of `t`, itself among them.
+
+    Without `torch._C._storage_Use_Count`, `bn.big_batch(offload=)` could not tell a tensor from one with views.
+    """
+    storage = t.untyped_storage()  # one owner more
+    return torch._C._storage_Use_Count(storage._cdata) - 1

@@ -53,6 +53,11 @@ def register(theirs: type[nn.Module], ours: type[BatchNorm]) -> None:
     _ours[theirs] = ours
 
 
+def counterpart(module: nn.Module) -> type[BatchNorm] | None:
+    """Our class for a layer of torch's, or of a class that was registered; None for every other module."""
+    return _ours.get(type(module))
+
+
 def convert(
     model: Model,
     *,
