@@ -647,6 +647,22 @@ def test_every_combination_of_options(s: Setting) -> None:
     assert all(torch.equal(grads[name], right[name]) for name in right)
 
 
+@pytest.mark.parametrize("virtual", [None, 2])
+def test_big_batches(virtual) -> None:
+    """Micro-batches in threads of their own; parking sees what is kept."""
+    model, x, y = residual(virtual_batch_size=virtual), images(), torch.tensor([0, 1, 2, 3])
+    other = bn.convert(copy.deepcopy(model), recompute=True)
+    results, sizes = [], []
+    for m in (model, other):
+        with counted() as storages:
+            loss = bn.big_batch(m, nn.functional.cross_entropy, x, y, micro_batch_size=2)
+        results.append([loss, *(p.grad for p in m.parameters())])
+        sizes.append(sum(storages.values()))
+    assert same(*results)
+    assert sizes[1] < sizes[0]
+    assert not open_now()
+
+
 def test_compiled() -> None:
     """The hooks are traced into nothing, and a compiled part within an eager model keeps what it keeps."""
     model = nn.Sequential(nn.Linear(3, 4), bn.BatchNorm1d(4, activation="silu"), nn.Linear(4, 2))
