@@ -726,3 +726,65 @@ def test_nested_concatenations() -> None:
         less = kept(model, x)
     position = 4 * 4 * 6 * 6  # bytes of a channel
     assert more - less == (4 + 6 + 8 + 10) * 2 * position  # and the last one costs what its parts do
+
+
+# ---- norms that are followed by modules and functions of torch
+
+
+class Unfused(nn.Module):
+    """A residual block as torchvision writes it, in place and not."""
+
+    def __init__(self, activation, in_place: bool) -> None:
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(4, 4, 3, padding=1, bias=False), bn.BatchNorm2d(4)
+        self.conv2, self.norm2 = nn.Conv2d(4, 4, 3, padding=1, bias=False), bn.BatchNorm2d(4)
+        self.activation, self.in_place = activation, in_place
+
+    def forward(self, x):
+        y = self.norm2(self.conv2(self.activation(self.norm1(self.conv1(x)))))
+        if self.in_place:
+            y += x
+        else:
+            y = y + x
+        return self.activation(y)
+
+
+ACTIVATION_MODULES = [
+    nn.ReLU(), nn.ReLU(inplace=True), nn.ReLU6(inplace=True), nn.LeakyReLU(0.2), nn.SiLU(), nn.SiLU(inplace=True),
+    nn.GELU("tanh"), nn.Hardswish(), nn.ELU(), nn.Mish(), torch.relu, torch.Tensor.relu_,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("activation", ACTIVATION_MODULES, ids=str)
+@pytest.mark.parametrize("chain", [False, True])
+def test_the_same_bits_unfused(activation, in_place, chain) -> None:
+    blocks = [Unfused(activation, in_place) for _ in range(3)]
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), *blocks, nn.Conv2d(4, 2, 3)), images()
+    assert same(*both(model, x, chain))
+    more = kept(model, x)
+    with bn.recompute(model, chain=chain):
+        less = kept(model, x)
+    assert less < more or not NATIVE
+
+
+@needs_native
+@pytest.mark.parametrize("in_place", [False, True])
+def test_as_little_is_kept_unfused(in_place) -> None:
+    """With ReLU: each first activation, and every second output of a block, as with layers that do both themselves."""
+    blocks = [Unfused(nn.ReLU(inplace=in_place), in_place) for _ in range(4)]
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), *blocks, nn.Conv2d(4, 2, 3)), images()
+    more = kept(model, x)
+    with bn.recompute(model):
+        less = kept(model, x)
+    assert more - less == (4 + 2) * 4 * 4 * 4 * 6 * 6
+
+
+def test_a_part_of_an_output_that_is_changed_in_place_is_no_recipe() -> None:
+    class Part(Changed):
+        def forward(self, x):
+            y = self.norm(self.conv1(x))
+            y[:, :2].relu_()
+            return self.conv2(y.sin())
+
+    assert same(*both(Part(None), images()))

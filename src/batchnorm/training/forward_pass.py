@@ -90,11 +90,12 @@ class ForwardPass:
             sources = [None if t is None else self.source(t) for t in inputs]
             self.remember(output, compute, sources, residual is not None)
 
-    def awaits(self, output: Tensor, inputs: Sequence[Tensor | None], differentiated: bool | None = None) -> bool:
-        """Whether a recipe for the output from these inputs would be used."""
+    def awaits(self, output: Tensor, inputs: Sequence[Tensor | None] = (), differentiated: bool | None = None) -> bool:
+        """Whether a recipe for the output from these inputs would be used: not for a part of another tensor, say."""
         differentiated = output.requires_grad if differentiated is None else differentiated
-        plain = all(t is None or _address(t) for t in (output, *inputs))
-        return differentiated and plain and self.on_top()
+        if not differentiated or not self.on_top() or not all(t is None or _address(t) for t in (output, *inputs)):
+            return False
+        return output.untyped_storage().nbytes() == output.numel() * output.element_size()
 
     def remember(
         self, output: Tensor, compute: Callable[..., Tensor], sources: Sequence[Source | None], is_block: bool = False
