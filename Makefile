@@ -52,9 +52,13 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("batchnorm needs Python 3.11 or newer; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV)
 
+# Networks to try ours on. Alone: their own requirements would bring another build of torch, and clients of a hub.
+ALONE_dev := timm torchvision
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 $(VENV)/%.installed: $(BIN)/python pyproject.toml constraints.txt
 	@echo "setting up .venv for $*: a few minutes the first time"
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[$*]'
+	@$(PIP) --editable '.[$*]'
+	@$(if $(ALONE_$*),$(PIP) --no-deps $(ALONE_$*))
 	@touch $@
 
 # The native library is in the user's cache; without a compiler the notice says what to install, and all goes on.

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from batchnorm import backends
-from batchnorm.backends import aten, native, reference
-from batchnorm.core import channel_math, composition, ops, population, recipes, sharing
+from batchnorm.backends import aten, native, reference, triton
+from batchnorm.backends.triton import table
+from batchnorm.core import channel_math, composition, device_ops, ops, population, recipes, sharing
 from batchnorm.core.channel_math import Details, Standard
 from batchnorm.core.composition import NO_ANCHOR, Anchor, Composed, Decisions
 from batchnorm.core.moments import Moments, values_per_channel, weights_of
@@ -112,6 +113,7 @@ def batch_norm(
 
 
 Route = Literal["operators", "aten", "open"]
+INTERPRETED_ALONE = "the CPU has its native kernels; BATCHNORM_NATIVE=0 switches them off"
 
 
 def normalized(
@@ -123,14 +125,25 @@ def normalized(
     in errors.
     """
     plain = call.mask is None and call.lengths is None and (not call.by_batch or (group is None and call.rules.plain))
+    moves_here = moving is not None or call.mean is None
+    if plain and call.by_batch and moves_here and _as_torchs_layers():
+        _validate(call, group)
+        mean, var, batches, _, momentum = moving or (None, None, None, None, None)
+        y = aten.moving(
+            call.input, call.residual, call.weight, call.bias, mean, var, batches, momentum, call.eps,
+            call.rules.activation,
+        )  # fmt: skip
+        return y, None
     if plain and is_everyday(call.input):
+        if call.residual is not None:  # the operator would take one of whole numbers, or of booleans
+            _validate(call, group)
         try:  # nearly every call: the operator does its own checks
             return _by_operator(call, moving)
         except Exception:
             _validate(call, group)  # finds the words; an input that is right, but not for the operator, goes on below
             if call.input.numel() > 0 and not (call.by_batch and values_per_channel(call.input) == 1):
                 raise
-    route = _route(call.input)
+    route = _route(call.input, _kind(call, plain))
     _validate(call, group)
     mask = weights_of(call.input, call.mask, call.lengths)
     if not call.by_batch:
@@ -138,7 +151,7 @@ def normalized(
     if isinstance(group, MicroBatches):
         return _of_micro_batch(call, mask, limits, group, label, route)
     virtual = call.rules.virtual_batch_size or 0
-    virtual = virtual if virtual < call.input.shape[0] else 0
+    virtual = virtual if virtual and virtual < call.input.shape[0] else 0
     if virtual and group is not None:
         _exclude_one_another()
     if mask is None and not virtual and group is None and call.rules.renorm is None:
@@ -173,7 +186,7 @@ def _of_micro_batch(
 
 
 def is_everyday(x: Tensor) -> bool:
-    """Whether the native operator can be called on `x` at once: it does its own checks, and nobody follows the call."""
+    """True if the native operator can be called on `x` at once: it does its own checks, and nobody follows the call."""
     return unwatched() and type(x) is Tensor and x.is_cpu and backends.forced() is None and _has_native()
 
 
@@ -184,12 +197,29 @@ def _exclude_one_another() -> NoReturn:
     )
 
 
+def _as_torchs_layers() -> bool:
+    """True if a trace or an exported graph is to hold torch's own operator in training as well."""
+    return torch.jit.is_tracing() or (torch.compiler.is_exporting() and _aten_is_forced())
+
+
+@constant_to_compilers
+def _aten_is_forced() -> bool:
+    return backends.forced() == "aten"
+
+
 def _validate(call: Call, group: Any) -> None:
     if not torch.jit.is_tracing():  # sizes are tensors there: to compare them would warn, and fix them
         validate(call, shared=group is not None)
 
 
-def _route(x: Tensor) -> Route:
+def _kind(call: Call, plain: bool) -> table.Kind:
+    """The kind of a call, as the device table names it."""
+    if not plain:
+        return "composed"
+    return "plain" if call.residual is None and call.rules.activation is None else "fused"
+
+
+def _route(x: Tensor, kind: table.Kind) -> Route:
     """The way for `x`: our operators, torch's, or the reference in the open, for transforms and compilers."""
     compiling = torch.compiler.is_compiling()
     asked = None if compiling else backends.forced()
@@ -198,9 +228,17 @@ def _route(x: Tensor) -> Route:
     if asked is None:
         if x.is_cpu:
             return "operators" if _has_native() else "aten"
-        return "open" if compiling else "aten"
+        if not compiling and table.prefers(x, kind):
+            asked = "triton"
+        else:
+            return "open" if compiling else "aten"
     if asked == "reference":
         return "open"
+    if asked == "triton":
+        if reason := triton.reason_against(x) or (x.is_cpu and _has_native() and INTERPRETED_ALONE):
+            _cannot_serve(x, "triton", reason)
+        device_ops.register(x.device.type)
+        return "operators"
     if asked == "native" and not (x.is_cpu and _has_native()):
         _cannot_serve(x, "native", "it runs on CPU tensors, with a C++ compiler")
     return "operators" if asked == "native" else "aten"
@@ -212,7 +250,7 @@ def _has_native() -> bool:
 
 
 def _is_distributed(x: Tensor) -> bool:
-    """Whether `x` is a DTensor: plain operations shard as torch knows how to, and share their statistics."""
+    """True for a DTensor: torch shards plain operations itself, and so their statistics are shared."""
     return hasattr(x, "placements")
 
 

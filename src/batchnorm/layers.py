@@ -4,17 +4,22 @@ import warnings
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.core import ops, population, recipes, sharing
+from batchnorm.core.fx_leaf import as_leaf
 from batchnorm.core.moments import Moments
 from batchnorm.core.population import Bank, Window, unfit
 from batchnorm.core.recipes import of_thread
 from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
 from batchnorm.core.torch_internals import recomputing, transformed, unwatched
-from batchnorm.core.validation import Call
+from batchnorm.core.validation import Call, check_number, in_words
 from batchnorm.functional import Moving, dense, is_everyday, normalized
+
+# The counter in the state of a frozen layer is an int32, of shape (1,) if γ and β are frozen as well: files of tensors
+# alone keep both, and torch's layers load both.
+DIMENSIONS_OF_FROZEN = {"statistics": 0, "all": 1}
 
 
 def _option(name: str) -> Any:
@@ -86,6 +91,7 @@ class BatchNorm(_BatchNorm):
     _skips_reported: int = 0
     _name: str | None = None  # in the model, as `convert` found it
     _fused: bool = False  # `convert` took what followed the layer into it
+    _theirs: tuple[str, str] | None = None  # module and name of the class that `convert` found, where it is not torch's
 
     def __init__(
         self,
@@ -100,6 +106,9 @@ class BatchNorm(_BatchNorm):
         bias: bool = True,
         **options: Any,
     ) -> None:
+        check_number("eps", eps)
+        if momentum is not None:
+            check_number("momentum", momentum)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, bias=bias
         )
@@ -129,7 +138,7 @@ class BatchNorm(_BatchNorm):
 
     @property
     def skipped_batches(self) -> int:
-        """How many batches left a channel's running statistics alone because they were not finite."""
+        """The number of batches that left a channel's running statistics alone because they were not finite."""
         return int(self._skips)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -143,9 +152,20 @@ class BatchNorm(_BatchNorm):
         mask: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        self._check_input_dim(input)
-        if mask is None and lengths is None and (output := self._quickly(input, residual)) is not None:
-            return output
+        if type(input) is not Tensor and isinstance(input, fx.Proxy):
+            return as_leaf(self, BatchNorm.forward, input, residual, mask, lengths)
+        try:
+            self._check_input_dim(input)
+            if mask is None and lengths is None and (output := self._quickly(input, residual)) is not None:
+                return output
+            return self._in_full(input, residual, mask, lengths)
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            if (clearer := in_words(error, input, self._name and self.label())) is None:
+                raise
+            raise clearer from error
+
+    def _in_full(self, input: Tensor, residual: Tensor | None, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """The output of any call, by way of `functional`."""
         bank: Any = self if self._domain is None else self.banks[self._domain]
         training, rules = self.training, self.rules
         # In training, running statistics that are not tracked are neither read nor written.
@@ -187,6 +207,8 @@ class BatchNorm(_BatchNorm):
             return None
         held, batches, skips, momentum = self._parameters, None, self._skips, self.momentum
         try:  # nn.Module's __getattr__ costs a microsecond a name
+            if residual is not None and not residual.is_floating_point():
+                return None
             weight, bias = held["weight"], held["bias"]
             mean, var = self._buffers["running_mean"], self._buffers["running_var"]
             x = input if input.is_contiguous() else dense(input)[0]
@@ -208,7 +230,8 @@ class BatchNorm(_BatchNorm):
                     x, residual, weight, bias, mean, var, None, None, None, None, None, self.eps, rules.activation,
                     False,
                 )  # fmt: skip
-        except (KeyError, RuntimeError, TypeError):  # parametrised or pruned layers; what the operator refuses
+        except (AttributeError, KeyError, RuntimeError, TypeError):
+            # parametrised or pruned layers; what the operator refuses
             return None
         if of_thread.listener is not None and rules.recompute:
             recipes.plain(output, x, residual, weight, bias, statistics, rules.activation)
@@ -220,9 +243,14 @@ class BatchNorm(_BatchNorm):
     def _group(self) -> Any:
         return self.rules.process_group
 
+    def label(self) -> str:
+        """The name of the layer in errors: its path in the model if `convert` saw it there."""
+        kind = f"{type(self).__name__}({self.num_features})"
+        return f"{self._name}: {kind}" if self._name else kind
+
     def _label(self) -> str:
-        """What errors call this layer and step; on an accelerator the step is not asked for."""
-        name = self._name or f"{type(self).__name__}({self.num_features})"
+        """The layer and the step in errors; on an accelerator the step is not asked for."""
+        name = self.label()
         batches = self.num_batches_tracked
         if batches is None or batches.device.type != "cpu" or torch.compiler.is_compiling():
             return name
@@ -257,7 +285,7 @@ class BatchNorm(_BatchNorm):
         return self._skips
 
     def _may_ask(self) -> bool:
-        """Whether the counter can be read without waiting for a device."""
+        """True if the counter can be read without waiting for a device."""
         return not isinstance(self._skips, Tensor) or self._skips.is_cpu
 
     def _count_skip(self, channels: Tensor) -> None:
@@ -306,6 +334,10 @@ class BatchNorm(_BatchNorm):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        counter = f"{prefix}num_batches_tracked"
+        if self.frozen and counter in destination and not keep_vars:
+            shape = (1,) * DIMENSIONS_OF_FROZEN[self.frozen]
+            destination[counter] = destination[counter].to(torch.int32).reshape(shape)
         if self.frozen and hasattr(destination, "_metadata"):  # beside the tensors, where torch's layers look past it
             destination._metadata[prefix[:-1]]["frozen"] = self.frozen
 
@@ -313,8 +345,12 @@ class BatchNorm(_BatchNorm):
         banks, own = f"{prefix}banks.", ".running_mean"
         for name in [k[len(banks) : -len(own)] for k in state_dict if k.startswith(banks) and k.endswith(own)]:
             self.add_bank(name, affine=f"{banks}{name}.weight" in state_dict)
+        frozen = local_metadata.get("frozen")
+        if (counter := state_dict.get(f"{prefix}num_batches_tracked")) is not None and counter.dtype is torch.int32:
+            frozen = frozen or next(f for f, dimensions in DIMENSIONS_OF_FROZEN.items() if counter.dim() == dimensions)
+            state_dict[f"{prefix}num_batches_tracked"] = counter.to(torch.int64).reshape(())
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        if frozen := local_metadata.get("frozen"):
+        if frozen:
             self.freeze(affine=frozen == "all")
 
     def extra_repr(self) -> str:

@@ -120,13 +120,16 @@ class Way(nn.Module):
         return x
 
 
+FIRST, SECOND = (rf"'{name}: BatchNorm1d\(3\), step 1'" for name in ("first", "second"))
+
+
 @pytest.mark.parametrize(("choose", "message"), [
     (lambda x: ("first", "second") if x.sum() < 0 else ("second", "first"),
-     r"micro-batch 0 is at 'first, step 1' in its forward pass, and micro-batch 1 is at 'second, step 1'"),
+     f"micro-batch 0 is at {FIRST} in its forward pass, and micro-batch 1 is at {SECOND}"),
     (lambda x: ("first",) if x.sum() < 0 else ("first", "second"),
-     "micro-batch 0 is at the end of its forward pass, and micro-batch 1 is at 'second, step 1'"),
+     f"micro-batch 0 is at the end of its forward pass, and micro-batch 1 is at {SECOND}"),
     (lambda x: ("first", "second") if x.sum() < 0 else (),
-     "micro-batch 0 is at 'first, step 1' in its forward pass, and micro-batch 1 is at the end of its forward pass"),
+     f"micro-batch 0 is at {FIRST} in its forward pass, and micro-batch 1 is at the end of its forward pass"),
 ])  # fmt: skip
 def test_ways_that_depend_on_the_data(choose, message):
     model, x = Way(choose), torch.randn(4, 3, requires_grad=True)
@@ -151,7 +154,8 @@ def test_backward_passes_that_differ():
             return y if y[0, 0] > 0 else z
 
     x = torch.tensor([[5.0], [6.0], [-5.0], [-6.0]]).expand(4, 3)
-    with pytest.raises(RuntimeError, match=r"'first, step 1' in its backward pass.* 'second, step 1' in its backward"):
+    message = f"{FIRST} in its backward pass.* {SECOND} in its backward"
+    with pytest.raises(RuntimeError, match=message):
         bn.big_batch(Half(), torch.sum, x, micro_batch_size=2)
 
 

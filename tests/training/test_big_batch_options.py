@@ -83,7 +83,9 @@ def test_virtual_batches_across_micro_batches():
     compare(task(virtual_batch_size=11), 3)  # one group: the whole batch
     case = task(virtual_batch_size=4)
     before = memory(case.model)
-    with pytest.raises(ValueError, match=r"norm, step 1: .*6, 5 rows cut its virtual batches of 4.*a multiple of 4"):
+    with pytest.raises(
+        ValueError, match=r"norm: BatchNorm1d\(3\), step 1: .*6, 5 rows cut its virtual batches of 4.*a multiple of 4"
+    ):
         case.in_parts(case.model, 6)
     assert same(memory(case.model), before)
 
@@ -109,7 +111,7 @@ def test_batches_that_are_not_finite():
     assert same(memory(parts), memory(whole))
     case.model.norm.nonfinite = "raise"
     before = memory(case.model)
-    with pytest.raises(FloatingPointError, match="norm, step 1: the batch statistics of channels"):
+    with pytest.raises(FloatingPointError, match=r"norm: BatchNorm1d\(3\), step 1: the batch statistics of channels"):
         case.in_parts(case.model)
     assert same(memory(case.model), before)
     assert all(p.grad is None for p in case.model.parameters())

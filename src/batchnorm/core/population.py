@@ -139,7 +139,7 @@ class Window:
         return self.drain() if self.taken == self.steps else None
 
     def drain(self) -> Moments | None:
-        """What has been taken in so far, and start anew."""
+        """Return the moments taken in so far, and start anew."""
         moments, self.moments, self.taken = self.moments, None, 0
         return moments
 

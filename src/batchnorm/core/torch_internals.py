@@ -8,12 +8,13 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
+from torch.ao.quantization import fuser_method_mappings
 from torch.autograd import forward_ad
 from torch.multiprocessing.reductions import StorageWeakRef as StorageWeakRef
 from torch.nn.parallel import DistributedDataParallel
 
-# Without these two modules, models whose inputs and outputs are nested in containers could not be followed, and no
+# Without these modules, models whose inputs and outputs are nested in containers could not be followed, and no
 # operation could be watched. Their names are public in all but the path.
 from torch.utils._python_dispatch import TorchDispatchMode as TorchDispatchMode
 from torch.utils._pytree import TreeSpec as TreeSpec
@@ -21,11 +22,12 @@ from torch.utils._pytree import keystr as keystr
 from torch.utils._pytree import tree_flatten as tree_flatten
 from torch.utils._pytree import tree_flatten_with_path as tree_flatten_with_path
 from torch.utils._pytree import tree_leaves as tree_leaves
+from torch.utils._pytree import tree_map as tree_map
 from torch.utils._pytree import tree_unflatten as tree_unflatten
 
 
 def recomputing() -> bool:
-    """Whether this forward pass runs inside a backward pass, as an activation checkpoint's does.
+    """True if this forward pass runs inside a backward pass, as an activation checkpoint's does.
 
     Without `torch._C._current_graph_task_id`, checkpoints would move the running statistics twice.
     """
@@ -33,7 +35,7 @@ def recomputing() -> bool:
 
 
 def transformed() -> bool:
-    """Whether a transform is active that differentiates or vectorises plain torch operations only.
+    """True if a transform is active that differentiates or vectorises plain torch operations only.
 
     Without `torch._C._are_functorch_transforms_active` and `forward_ad._current_level`, vmap, torch.func and
     forward-mode derivatives would meet operators that have no rule for them.
@@ -42,7 +44,7 @@ def transformed() -> bool:
 
 
 def unwatched() -> bool:
-    """Whether no compiler, tracer, transform or dispatch mode follows the operations: their results alone count.
+    """True if no compiler, tracer, transform or dispatch mode follows the operations: only their results count.
 
     Without `torch._C._is_tracing` and the names of `transformed` and `dispatch_mode_active`, traces would miss standard
     operators, and fake tensors would be asked for values.
@@ -57,7 +59,7 @@ def unwatched() -> bool:
 
 
 def dispatch_mode_active() -> bool:
-    """Whether a TorchDispatchMode watches: a fake tensor mode, say, whose tensors have no values to read.
+    """True under a TorchDispatchMode: a fake tensor mode, say, whose tensors have no values to read.
 
     Without `torch._C._len_torch_dispatch_stack`, checks of values would fail under such modes.
     """
@@ -84,7 +86,7 @@ def constant_to_compilers(function: Callable[[], bool]) -> Callable[[], bool]:
 
 
 def version(tensor: Tensor) -> int:
-    """How often the tensor's memory was written in place; views and detached tensors count with it.
+    """The number of writes in place to the tensor's memory; views and detached tensors count with it.
 
     Without `Tensor._version`, a saved tensor that was changed before the backward pass would go unnoticed under
     `bn.recompute`.
@@ -133,7 +135,7 @@ def function_mode_on_top() -> Any:
 
 
 def in_checkpoint() -> bool:
-    """Whether an activation checkpoint sees the tensors that are saved now; it counts them.
+    """True if an activation checkpoint sees the tensors that are saved now; it counts them.
 
     Without `torch.utils.checkpoint` as the module of the checkpoint's pack hook, `bn.recompute` around a forward pass
     within a checkpoint would end in the checkpoint's error.
@@ -190,7 +192,7 @@ def post_accumulate_hooks(leaf: Tensor) -> dict[int, Any]:
 
 
 def has_communication_hook(model: DistributedDataParallel) -> bool:
-    """Whether a hook reduces the gradients of `model` in its own way.
+    """True if a hook reduces the gradients of `model` in its own way.
 
     Without `_comm_hooks`, `bn.big_batch` would take the mean in spite of it.
     """
@@ -207,9 +209,26 @@ def broadcast_buffers(model: DistributedDataParallel) -> None:
 
 
 def owners_of_storage(t: Tensor) -> int:
-    """How many tensors share the memory of `t`, itself among them.
+    """The number of tensors that share the memory of `t`, itself among them.
 
     Without `torch._C._storage_Use_Count`, `bn.big_batch(offload=)` could not tell a tensor from one with views.
     """
     storage = t.untyped_storage()  # one owner more
     return torch._C._storage_Use_Count(storage._cdata) - 1
+
+
+def fuser_methods() -> dict[Any, Any]:
+    """The table of torch.ao.quantization: classes of layers in a row → the function that merges them.
+
+    Without `_DEFAULT_OP_LIST_TO_FUSER_METHOD`, `fuse_modules` would refuse a convolution and a batch norm of ours.
+    """
+    return fuser_method_mappings._DEFAULT_OP_LIST_TO_FUSER_METHOD
+
+
+def keep_in_copies(graph: fx.GraphModule, name: str, value: Any) -> None:
+    """Set an attribute of a graph that `copy.deepcopy` of the graph keeps as well.
+
+    Without `_USER_PRESERVED_ATTRIBUTES_KEY`, a copy of a folded model would have no report.
+    """
+    setattr(graph, name, value)
+    graph.meta.setdefault(fx.graph_module._USER_PRESERVED_ATTRIBUTES_KEY, {})[name] = value

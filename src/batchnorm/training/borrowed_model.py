@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.layers import BatchNorm
-from batchnorm.tools.convert import convert, counterpart, revert
+from batchnorm.tools import registry
+from batchnorm.tools.convert import convert, revert
 
 
 @contextmanager
@@ -29,7 +30,7 @@ def borrowed(model: nn.Module) -> Iterator[None]:
             stack.enter_context(torch.compiler.set_stance("force_eager"))
         try:
             for name, layer in model.named_modules():
-                if counterpart(layer) is not None:
+                if registry.knows(layer):
                     lent.append(layer)
                     convert(layer)
                 if isinstance(layer, BatchNorm):
@@ -58,7 +59,7 @@ def _refuse_strangers(model: nn.Module) -> None:
     strangers = [
         f"{name or '(the model itself)'} ({type(layer).__name__})"
         for name, layer in model.named_modules()
-        if isinstance(layer, _BatchNorm) and not isinstance(layer, BatchNorm) and counterpart(layer) is None
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, BatchNorm) and not registry.knows(layer)
         and (layer.training or layer.running_mean is None)
     ]  # fmt: skip
     if strangers:
