@@ -19,7 +19,7 @@ PARAMETERS = {
     "Darknet-53": 41_609_928,
     "DenseNet-121": 7_978_856,
     "ResNet-50": 25_557_032,
-    "ResNet-50 with SiLU": 25_557_032,
+    "ResNet-50 SiLU": 25_557_032,
 }
 every_network = pytest.mark.parametrize("name", MEMORY_NETWORKS)
 
