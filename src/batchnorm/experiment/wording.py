@@ -116,8 +116,8 @@ WORDING = {
         "of score lost",
         "Effect: score lost from the sweep's batches to the smallest ones, with batch norm minus without, seed by "
         "seed; a network that gains without batch norm counts as losing nothing. Each arm's own best learning rate is "
-        "scaled by the square root of the batch size. Not measured unless the network without batch norm gets with small "
-        "batches 80 % of the way from chance to its best score: then the runs are long enough.",
+        "scaled by the square root of the batch size. Not measured unless the network without batch norm gets with "
+        "small batches 80 % of the way from chance to its best score: then the runs are long enough.",
         "Final validation score at each batch size: median over seeds, lines from lowest to highest.",
     ),
 }
