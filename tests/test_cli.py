@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from batchnorm import cli
-from batchnorm.benchmark import comparison
+from batchnorm.benchmark import big_batch_steps, comparison
 from batchnorm.benchmark.cases import LAYOUTS, Case
 from batchnorm.benchmark.targets import PAIRS, TARGETS
 from batchnorm.layers import BatchNorm
@@ -193,6 +193,7 @@ BENCH = ("bench", "--quick", "--no-compile", "--no-networks", "--seconds", "0")
         (("bench", "--layout", "rows"), "--layout rows: expected one of contiguous, channels_last, both"),
         (("bench", "--block", "plain", "--block", "tanh"), "--block tanh: expected one of plain, relu, add-relu"),
         (("bench", "--targets", "--block", "relu"), "--targets chooses dtypes, layouts and blocks itself"),
+        (("bench", "--big-batch", "--dtype", "float32"), "--big-batch measures networks: leave out --targets, --dtype"),
     ],
 )
 def test_wrong_options_are_one_line_and_status_2(
@@ -274,3 +275,24 @@ def test_bench_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"batchnorm {version('batchnorm')}\n"
+
+
+def test_bench_big_batch(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+
+    def measured(seconds: float, quick: bool, progress: object) -> dict[str, Any]:
+        asked.append((seconds, quick))
+        empty = {"exact": [], "times": [], "memory": [], "notes": [], "environment": {}}
+        sizes = {"exact": [12, 5, 64], "timed": [64, 16, 64], "micro_batch": 8, "pixels": 96}
+        load = {"before": 0.0, "after": 0.0, "others": 0.0}
+        return empty | {"settings": sizes, "load": load, "interrupted": len(asked) == 2}
+
+    monkeypatch.setattr(big_batch_steps, "measure", measured)
+    assert call(monkeypatch, "bench", "--big-batch", "--quick", "--seconds", "1") == 0
+    assert "bench/report.json" in capsys.readouterr().out
+    assert call(monkeypatch, "bench", "--big-batch", "--json") == 130
+    assert json.loads(capsys.readouterr().out) == json.loads((folder / "bench" / "report.json").read_text("utf-8"))
+    assert asked == [(1.0, True), (2.0, False)]
+    (folder / "taken").touch()
+    assert call(monkeypatch, "bench", "--big-batch", "--output", "taken") == 2
+    assert "cannot write to taken" in capsys.readouterr().err

@@ -367,11 +367,11 @@ def test_fuse_conv_bn_eval():
 
 
 def test_convert_sync_batchnorm_of_torchs():
-    """torch's own converter takes ours as it takes its own, state and all."""
+    """torch's own converter takes ours, state and all: it gives our layer of torch's class."""
     model = nn.Sequential(bn.BatchNorm2d(4, momentum=0.3))
     model(drifting(5, 4, 3, 3))
     sync = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(model))
-    assert type(sync[0]) is nn.SyncBatchNorm
+    assert type(sync[0]) is bn.SyncBatchNorm
     assert sync[0].momentum == 0.3
     assert_same_state(model[0], sync[0])
 

@@ -7,18 +7,24 @@ from batchnorm.core.rules import Renorm
 from batchnorm.doctor import diagnose, watch
 from batchnorm.experiment import study
 from batchnorm.functional import batch_norm
+from batchnorm.integrations import torch_tools
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from batchnorm.tools.adapt import adapt
 from batchnorm.tools.calibrate import calibrate
 from batchnorm.tools.conventions import from_flax, from_keras, parameter_groups
-from batchnorm.tools.convert import convert, register, revert
+from batchnorm.tools.convert import convert, revert
 from batchnorm.tools.fold import fold
 from batchnorm.tools.merge import merge
+from batchnorm.tools.registry import register
 from batchnorm.tools.standardize import Standardize
 from batchnorm.training.accumulate import accumulate
+from batchnorm.training.big_batch import big_batch
 from batchnorm.training.domain import domain
 from batchnorm.training.freeze import freeze, unfreeze
 from batchnorm.training.paused import paused
+from batchnorm.training.recompute import recompute
+
+torch_tools.inform()
 
 __all__ = [
     "BatchNorm",
@@ -33,6 +39,7 @@ __all__ = [
     "adapt",
     "backend",
     "batch_norm",
+    "big_batch",
     "calibrate",
     "convert",
     "diagnose",
@@ -45,6 +52,7 @@ __all__ = [
     "merge",
     "parameter_groups",
     "paused",
+    "recompute",
     "register",
     "revert",
     "study",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from enum import StrEnum
 from pathlib import Path
@@ -193,11 +193,20 @@ def bench(
     seconds: Annotated[float, typer.Option(min=0, help="For each case.")] = 2.0,
     networks: Annotated[bool, typer.Option(help="Whole training steps, and the memory that they keep.")] = True,
     compile: Annotated[bool, typer.Option(help="Against torch.compile as well, except with --targets.")] = True,
+    big_batch: Annotated[
+        bool, typer.Option("--big-batch", help="bn.big_batch beside one big batch, and nothing else.")
+    ] = False,
     output: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("bench"),
     json: Annotated[bool, typer.Option("--json", help="Print the JSON, and nothing else, to stdout.")] = False,
     quick: Annotated[
         bool, typer.Option("--quick", help="Small inputs, to see that it works; no times to quote.")
     ] = False,
+    recompute: Annotated[
+        bool, typer.Option("--recompute", help="Memory and time of whole steps under recompute, and nothing else.")
+    ] = False,
+    device: Annotated[
+        str, typer.Option(help="cpu; or cuda or xpu, where cases and networks are chosen for it.")
+    ] = "cpu",
 ) -> None:
     """Compares the speed with torch's on this machine. Judges the results first, then takes the times in turns."""
     import torch
@@ -208,6 +217,18 @@ def bench(
     from batchnorm.benchmark.targets import PAIRS
     from batchnorm.experiment.data import InputError
 
+    if big_batch:
+        if targets or dtype or block or layout != "both":
+            raise InputError("--big-batch measures networks: leave out --targets, --dtype, --layout and --block")
+        _big_batch(threads, seconds, quick, output, json)
+        return
+    if device != "cpu":
+        if targets or recompute or big_batch or dtype or block or layout != "both":
+            raise InputError(
+                f"--device {device} chooses cases itself: leave out all but --quick, --no-networks, --output and --json"
+            )
+        _on_accelerator(device, networks, threads, seconds, quick, output, json)
+        return
     for name in dtype or []:
         _one_of("--dtype", name, DTYPES)
     _one_of("--layout", layout, (*LAYOUTS, "both"))
@@ -215,6 +236,11 @@ def bench(
         _one_of("--block", name, BLOCKS)
     if targets and (dtype or block or layout != "both"):
         raise InputError("--targets chooses dtypes, layouts and blocks itself: leave out --dtype, --layout and --block")
+    if recompute:
+        if targets or dtype or block or layout != "both":
+            raise InputError("--recompute chooses networks itself: leave out --targets, --dtype, --layout and --block")
+        _memory_of_steps(threads, seconds, quick, output, json)
+        return
     pairs = PAIRS if targets else [(d, b) for d in dtype or ["float32"] for b in block or ["plain"]]
     layouts = LAYOUTS if layout == "both" else (layout,)
     chosen = Settings(tuple(pairs), layouts, seconds, quick, networks, compile and not targets, targets)
@@ -226,6 +252,75 @@ def bench(
         print(f"batchnorm: {error}", file=sys.stderr)
         raise typer.Exit(1) from None
     _deliver_comparison(result, output, json)
+    if result["interrupted"]:
+        raise typer.Exit(INTERRUPTED)
+
+
+def _on_accelerator(device: str, networks: bool, *settings: Any) -> None:
+    import torch
+
+    from batchnorm.benchmark.accelerator_steps import compare
+    from batchnorm.experiment.data import InputError
+    from batchnorm.report.accelerator_table import show
+
+    _one_of("--device", device, ("cpu", "cuda", "xpu"))
+    module = torch.get_device_module(device)
+    if not module.is_available():
+        raise InputError(f"--device {device}: torch {torch.__version__} finds none here; run it where there is one")
+    current = torch.device(device, module.current_device())
+    _deliver_steps(
+        lambda seconds, quick, progress: compare(current, quick, networks, progress), show, *settings
+    )  # fmt: skip
+
+
+def _memory_of_steps(*settings: Any) -> None:
+    from batchnorm.benchmark.memory_of_steps import measure
+    from batchnorm.report.recompute_table import show
+
+    _deliver_steps(measure, show, *settings)
+
+
+def _big_batch(*settings: Any) -> None:
+    from batchnorm.benchmark.big_batch_steps import measure
+    from batchnorm.report.big_batch_table import show
+
+    _deliver_steps(measure, show, *settings)
+
+
+def _deliver_steps(
+    measure: Callable[..., dict[str, Any]],
+    show: Callable[..., None],
+    threads: int | None,
+    seconds: float,
+    quick: bool,
+    output: Path,
+    json: bool,
+) -> None:
+    from json import dumps
+
+    import torch
+
+    from batchnorm.benchmark.agreement import DisagreementError
+    from batchnorm.experiment.data import InputError
+
+    torch.set_num_threads(threads or torch.get_num_threads())
+    try:
+        with _progress(_console(stderr=True)) as progress:
+            result = measure(seconds, quick, progress)
+    except DisagreementError as error:
+        print(f"batchnorm: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    text, saved = dumps(result, allow_nan=False), output / "report.json"
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        saved.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"cannot write to {output}: {error.strerror}") from error
+    if json:
+        print(text)
+    else:
+        show(result, _console())
+        print(saved)
     if result["interrupted"]:
         raise typer.Exit(INTERRUPTED)
 

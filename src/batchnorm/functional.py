@@ -1,17 +1,20 @@
 """Batch normalization as a function: validate, decide, call."""
 
-from typing import Any, Literal, NamedTuple
+from functools import partial
+from typing import Any, Literal, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from batchnorm import backends
-from batchnorm.backends import aten, native, reference
-from batchnorm.core import channel_math, composition, ops, population, sharing
+from batchnorm.backends import aten, native, reference, triton
+from batchnorm.backends.triton import table
+from batchnorm.core import channel_math, composition, device_ops, ops, population, recipes, sharing
 from batchnorm.core.channel_math import Details, Standard
 from batchnorm.core.composition import NO_ANCHOR, Anchor, Composed, Decisions
 from batchnorm.core.moments import Moments, values_per_channel, weights_of
 from batchnorm.core.rules import NonFinite, Renorm, Rules, Single
+from batchnorm.core.sharing import MicroBatches
 from batchnorm.core.torch_internals import constant_to_compilers, transformed, unwatched
 from batchnorm.core.validation import Call, validate
 
@@ -100,7 +103,7 @@ def batch_norm(
         call, None if renorm is None else renorm.limits(None), moving, sharing.resolve(process_group), "batch_norm"
     )
     if not return_stats:
-        if batch is not None and running_mean is not None and running_var is not None:
+        if batch is not None and sharing.remembers() and running_mean is not None and running_var is not None:
             population.move(running_mean, running_var, None, batch, momentum, nonfinite)
         return output
     if batch is None or running_mean is None or running_var is None:
@@ -110,6 +113,7 @@ def batch_norm(
 
 
 Route = Literal["operators", "aten", "open"]
+INTERPRETED_ALONE = "the CPU has its native kernels; BATCHNORM_NATIVE=0 switches them off"
 
 
 def normalized(
@@ -121,25 +125,35 @@ def normalized(
     in errors.
     """
     plain = call.mask is None and call.lengths is None and (not call.by_batch or (group is None and call.rules.plain))
+    moves_here = moving is not None or call.mean is None
+    if plain and call.by_batch and moves_here and _as_torchs_layers():
+        _validate(call, group)
+        mean, var, batches, _, momentum = moving or (None, None, None, None, None)
+        y = aten.moving(
+            call.input, call.residual, call.weight, call.bias, mean, var, batches, momentum, call.eps,
+            call.rules.activation,
+        )  # fmt: skip
+        return y, None
     if plain and is_everyday(call.input):
+        if call.residual is not None:  # the operator would take one of whole numbers, or of booleans
+            _validate(call, group)
         try:  # nearly every call: the operator does its own checks
             return _by_operator(call, moving)
         except Exception:
             _validate(call, group)  # finds the words; an input that is right, but not for the operator, goes on below
             if call.input.numel() > 0 and not (call.by_batch and values_per_channel(call.input) == 1):
                 raise
-    route = _route(call.input)
+    route = _route(call.input, _kind(call, plain))
     _validate(call, group)
     mask = weights_of(call.input, call.mask, call.lengths)
     if not call.by_batch:
         return _by_population(call, mask, route), None
+    if isinstance(group, MicroBatches):
+        return _of_micro_batch(call, mask, limits, group, label, route)
     virtual = call.rules.virtual_batch_size or 0
-    virtual = virtual if virtual < call.input.shape[0] else 0
+    virtual = virtual if virtual and virtual < call.input.shape[0] else 0
     if virtual and group is not None:
-        raise ValueError(
-            "virtual_batch_size and process_group exclude one another: the first makes the group that shares "
-            "statistics smaller than the batch, the second larger. Choose one"
-        )
+        _exclude_one_another()
     if mask is None and not virtual and group is None and call.rules.renorm is None:
         if call.input.numel() == 0:
             return _of_nothing(call), _no_moments(call.input, 0)
@@ -147,13 +161,50 @@ def normalized(
             return _by_population(call, None, route), _no_moments(call.input, 1)
         return _by_batch(call, moving, route)
     return _composed(call, mask, Decisions(
-        call.eps, call.rules.activation, virtual, group, label, call.rules.single == "population"
+        call.eps, call.rules.activation, virtual, group, label, call.rules.single == "population",
+        call.rules.recompute,
     ), limits, route)  # fmt: skip
 
 
+def _of_micro_batch(
+    call: Call, mask: Tensor | None, limits: Limits | None, group: MicroBatches, label: str, route: Route
+) -> tuple[Tensor, Moments]:
+    """As one part of a big batch, whose moments are returned. Virtual batches lie within a micro-batch each."""
+    rules, rows = call.rules, call.input.shape[0]
+    size = rules.virtual_batch_size or 0
+    decisions = Decisions(call.eps, rules.activation, 0, group, label, rules.single == "population", rules.recompute)
+    if not size or not group.exchange.split(rows, size, label):
+        return _composed(call, mask, decisions, limits, route)
+    if group.ranks is not None:
+        _exclude_one_another()
+    validate(call, shared=False)
+    decisions = decisions._replace(group=None, virtual_batch_size=size if size < rows else 0)
+    output, own = _composed(call, mask, decisions, limits, route)
+    with torch.no_grad():
+        own = Moments(own.count, own.mean.unsqueeze(0), own.m2.unsqueeze(0))
+        return output, group.exchange.pooled(own, None, label).channels()
+
+
 def is_everyday(x: Tensor) -> bool:
-    """Whether the native operator can be called on `x` at once: it does its own checks, and nobody follows the call."""
+    """True if the native operator can be called on `x` at once: it does its own checks, and nobody follows the call."""
     return unwatched() and type(x) is Tensor and x.is_cpu and backends.forced() is None and _has_native()
+
+
+def _exclude_one_another() -> NoReturn:
+    raise ValueError(
+        "virtual_batch_size and process_group exclude one another: the first makes the group that shares "
+        "statistics smaller than the batch, the second larger. Choose one"
+    )
+
+
+def _as_torchs_layers() -> bool:
+    """True if a trace or an exported graph is to hold torch's own operator in training as well."""
+    return torch.jit.is_tracing() or (torch.compiler.is_exporting() and _aten_is_forced())
+
+
+@constant_to_compilers
+def _aten_is_forced() -> bool:
+    return backends.forced() == "aten"
 
 
 def _validate(call: Call, group: Any) -> None:
@@ -161,7 +212,14 @@ def _validate(call: Call, group: Any) -> None:
         validate(call, shared=group is not None)
 
 
-def _route(x: Tensor) -> Route:
+def _kind(call: Call, plain: bool) -> table.Kind:
+    """The kind of a call, as the device table names it."""
+    if not plain:
+        return "composed"
+    return "plain" if call.residual is None and call.rules.activation is None else "fused"
+
+
+def _route(x: Tensor, kind: table.Kind = "plain") -> Route:
     """The way for `x`: our operators, torch's, or the reference in the open, for transforms and compilers."""
     compiling = torch.compiler.is_compiling()
     asked = None if compiling else backends.forced()
@@ -170,9 +228,17 @@ def _route(x: Tensor) -> Route:
     if asked is None:
         if x.is_cpu:
             return "operators" if _has_native() else "aten"
-        return "open" if compiling else "aten"
+        if not compiling and table.prefers(x, kind):
+            asked = "triton"
+        else:
+            return "open" if compiling else "aten"
     if asked == "reference":
         return "open"
+    if asked == "triton":
+        if reason := triton.reason_against(x) or (x.is_cpu and _has_native() and INTERPRETED_ALONE):
+            _cannot_serve(x, "triton", reason)
+        device_ops.register(x.device.type)
+        return "operators"
     if asked == "native" and not (x.is_cpu and _has_native()):
         _cannot_serve(x, "native", "it runs on CPU tensors, with a C++ compiler")
     return "operators" if asked == "native" else "aten"
@@ -184,7 +250,7 @@ def _has_native() -> bool:
 
 
 def _is_distributed(x: Tensor) -> bool:
-    """Whether `x` is a DTensor: plain operations shard as torch knows how to, and share their statistics."""
+    """True for a DTensor: torch shards plain operations itself, and so their statistics are shared."""
     return hasattr(x, "placements")
 
 
@@ -202,26 +268,21 @@ def _by_operator(call: Call, moving: Moving | None) -> tuple[Tensor, Moments | N
     rules = call.rules
     if (call.mean is None) is not (call.var is None):
         raise ValueError("one running statistic without the other")
+    given: tuple[Any, ...] = (None,) * 7  # the population to normalise by, or the one to move
     if not call.by_batch:
-        mean, var = _population(call)
-        y, _ = ops.forward(
-            x, call.residual, call.weight, call.bias, mean, var, None, None, None, None, None, call.eps,
-            rules.activation, False,
-        )  # fmt: skip
+        given = *_population(call), *(None,) * 5
+    elif moving is not None:
+        given = None, None, *moving
+    skips = moving is not None and rules.nonfinite == "skip"
+    inputs = x, call.residual, call.weight, call.bias
+    y, statistics = ops.forward(*inputs, *given, call.eps, rules.activation, skips)
+    if not torch.compiler.is_compiling() and rules.recompute:
+        recipes.plain(y, *inputs, statistics, rules.activation)
+    if not call.by_batch or moving is not None:
         return y, None
-    if moving is None:
-        y, statistics = ops.forward(
-            x, call.residual, call.weight, call.bias, None, None, None, None, None, None, None, call.eps,
-            rules.activation, False,
-        )  # fmt: skip
-        count = values_per_channel(x)
-        mean, _, variance = statistics.unbind()
-        return y, Moments(count, mean, variance * count)
-    y, _ = ops.forward(
-        x, call.residual, call.weight, call.bias, None, None, moving.running_mean, moving.running_var, moving.batches,
-        moving.skipped, moving.momentum, call.eps, rules.activation, rules.nonfinite == "skip",
-    )  # fmt: skip
-    return y, None
+    count = values_per_channel(x)
+    mean, _, variance = statistics.unbind()
+    return y, Moments(count, mean, variance * count)
 
 
 def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, Moments | None]:
@@ -229,11 +290,11 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
         return _by_operator(call, moving)
     count = values_per_channel(call.input)
     if route == "aten":  # it takes any layout, and its result for a copy would be another
-        y, mean, var = aten.by_batch(
-            call.input, call.residual, call.weight, call.bias, call.eps, call.rules.activation
-        )  # fmt: skip
-        dtype = reference.statistics_dtype(call.input)
-        return y, Moments(count, mean.to(dtype), var.to(dtype) * (count - 1))
+        y, rest = _by_torch(call, moving, count)
+        if not torch.compiler.is_compiling() and call.rules.recompute:
+            inputs = call.input, call.residual, call.weight, call.bias
+            recipes.by_torch(y, partial(_again_by_batch, call.eps, call.rules.activation), *inputs)
+        return y, rest
     x, (residual,) = dense(call.input, call.residual)
     wide = reference.widen(x)  # once: autograd would round what each use of x passes back
     batch = Moments(*reference.moments(wide))
@@ -243,6 +304,33 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
     return y, Moments(count, batch.mean[0].detach(), batch.m2[0].detach())
 
 
+def _by_torch(call: Call, moving: Moving | None, count: int) -> tuple[Tensor, Moments | None]:
+    x, rules = call.input, call.rules
+    operands = x, call.residual, call.weight, call.bias
+    launches = not x.is_cpu or backends.forced() == "aten"  # a CPU launches nothing: float64 costs little there
+    if moving is None or not launches:
+        y, mean, var = aten.by_batch(*operands, call.eps, rules.activation)
+        dtype = reference.statistics_dtype(x)
+        return y, Moments(count, mean.to(dtype), var.to(dtype) * (count - 1))
+    running_mean, running_var, batches, skipped, momentum = moving
+    own_precision = running_mean.dtype is running_var.dtype is torch.promote_types(x.dtype, torch.float32)
+    if rules.nonfinite == "propagate" and momentum is not None and own_precision:  # torch's own rule
+        y = aten.moving_by_batch(*operands, running_mean, running_var, momentum, call.eps, rules.activation)
+        if batches is not None:
+            batches.add_(1)
+        return y, None
+    y, mean, var = aten.by_batch(*operands, call.eps, rules.activation)
+    population.move_in_place(
+        running_mean, running_var, batches, skipped, mean, var, momentum, rules.nonfinite == "skip"
+    )
+    return y, None
+
+
+def _again_by_batch(eps: float, activation: str | None, x: Tensor, *others: Any) -> Tensor:
+    residual, weight, bias = others
+    return aten.by_batch(x, residual, weight, bias, eps, activation)[0]
+
+
 def _composed(
     call: Call, mask: Tensor | None, decisions: Decisions, limits: Limits | None, route: Route
 ) -> tuple[Tensor, Moments]:
@@ -250,7 +338,7 @@ def _composed(
     towards: Anchor | None = None
     if limits is not None or decisions.single_by_population:
         towards = composition.anchor(*_population(call), call.eps, limits)
-    if not torch.compiler.is_compiling() and backends.forced() == "aten":
+    if (torch.compiler.is_exporting() or not torch.compiler.is_compiling()) and _aten_is_forced():
         _cannot_serve(x, "aten", "torch has no batch norm with masks, virtual batches, shared statistics or renorm")
     inputs = x, residual, call.weight, call.bias, mask
     if route == "open":
@@ -296,7 +384,7 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
         y, _ = _by_operator(call._replace(input=input, residual=residual, by_batch=False), None)
     else:
         if route == "aten":
-            y = aten.by_population(input, residual, call.weight, call.bias, mean, var, call.eps, activation)
+            y = _by_population_of_torch(call._replace(input=input, residual=residual), mean, var)
         else:
             x, (residual,) = dense(input, residual)
             constant = Standard.of_population(mean, var, call.eps)
@@ -304,6 +392,22 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
                 reference, x, call.weight, call.bias, constant, Details(residual, activation)
             )  # fmt: skip
     return y if mask is None else torch.where(mask > 0, y, 0)
+
+
+def _by_population_of_torch(call: Call, mean: Tensor, var: Tensor) -> Tensor:
+    inputs = call.input, call.residual, call.weight, call.bias
+    constants = call.eps, call.rules.activation
+    if recipes.of_thread.listener is None or not call.rules.recompute:
+        return aten.by_population(*inputs, mean, var, *constants)
+    mean, var = torch.stack((mean, var)).unbind()  # the population may move before the backward pass
+    y = aten.by_population(*inputs, mean, var, *constants)
+    recipes.by_torch(y, partial(_again_by_population, *constants), *inputs, mean, var)
+    return y
+
+
+def _again_by_population(eps: float, activation: str | None, x: Tensor, *others: Any) -> Tensor:
+    residual, weight, bias, mean, var = others
+    return aten.by_population(x, residual, weight, bias, mean, var, eps, activation)
 
 
 def _no_moments(x: Tensor, count: int) -> Moments:

@@ -4,17 +4,22 @@ import warnings
 from typing import Any, Literal, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.core import ops, population
+from batchnorm.core import ops, population, recipes, sharing
+from batchnorm.core.fx_leaf import as_leaf
 from batchnorm.core.moments import Moments
 from batchnorm.core.population import Bank, Window, unfit
+from batchnorm.core.recipes import of_thread
 from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
-from batchnorm.core.sharing import resolve
 from batchnorm.core.torch_internals import recomputing, transformed, unwatched
-from batchnorm.core.validation import Call
+from batchnorm.core.validation import Call, check_number, in_words
 from batchnorm.functional import Moving, dense, is_everyday, normalized
+
+# The counter in the state of a frozen layer is an int32, of shape (1,) if γ and β are frozen as well: files of tensors
+# alone keep both, and torch's layers load both.
+DIMENSIONS_OF_FROZEN = {"statistics": 0, "all": 1}
 
 
 def _option(name: str) -> Any:
@@ -77,6 +82,7 @@ class BatchNorm(_BatchNorm):
     renorm: Renorm | None = _option("renorm")
     single: Single = _option("single")
     nonfinite: NonFinite = _option("nonfinite")
+    recompute: bool = _option("recompute")
     frozen: Literal[False, "statistics", "all"] = False  # `freeze`
     _paused: int = 0  # how many `bn.paused` are open
     _window: Window | None = None  # `bn.accumulate`
@@ -85,6 +91,7 @@ class BatchNorm(_BatchNorm):
     _skips_reported: int = 0
     _name: str | None = None  # in the model, as `convert` found it
     _fused: bool = False  # `convert` took what followed the layer into it
+    _theirs: tuple[str, str] | None = None  # module and name of the class that `convert` found, where it is not torch's
 
     def __init__(
         self,
@@ -99,6 +106,9 @@ class BatchNorm(_BatchNorm):
         bias: bool = True,
         **options: Any,
     ) -> None:
+        check_number("eps", eps)
+        if momentum is not None:
+            check_number("momentum", momentum)
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, bias=bias
         )
@@ -128,7 +138,7 @@ class BatchNorm(_BatchNorm):
 
     @property
     def skipped_batches(self) -> int:
-        """How many batches left a channel's running statistics alone because they were not finite."""
+        """The number of batches that left a channel's running statistics alone because they were not finite."""
         return int(self._skips)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -142,9 +152,20 @@ class BatchNorm(_BatchNorm):
         mask: Tensor | None = None,
         lengths: Tensor | None = None,
     ) -> Tensor:
-        self._check_input_dim(input)
-        if mask is None and lengths is None and (output := self._quickly(input, residual)) is not None:
-            return output
+        if type(input) is not Tensor and isinstance(input, fx.Proxy):
+            return as_leaf(self, BatchNorm.forward, input, residual, mask, lengths)
+        try:
+            self._check_input_dim(input)
+            if mask is None and lengths is None and (output := self._quickly(input, residual)) is not None:
+                return output
+            return self._in_full(input, residual, mask, lengths)
+        except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+            if (clearer := in_words(error, input, self._name and self.label())) is None:
+                raise
+            raise clearer from error
+
+    def _in_full(self, input: Tensor, residual: Tensor | None, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
+        """The output of any call, by way of `functional`."""
         bank: Any = self if self._domain is None else self.banks[self._domain]
         training, rules = self.training, self.rules
         # In training, running statistics that are not tracked are neither read nor written.
@@ -155,13 +176,14 @@ class BatchNorm(_BatchNorm):
         limits, group, label, moving = None, None, "", None
         if by_batch:
             limits = rules.renorm.limits(bank.num_batches_tracked) if rules.renorm else None
-            if (group := resolve(self._group())) is not None:
+            if (group := sharing.resolve(self._group())) is not None:
                 label = self._label()
         learns = training and by_batch and mean is not None and not self._paused and not recomputing()
+        learns = learns and sharing.remembers()
         if learns and self._window is None and rules.nonfinite != "raise":
             assert mean is not None
             assert var is not None
-            moving = Moving(mean, var, bank.num_batches_tracked, self._skip_counter(), self.momentum)
+            moving = Moving(mean, var, bank.num_batches_tracked, self._skip_counter(mean.device), self.momentum)
         call = Call(
             input, residual, mask, lengths, affine.weight, affine.bias, mean, var, by_batch, self.eps, rules
         )  # fmt: skip
@@ -169,7 +191,7 @@ class BatchNorm(_BatchNorm):
         if batch is not None:
             if learns:
                 self._remember(bank, batch)
-        elif learns and unwatched() and int(self._skips) != self._skips_reported:
+        elif learns and unwatched() and self._may_ask() and int(self._skips) != self._skips_reported:
             self._report_skip(unfit(Moments.of(input.detach()), bank.running_var.dtype))
         return output
 
@@ -181,10 +203,12 @@ class BatchNorm(_BatchNorm):
         rules = self.rules
         if not (rules.everyday and self._alone and self._window is None and self._domain is None):
             return None
-        if not is_everyday(input):
+        if not is_everyday(input) or sharing.open_exchanges:
             return None
         held, batches, skips, momentum = self._parameters, None, self._skips, self.momentum
         try:  # nn.Module's __getattr__ costs a microsecond a name
+            if residual is not None and not residual.is_floating_point():
+                return None
             weight, bias = held["weight"], held["bias"]
             mean, var = self._buffers["running_mean"], self._buffers["running_var"]
             x = input if input.is_contiguous() else dense(input)[0]
@@ -193,20 +217,25 @@ class BatchNorm(_BatchNorm):
                     mean = var = None
                 else:
                     batches = self._buffers["num_batches_tracked"]
-                output, _ = ops.forward(
+                output, statistics = ops.forward(
                     x, residual, weight, bias, None, None, mean, var, batches, skips, momentum, self.eps,
                     rules.activation, rules.nonfinite == "skip",
                 )  # fmt: skip
                 if mean is not None and int(skips) != self._skips_reported:
                     self._report_skip(unfit(Moments.of(input.detach()), mean.dtype))
-                return output
-            if mean is None:
+            elif mean is None:
                 return None
-            return ops.forward(
-                x, residual, weight, bias, mean, var, None, None, None, None, None, self.eps, rules.activation, False
-            )[0]
-        except (KeyError, RuntimeError, TypeError):  # parametrised or pruned layers; what the operator refuses
+            else:
+                output, statistics = ops.forward(
+                    x, residual, weight, bias, mean, var, None, None, None, None, None, self.eps, rules.activation,
+                    False,
+                )  # fmt: skip
+        except (AttributeError, KeyError, RuntimeError, TypeError):
+            # parametrised or pruned layers; what the operator refuses
             return None
+        if of_thread.listener is not None and rules.recompute:
+            recipes.plain(output, x, residual, weight, bias, statistics, rules.activation)
+        return output
 
     # whether the layer shares its statistics with no rank unless told to
     _alone = True
@@ -214,9 +243,14 @@ class BatchNorm(_BatchNorm):
     def _group(self) -> Any:
         return self.rules.process_group
 
+    def label(self) -> str:
+        """The name of the layer in errors: its path in the model if `convert` saw it there."""
+        kind = f"{type(self).__name__}({self.num_features})"
+        return f"{self._name}: {kind}" if self._name else kind
+
     def _label(self) -> str:
-        """What errors call this layer and step; on an accelerator the step is not asked for."""
-        name = self._name or f"{type(self).__name__}({self.num_features})"
+        """The layer and the step in errors; on an accelerator the step is not asked for."""
+        name = self.label()
         batches = self.num_batches_tracked
         if batches is None or batches.device.type != "cpu" or torch.compiler.is_compiling():
             return name
@@ -242,13 +276,17 @@ class BatchNorm(_BatchNorm):
         if window is not None and (batch := window.drain()) is not None:
             self._remember(self if self._domain is None else self.banks[self._domain], batch)
 
-    def _skip_counter(self) -> Tensor | None:
-        """The counter of skipped batches as the operators add to it, on the CPU; layers that torch made have none."""
-        if not isinstance(self._skips, Tensor):
+    def _skip_counter(self, device: torch.device) -> Tensor | None:
+        """The counter of skipped batches, which the operators add to; layers that torch made have none."""
+        if not isinstance(self._skips, Tensor) or device.type == "meta":
             return None
-        if not self._skips.is_cpu:  # the layer was on another device
-            self._skips = self._skips.cpu()
+        if self._skips.device != device:  # the layer was on another device
+            self._skips = self._skips.to(device)
         return self._skips
+
+    def _may_ask(self) -> bool:
+        """True if the counter can be read without waiting for a device."""
+        return not isinstance(self._skips, Tensor) or self._skips.is_cpu
 
     def _count_skip(self, channels: Tensor) -> None:
         """Count without waiting for the device. On CPU the first skip is reported, since asking costs nothing there."""
@@ -296,6 +334,10 @@ class BatchNorm(_BatchNorm):
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
+        counter = f"{prefix}num_batches_tracked"
+        if self.frozen and counter in destination and not keep_vars:
+            shape = (1,) * DIMENSIONS_OF_FROZEN[self.frozen]
+            destination[counter] = destination[counter].to(torch.int32).reshape(shape)
         if self.frozen and hasattr(destination, "_metadata"):  # beside the tensors, where torch's layers look past it
             destination._metadata[prefix[:-1]]["frozen"] = self.frozen
 
@@ -303,8 +345,12 @@ class BatchNorm(_BatchNorm):
         banks, own = f"{prefix}banks.", ".running_mean"
         for name in [k[len(banks) : -len(own)] for k in state_dict if k.startswith(banks) and k.endswith(own)]:
             self.add_bank(name, affine=f"{banks}{name}.weight" in state_dict)
+        frozen = local_metadata.get("frozen")
+        if (counter := state_dict.get(f"{prefix}num_batches_tracked")) is not None and counter.dtype is torch.int32:
+            frozen = frozen or next(f for f, dimensions in DIMENSIONS_OF_FROZEN.items() if counter.dim() == dimensions)
+            state_dict[f"{prefix}num_batches_tracked"] = counter.to(torch.int64).reshape(())
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
-        if frozen := local_metadata.get("frozen"):
+        if frozen:
             self.freeze(affine=frozen == "all")
 
     def extra_repr(self) -> str:

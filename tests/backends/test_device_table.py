@@ -58,7 +58,7 @@ def test_what_was_asked_for_never_falls_back_in_silence():
     if not NATIVE:
         with bn.backend("native"), pytest.raises(RuntimeError, match=r"cannot serve.*compiler"):
             bn.BatchNorm2d(4)(drifting(5, 4, 3, 3))
-    with pytest.raises(ValueError, match="unknown backend 'gpu'; there are 'native', 'aten', 'reference'"):
+    with pytest.raises(ValueError, match="unknown backend 'gpu'; there are 'native', 'triton', 'aten', 'reference'"):
         bn.backend("gpu").__enter__()
 
 

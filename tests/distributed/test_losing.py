@@ -34,7 +34,9 @@ def test_every_survivor_is_told(folder: Path, scene: str) -> None:
     ranks, survivors = SURVIVORS[scene]
     for rank in range(survivors):
         seen = json.loads((folder / f"{scene}, {rank}.json").read_text())
-        assert re.match(rf"SharingError: 4, step 2: rank {rank} of {ranks} could not exchange", seen["said"]), seen
+        assert re.match(
+            rf"SharingError: 4: BatchNorm1d\(3\), step 2: rank {rank} of {ranks} could not exchange", seen["said"]
+        ), seen
         assert seen["waited"] < TIMEOUT + 2
         assert seen["moved"] == [True, scene == "dies in the backward pass"]
 
@@ -42,7 +44,7 @@ def test_every_survivor_is_told(folder: Path, scene: str) -> None:
 def test_who_raises_gets_its_own_error_and_who_wakes_up_is_told(folder: Path) -> None:
     assert json.loads((folder / "raises, 3.json").read_text())["said"].startswith("KeyError: 'something else")
     woken = json.loads((folder / "is stuck, 2.json").read_text())
-    assert woken["said"].startswith("SharingError: 4, step 2: rank 2 of 3")
+    assert woken["said"].startswith("SharingError: 4: BatchNorm1d(3), step 2: rank 2 of 3")
     assert woken["moved"] == [True, False]
 
 

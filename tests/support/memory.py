@@ -12,7 +12,7 @@ def model() -> nn.Sequential:
 
 def memory(m: nn.Module) -> dict[str, Tensor]:
     """Copies of the running statistics and counters, by key."""
-    return {k: v.clone() for k, v in m.state_dict().items() if "running" in k or "tracked" in k}
+    return {k: v.clone() for k, v in m.named_buffers() if "running" in k or "tracked" in k}
 
 
 def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:

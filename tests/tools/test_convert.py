@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import batchnorm as bn
-from batchnorm.tools import convert as room
+from batchnorm.tools import registry as room
 from tests.support.material import drifting
 
 THEIRS = {
@@ -172,7 +172,9 @@ class Louder(nn.BatchNorm2d):
 
 def test_subclasses_are_left_alone_and_named():
     net = nn.Sequential(nn.BatchNorm2d(4), nn.Sequential(Louder(4)), nn.InstanceNorm2d(4), nn.LayerNorm(4))
-    with pytest.warns(UserWarning, match=r"left as they are: 1\.0 \(Louder is a subclass of torch's.*register") as seen:
+    with pytest.warns(
+        UserWarning, match=r"left as they are: 1 × Louder \(1\.0\): a subclass of torch's.*register"
+    ) as seen:
         bn.convert(net)
     assert seen[0].filename == __file__
     assert [type(m) for m in net] == [bn.BatchNorm2d, nn.Sequential, nn.InstanceNorm2d, nn.LayerNorm]
@@ -194,7 +196,7 @@ def test_ours_are_not_converted_twice_and_subclasses_of_ours_stay():
 
 def test_lazy_layers_are_named_until_they_are_materialised():
     net = nn.Sequential(nn.LazyBatchNorm2d(), nn.ReLU())
-    with pytest.warns(UserWarning, match="0 .*not materialised: run a batch"):
+    with pytest.warns(UserWarning, match=r"1 × LazyBatchNorm2d \(0\): not materialised: run a batch"):
         bn.convert(net)
     assert type(net[0]) is nn.LazyBatchNorm2d
     net(drifting(5, 4, 3, 3))
@@ -216,6 +218,62 @@ def test_register():
     assert [type(m) for m in net] == [Ours, bn.BatchNorm2d]
     assert [type(m) for m in bn.revert(net)] == [Theirs, nn.BatchNorm2d]
     bn.register(Theirs, Ours)  # again is no error
+
+
+def test_what_is_left_is_said_once_by_class():
+    class Softer(Louder):
+        pass
+
+    net = nn.Sequential(*[Louder(4) for _ in range(7)], Softer(4))
+    with pytest.warns(UserWarning, match="left as they are") as seen:
+        bn.convert(net)
+    assert len(seen) == 1
+    said = str(seen[0].message)
+    assert "7 × Louder (0, 1, 2, 3, 4 and 2 more): " in said
+    assert "1 × Softer (7): " in said
+
+
+def test_a_class_is_no_model():
+    with pytest.raises(TypeError, match="the class Net: make one first"):
+        bn.convert(Net)
+    with pytest.raises(TypeError, match=r"expected a model, an nn\.Module, got 3"):
+        bn.convert(3)
+
+
+class Widened(nn.BatchNorm2d):
+    """A constructor of its own, and the same computation."""
+
+    def __init__(self, *, width):
+        super().__init__(width)
+
+
+@pytest.mark.parametrize("wrong", ["forward", "gradient", "statistics", "evaluation"])
+def test_register_refuses_what_computes_something_else(wrong):
+    class Theirs(nn.BatchNorm2d):
+        def forward(self, input):
+            if wrong == "statistics" and self.training:
+                self.running_mean += 1
+            y = super().forward(input)
+            if wrong == "forward" or (wrong == "evaluation" and not self.training):
+                return y * 1.001
+            return y.detach() + (y - y.detach()) * 2 if wrong == "gradient" else y
+
+    class Ours(bn.BatchNorm2d):
+        pass
+
+    with pytest.raises(ValueError, match=r"Ours does not compute what Theirs computes: the .* differs in"):
+        bn.register(Theirs, Ours)
+    assert Theirs not in room._ours
+
+
+def test_register_with_an_example():
+    class Ours(bn.BatchNorm2d):
+        pass
+
+    with pytest.raises(TypeError, match=r"Widened\(6\) makes no layer to compare .* pass register\(..., example="):
+        bn.register(Widened, Ours)
+    bn.register(Widened, Ours, example=Widened(width=3))
+    assert type(bn.convert(Widened(width=5))) is Ours
 
 
 @pytest.mark.parametrize(

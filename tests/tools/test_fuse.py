@@ -227,6 +227,48 @@ def test_a_sum_without_an_activation(forward: Any) -> None:
     assert is_rewritten(check(type("Mine", (Traced,), {"forward": forward})(), [None]))
 
 
+class ModuleInPlace:
+    """The activation's module is replaced: forward stays as it was written, whatever else it does."""
+
+    def dropout_by_mode(self, x: Tensor) -> Tensor:
+        return F.dropout(self.act(self.norm(x)), 0.5, self.training)
+
+    def something_is_left_behind(self, x: Tensor) -> Tensor:
+        self.depth += 1
+        return self.act(self.norm(x))
+
+    def a_list_is_filled(self, x: Tensor) -> Tensor:
+        y = self.act(self.norm(x))
+        self.seen.append(y.shape)
+        return y
+
+    def by_another_method(self, x: Tensor) -> Tensor:
+        return self.features(x)
+
+    def by_another_method_in_a_lambda(self, x: Tensor) -> Tensor:
+        return (lambda t: self.features(t))(x)
+
+    def a_type_decides(self, x: Tensor) -> Tensor:
+        return self.act(self.norm(x)) if isinstance(x, Tensor) else self.act(self.norm(x[0]))
+
+    def a_function_of_the_users(self, x: Tensor) -> Tensor:
+        return not_torchs(self.act(self.norm(x)))
+
+    def an_option_that_changes_nothing_here(self, x: Tensor, scale: Tensor | None = None) -> Tensor:
+        y = self.act(self.norm(x))
+        return y if scale is None else y * scale
+
+
+@forwards(ModuleInPlace)
+def test_an_activation_of_its_own_is_replaced(forward: Any) -> None:
+    cls = type("Mine", (Traced,), {"forward": forward, "features": features})
+    model = cls()
+    fused = check(model, ["silu"])
+    assert type(fused) is cls
+    assert isinstance(fused.act, Fused)
+    assert (fused.depth, fused.seen) == (0, []), "tracing leaves nothing behind"
+
+
 class Left:
     def output_used_twice(self, x: Tensor) -> Tensor:
         y = self.norm(x)
@@ -260,33 +302,15 @@ class Left:
     def the_mode_decides(self, x: Tensor) -> Tensor:
         return self.act(self.norm(x)) if self.training else self.norm(x)
 
-    def dropout_by_mode(self, x: Tensor) -> Tensor:
-        return F.dropout(self.act(self.norm(x)), 0.5, self.training)
-
     def a_type_decides(self, x: Tensor) -> Tensor:
-        return self.act(self.norm(x)) if isinstance(x, Tensor) else x
+        return self.act(self.norm(x)) if isinstance(x, Tensor) else self.norm(x[0])
 
-    def something_is_left_behind(self, x: Tensor) -> Tensor:
-        self.depth += 1
-        return self.act(self.norm(x))
-
-    def a_list_is_filled(self, x: Tensor) -> Tensor:
-        y = self.act(self.norm(x))
-        self.seen.append(y.shape)
-        return y
+    def an_option_decides(self, x: Tensor, raw: bool = False) -> Tensor:
+        return self.norm(x) if raw else self.act(self.norm(x))
 
     def an_optional_input(self, x: Tensor, skip: Tensor | None = None) -> Tensor:
         y = self.norm(x)
         return self.act(y if skip is None else y + skip)
-
-    def by_another_method(self, x: Tensor) -> Tensor:
-        return self.features(x)
-
-    def by_another_method_in_a_lambda(self, x: Tensor) -> Tensor:
-        return (lambda t: self.features(t))(x)
-
-    def a_function_of_the_users(self, x: Tensor) -> Tensor:
-        return not_torchs(self.act(self.norm(x)))
 
 
 @torch.fx.wrap

@@ -29,7 +29,7 @@ def test_a_window_is_one_batch_and_an_interrupted_one_is_forgotten():
             layer(micro)
             assert layer.num_batches_tracked == whole.num_batches_tracked + count // 2
     assert layer.num_batches_tracked == whole.num_batches_tracked + 3
-    with pytest.raises(ValueError, match="at least 1, got 0"), bn.accumulate(layer, 0):
+    with pytest.raises(ValueError, match="≥ 1, got 0"), bn.accumulate(layer, 0):
         pass
     with pytest.raises(ValueError, match="cannot be nested"), bn.accumulate(layer, 2), bn.accumulate(layer, 2):
         pass

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from safetensors import torch as safetensors
 from torch import nn
 
 import batchnorm as bn
@@ -40,3 +41,34 @@ def test_freeze_takes_torchs_layers_and_all_or_none():
     with pytest.raises(ValueError, match="no running statistics to normalise by"):
         bn.freeze(m)
     assert not any(layer.frozen for layer in m[1:])
+
+
+WAYS = {
+    "state_dict": lambda state, path: state,
+    "plain dict": lambda state, path: dict(state),
+    "torch.save": lambda state, path: (torch.save(dict(state), path), torch.load(path, weights_only=True))[1],
+    "safetensors": lambda state, path: (safetensors.save_file(dict(state), path), safetensors.load_file(path))[1],
+}
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("way", WAYS)
+def test_frozen_survives_every_way_of_keeping_a_state(way, affine, assign, tmp_path):
+    m = model()
+    for _ in range(3):
+        m(drifting(5, 3, 6, 6))
+    bn.freeze(m, affine=affine)
+    state = WAYS[way](m.state_dict(), tmp_path / "state")
+    again = model()
+    again.load_state_dict(state, assign=assign)
+    assert again[1].frozen == m[1].frozen
+    assert same(memory(again), memory(m))
+    assert (again[1].num_batches_tracked, again[1].num_batches_tracked.dtype) == (3, torch.int64)
+    theirs = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    theirs.load_state_dict(state)
+    assert theirs[1].num_batches_tracked == 3
+    assert bn.unfreeze(m).state_dict()["1.num_batches_tracked"].dtype is torch.int64
+    again = model()
+    again.load_state_dict(WAYS[way](m.state_dict(), tmp_path / "state"))
+    assert not again[1].frozen

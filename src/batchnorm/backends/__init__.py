@@ -1,7 +1,8 @@
 """The backends: what they offer, and how to force one.
 
 On CPU the native kernels serve every call. Without a compiler, and on other devices, torch's own operator (`aten`)
-serves the plain case and the reference the rest.
+serves the plain case and the reference the rest. Triton's kernels serve where they are asked for, and on cards on which
+a measurement speaks for them (`triton/table.py`).
 """
 
 from collections.abc import Iterator
@@ -69,16 +70,18 @@ class Primitives(Protocol):
         """a·g′ + b·(x − mean) + c, and g′ for the residual."""
 
 
-NAMES = ("native", "aten", "reference")
+NAMES = ("native", "triton", "aten", "reference")
 
 _forced: ContextVar[str | None] = ContextVar("batchnorm_backend", default=None)
 
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Have every batch norm in this context (of this thread) use one backend; "native", "aten" or "reference".
+    """Have every batch norm in this context (of this thread) use one backend: "native", "triton", "aten" or
+    "reference".
 
-    "native" are the C++ kernels for CPU. "aten" is torch's own operator, for the plain case on any device. "reference"
+    "native" are the C++ kernels for CPU. "triton" are kernels for CUDA, ROCm and XPU devices, in float32, float16 and
+    bfloat16. "aten" is torch's own operator, for the plain case on any device. "reference"
     is plain torch, for everything on any device. A call that the backend cannot serve is an error, never another
     backend in silence. The backward pass uses the backend of its forward pass.
 

@@ -34,7 +34,7 @@ def statistics_dtype(x: Tensor) -> torch.dtype:
 
 
 def moments(x: Tensor, virtual: int = 0, mask: Tensor | None = None) -> tuple[int | Tensor, Tensor, Tensor]:
-    """How many values there are, their mean, and the sum of their squared deviations from it: count, mean, m2."""
+    """Count the values, and take their mean and the sum of their squared deviations from it: count, mean, m2."""
     x, weights = widen(x), None
     if mask is not None:
         x, weights = torch.where(mask > 0, x, 0), mask.to(x.dtype)

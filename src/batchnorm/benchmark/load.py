@@ -1,4 +1,4 @@
-"""How busy the machine is with other programs: times taken beside them are not to be quoted."""
+"""The load that other programs put on the machine: times taken beside them are not to be quoted."""
 
 import os
 import time

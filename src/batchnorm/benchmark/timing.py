@@ -38,7 +38,7 @@ class Times:
         return replace(_spread(self.turns[name]), doubt=self.doubt(name))
 
     def ratio(self, name: str, over: str) -> Spread:
-        """How many times as long as `over` the subject `name` takes."""
+        """The time of the subject `name` as a multiple of the time of `over`."""
         found = _spread([a / b for a, b in zip(self.turns[name], self.turns[over], strict=True)])
         doubt = self.doubt(name) or self.doubt(over)
         if doubt is None and found.high > APART * found.low:

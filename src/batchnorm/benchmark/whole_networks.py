@@ -15,6 +15,7 @@ ACTIVATIONS: dict[str | None, Callable[[], nn.Module]] = {
     None: nn.Identity,
     "relu": lambda: nn.ReLU(inplace=True),
     "relu6": lambda: nn.ReLU6(inplace=True),
+    "leaky_relu": lambda: nn.LeakyReLU(inplace=True),
     "silu": lambda: nn.SiLU(inplace=True),
     "gelu": nn.GELU,
 }

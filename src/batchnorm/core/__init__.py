@@ -1,1 +1,1 @@
-"""What a batch norm computes, on any device."""
+"""The computation of a batch norm, on any device."""

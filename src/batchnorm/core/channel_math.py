@@ -17,7 +17,7 @@ Reduction = Callable[[Tensor], Tensor]  # of a gradient's sums, over all who sha
 
 
 class Standard(NamedTuple):
-    """What the values of each group and channel are normalised by: x̂ = (x − mean)·rstd·r + d, each (G, C).
+    """Per-channel constants of the normalisation x̂ = (x − mean)·rstd·r + d, each (G, C).
 
     `share` is 1/count where mean and rstd are those of the values themselves, and 0 where they are constants to the
     gradient. `r` and `d` are constants too (batch renormalisation), or None for 1 and 0.
@@ -54,7 +54,7 @@ class Standard(NamedTuple):
 
 
 class Details(NamedTuple):
-    """What the kernels are told beside the statistics."""
+    """The kernels' arguments beside the statistics."""
 
     residual: Tensor | None = None
     activation: str | None = None

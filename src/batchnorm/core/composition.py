@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from batchnorm.backends import Primitives, reference
-from batchnorm.core import channel_math, ops, sharing
+from batchnorm.core import channel_math, ops, recipes, sharing
 from batchnorm.core.channel_math import Details, Standard
 from batchnorm.core.moments import Moments
 from batchnorm.core.torch_internals import transformed
@@ -26,6 +26,7 @@ class Decisions(NamedTuple):
     group: Any | None
     label: str  # the name of the layer in errors between ranks
     single_by_population: bool
+    recompute: bool = True
 
 
 class Anchor(NamedTuple):
@@ -116,6 +117,9 @@ class Composed(torch.autograd.Function):
         y, standard, batch = in_the_open(kernels, x, residual, weight, bias, mask, population, chosen)
         kept = residual if chosen.activation else None
         ctx.decisions = chosen
+        if not torch.compiler.is_compiling() and chosen.recompute:
+            details = Details(residual, chosen.activation, chosen.virtual_batch_size, mask)
+            recipes.composed(y, x, residual, weight, bias, standard, details, any(ctx.needs_input_grad))
         # bias is kept for its dtype, and where the activation's derivative needs it
         ctx.save_for_backward(x, kept, weight, bias, mask, mean, rstd, r_max, d_max, *standard)
         count = torch.zeros_like(batch.mean) + batch.count
@@ -141,6 +145,8 @@ class Composed(torch.autograd.Function):
             dx, dresidual, dweight, dbias = channel_math.differentiable(y, grad, (x, residual, weight, bias), keeps)
         else:
             details = Details(residual, decisions.activation, decisions.virtual_batch_size, mask)
+            if isinstance(decisions.group, sharing.MicroBatches):
+                decisions.group.exchange.holds(grad, x, residual)
             dx, dresidual, dweight, dbias = channel_math.backward(
                 ops if x.numel() else reference,
                 grad,

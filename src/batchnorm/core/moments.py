@@ -1,4 +1,4 @@
-"""Which values count, and what they say: `Moments(count, mean, m2)`, the currency between all parts.
+"""`Moments(count, mean, m2)` of the values that count: the currency between all parts of the package.
 
 Ranks, virtual batches, data shards and streams of data are all merged here, exactly and weighted by count.
 """
@@ -13,7 +13,7 @@ from batchnorm.backends import reference
 
 @dataclass(frozen=True)
 class Moments:
-    """How many values, their mean and the sum of their squared deviations from it, per channel.
+    """Count, mean and sum of squared deviations from the mean, per channel.
 
     Shapes: `mean` and `m2` are (C,), or (G, C) for G groups; `count` broadcasts against them.
 
@@ -86,7 +86,7 @@ def weights_of(x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor
 
 
 def values_per_channel(x: Tensor) -> int:
-    """How many values each channel of `x: (N, C, *)` has."""
+    """The number of values in each channel of `x: (N, C, *)`."""
     return x.shape[0] * x.shape[2:].numel()
 
 

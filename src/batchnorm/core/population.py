@@ -41,6 +41,39 @@ def move(
     return skipped
 
 
+def move_in_place(
+    running_mean: Tensor,
+    running_var: Tensor,
+    batches: Tensor | None,
+    skips: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float | Tensor | None,
+    skip_unfit: bool,
+) -> None:
+    """The same rule in the buffers' own precision, for a batch's `mean` and unbiased `var` (C,) of two values or more.
+
+    It takes few operations, since each is a launch on an accelerator, and the host waits for none of them. `skips`
+    counts the batches that left a channel alone.
+    """
+    with torch.no_grad():
+        if batches is not None:
+            batches.add_(1)
+        if momentum is None:
+            if batches is None:
+                raise ValueError("a cumulative average (momentum=None) needs num_batches_tracked")
+            momentum = 1.0 / batches.to(running_mean.dtype)
+        news = [new.to(running_mean.dtype) for new in (mean, var)]
+        if skip_unfit:
+            largest = torch.finfo(running_var.dtype).max
+            fit = torch.stack((mean, var)).abs().amax(0) <= largest  # NaN is not
+            news = [torch.where(fit, new, old) for new, old in zip(news, (running_mean, running_var), strict=True)]
+            if skips is not None:
+                skips.add_((~fit).any())
+        running_mean.lerp_(news[0], momentum)
+        running_var.lerp_(news[1], momentum)
+
+
 def moved(
     running_mean: Tensor,
     running_var: Tensor,
@@ -106,7 +139,7 @@ class Window:
         return self.drain() if self.taken == self.steps else None
 
     def drain(self) -> Moments | None:
-        """What has been taken in so far, and start anew."""
+        """Return the moments taken in so far, and start anew."""
         moments, self.moments, self.taken = self.moments, None, 0
         return moments
 

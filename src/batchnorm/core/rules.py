@@ -56,6 +56,7 @@ class Rules:
         renorm: batch renormalisation.
         single: what one value per channel is normalised by in training: an "error", or the "population".
         nonfinite: the effect of NaN and Inf on the running statistics.
+        recompute: whether the output may be computed again for the backward pass.
 
     Raises:
         ValueError: a value that an option does not have.
@@ -67,6 +68,7 @@ class Rules:
     renorm: Renorm | None = None
     single: Single = "error"
     nonfinite: NonFinite = "skip"
+    recompute: bool = True
     # whether the batch's own statistics are all that normalises in training, and whether nothing else is asked for
     plain: bool = field(init=False, repr=False, compare=False, default=True)
     everyday: bool = field(init=False, repr=False, compare=False, default=True)
@@ -82,6 +84,7 @@ class Rules:
             _refuse("renorm", "must be a bn.Renorm, or None", self.renorm)
         _one_of("single", self.single, *get_args(Single))
         _one_of("nonfinite", self.nonfinite, *get_args(NonFinite))
+        _one_of("recompute", self.recompute, True, False)
         object.__setattr__(self, "plain", size is None and self.renorm is None)
         object.__setattr__(self, "everyday", self.plain and group is None and self.nonfinite != "raise")
 

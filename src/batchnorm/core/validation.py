@@ -1,6 +1,6 @@
 """The arguments of a batch norm, and their checks. Errors say what was expected, what came, and what to do."""
 
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ class Call(NamedTuple):
 def validate(call: Call, shared: bool) -> None:
     """Raise what is wrong with a call; `shared` statistics may rest on the values of other ranks."""
     input, rules, eps = call.input, call.rules, call.eps
+    if not isinstance(input, Tensor):
+        raise TypeError(f"expected a tensor (N, C, *), got {type(input).__name__}; pass torch.as_tensor(input)")
+    check_number("eps", eps)
     for what, given in (("residual", call.residual), ("mask", call.mask), ("lengths", call.lengths)):
         if given is not None and not isinstance(given, Tensor):
             raise TypeError(f"expected {what} to be a tensor, got {type(given).__name__}; pass torch.as_tensor({what})")
@@ -68,10 +71,7 @@ def validate(call: Call, shared: bool) -> None:
                 f"{channels} channels (dimension 1)"
             )
         if t.dtype is not dtype and (t.dtype is not torch.float32 or dtype is torch.float64):
-            raise RuntimeError(
-                f"mixed dtype: expected {name} to have {dtype}, as the input, "
-                f"{'' if dtype is torch.float64 else 'or torch.float32, '}got {t.dtype}"
-            )
+            _wrong_dtype(name, t.dtype, dtype)
         if t.device != device:
             _wrong_device(name, t, input)
     if input.dim() < 2 and input.numel() > 0:
@@ -79,9 +79,14 @@ def validate(call: Call, shared: bool) -> None:
     if call.by_batch and input.dim() > 1 and rules.single == "error" and not shared:
         _check_single(input, rules)
     residual = call.residual
+    if residual is not None and not residual.is_floating_point():
+        boolean = residual.dtype is torch.bool
+        cure = "pass a mask by its name, mask=" if boolean else f"convert it: residual.to({dtype})"
+        raise TypeError(f"expected a floating-point residual, as the input, got {residual.dtype}; {cure}")
     if residual is not None and residual.shape != input.shape:
         raise RuntimeError(
-            f"expected residual of shape {tuple(input.shape)}, as the input, got {tuple(residual.shape)}"
+            f"expected residual of shape {tuple(input.shape)}, as the input, got {tuple(residual.shape)}; pass a mask "
+            "by its name, mask="
         )
     if residual is not None and residual.device != device:
         _wrong_device("residual", residual, input)
@@ -90,6 +95,32 @@ def validate(call: Call, shared: bool) -> None:
         raise ValueError(f"{wants} needs running statistics: pass them, or track_running_stats=True to the layer")
     if call.mask is not None or call.lengths is not None:
         _check_mask(input, call.mask, call.lengths)
+
+
+def check_number(name: str, value: Any) -> None:
+    """Raise if a setting is no number."""
+    if value is None or isinstance(value, (str, bytes, bool)):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def in_words(error: Exception, input: Any, label: str | None) -> Exception | None:
+    """The error that a layer raises in place of one from a call with `input`, or None for that one itself.
+
+    `label` names the layer by its path in the model, if that is known.
+    """
+    if not isinstance(input, Tensor) and isinstance(error, AttributeError):
+        error = TypeError(f"expected a tensor (N, C, *), got {type(input).__name__}; pass torch.as_tensor(input)")
+        return error if label is None else TypeError(f"{label}: {error}")
+    plain = type(error) in (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)  # one text makes it
+    return type(error)(f"{label}: {error}") if plain and label and label not in str(error) else None
+
+
+def _wrong_dtype(name: str, got: torch.dtype, input: torch.dtype) -> NoReturn:
+    also = "" if input is torch.float64 else " or torch.float32"
+    raise RuntimeError(
+        f"mixed dtype: expected {name} to have {input}, as the input,{also and f'{also},'} got {got}: "
+        f"convert the input (input.to({got})) or the layer (layer.to({input}))"
+    )
 
 
 def check_memory(name: str, t: Tensor) -> None:

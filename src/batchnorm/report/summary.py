@@ -31,9 +31,9 @@ def summary(result: dict[str, Any]) -> str:
         for i, line in enumerate(lines):
             rows.append(_text(PAD + 16, y + 38 + i * LINE, line, 14, "#1b2430"))
         y += height
-    height = y + PAD
+    whole = y + PAD
     return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:g}" viewBox="0 0 {WIDTH} {height:g}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{whole:g}" viewBox="0 0 {WIDTH} {whole:g}">'
         f'<rect width="100%" height="100%" fill="#fff"/>{"".join(rows)}</svg>'
     )
 

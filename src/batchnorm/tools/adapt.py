@@ -15,7 +15,7 @@ from batchnorm.tools.sweep import Feed, Sweep, feed_by_default
 
 @dataclass
 class Adaptation:
-    """What `adapt` did, and the way back.
+    """The result of `adapt`; `restore` undoes it.
 
     `entropy` is the mean entropy of the predictions per batch, in nats, where it was minimised; `drift` how far γ and
     β went, relative to their size; `resets` how often the guard put them back.

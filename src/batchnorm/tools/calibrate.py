@@ -14,7 +14,7 @@ from batchnorm.tools.sweep import Feed, Sweep, feed_by_default
 
 @dataclass(frozen=True)
 class Calibration:
-    """What `calibrate` did, and the way back.
+    """The result of `calibrate`; `restore` undoes it.
 
     `before` and `after` hold (running_mean, running_var, num_batches_tracked) per layer; `unused` names the layers
     that no batch reached, which are as they were. `converged` is None where no tolerance was given.

@@ -5,63 +5,45 @@ so optimizers, shared modules and references to it go on as they were.
 """
 
 import warnings
-from typing import Any, TypeVar
+from collections import defaultdict
+from typing import Any, Literal, TypeVar
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
+from batchnorm.integrations.frozen import FrozenBatchNorm2d
+from batchnorm.integrations.norm_act import NormAct
+from batchnorm.layers import BatchNorm
+from batchnorm.tools import expanded, registry
 from batchnorm.tools import fuse as fusion
+from batchnorm.training import recompute as recomputation
 
 Model = TypeVar("Model", bound=nn.Module)
-
-_ours: dict[type[nn.Module], type[BatchNorm]] = {
-    nn.BatchNorm1d: BatchNorm1d,
-    nn.BatchNorm2d: BatchNorm2d,
-    nn.BatchNorm3d: BatchNorm3d,
-    nn.SyncBatchNorm: SyncBatchNorm,
-}
+Left = dict[tuple[str, str], list[str]]  # class and reason → names of layers
 
 
-def register(theirs: type[nn.Module], ours: type[BatchNorm]) -> None:
-    """Have `convert` turn layers of exactly the class `theirs` into `ours`, and `revert` turn them back.
+def convert(
+    model: Model,
+    *,
+    fuse: bool = False,
+    sync: bool = False,
+    recompute: bool | Literal["chain"] = False,
+    **options: Any,
+) -> Model:
+    """Turn every batch norm of `model` into ours, in place; returns the model.
 
-    `theirs` must keep its state as torch's batch norms do, and `ours` must compute what it computes.
+    Layers of exactly the registered classes are converted: torch's four, and those of `register`. So are, by the names
+    of their classes, timm's batch norms with an activation, and the frozen ones of torchvision, timm, detectron and
+    transformers, as frozen layers. Other subclasses may behave in their own way: they are left as they are and named in
+    one warning, grouped by class.
 
-    Raises:
-        TypeError: `theirs` is not a batch norm of torch's kind, or `ours` is not one of ours.
-        ValueError: `ours` already stands for another class, so `revert` would not know the way back.
-
-    >>> import batchnorm as bn
-    >>> from torch import nn
-    >>> class Theirs(nn.BatchNorm2d):
-    ...     "One more name for the same thing."
-    >>> class Ours(bn.BatchNorm2d):
-    ...     "Its counterpart."
-    >>> bn.register(Theirs, Ours)
-    >>> type(bn.convert(Theirs(3))).__name__, type(bn.revert(bn.convert(Theirs(3)))).__name__
-    ('Ours', 'Theirs')
-    """
-    if not issubclass(theirs, _BatchNorm) or issubclass(theirs, BatchNorm):
-        raise TypeError(f"{theirs.__name__} must be a subclass of torch's batch norms, and not of ours")
-    if not issubclass(ours, BatchNorm):
-        raise TypeError(f"{ours.__name__} must be a subclass of batchnorm.BatchNorm")
-    for other, counterpart in _ours.items():
-        if counterpart is ours and other is not theirs:
-            raise ValueError(f"{ours.__name__} already stands for {other.__name__}; make a subclass of it")
-    _ours[theirs] = ours
-
-
-def convert(model: Model, *, fuse: bool = False, sync: bool = False, **options: Any) -> Model:
-    """Turn every batch norm of `model` that is torch's own into ours, in place; returns the model.
-
-    Layers of exactly the registered classes (torch's four, and those of `register`) are converted. Subclasses may
-    behave in their own way: they are left as they are and named in a warning. `options` are those of `BatchNorm`
-    beyond torch's; they are also set on layers that are ours already. `sync` shares statistics between all ranks, and
-    is short for ``process_group=True``.
+    Args:
+        fuse: let the batch norms also do what follows them, activations and residual additions.
+        sync: share statistics between all ranks; short for ``process_group=True``.
+        recompute: put the hooks of `bn.recompute` on the model, until `revert`; "chain" for its longer chains.
+        options: those of `BatchNorm` beyond torch's; they are also set on layers that are ours already.
 
     Raises:
-        TypeError, ValueError: a bad option; then nothing is changed.
+        TypeError, ValueError: a bad option, or a class in place of a model; then nothing is changed.
 
     >>> import batchnorm as bn
     >>> from torch import nn
@@ -69,25 +51,35 @@ def convert(model: Model, *, fuse: bool = False, sync: bool = False, **options: 
     >>> type(model[1])
     <class 'batchnorm.layers.BatchNorm2d'>
     """
+    require_model(model)
     options |= {"process_group": True} if sync else {}
+    recomputation.check(recompute)
     BatchNorm(1).set_options(**options)  # complains before anything is changed
-    strangers = []
+    left: Left = defaultdict(list)
     for name, module in model.named_modules():
-        if type(module) in _ours:
-            module.__class__ = _ours[type(module)]
-        elif isinstance(module, _BatchNorm) and not isinstance(module, BatchNorm):
-            strangers.append(f"{name or '(the model itself)'} ({_why_left(module)})")
+        theirs = type(module).__name__
+        if why := registry.make_ours(module):
+            left[theirs, why].append(name or "(the model itself)")
         if isinstance(module, BatchNorm):
             module.set_options(**options)._name = name
+        if isinstance(module, NormAct):
+            fusion.take_own_activation(module)
     if fuse:
         fusion.fuse(model)
-    if strangers:
-        warnings.warn(f"left as they are: {', '.join(strangers)}", stacklevel=2)
+    if recompute:
+        recomputation.attach(model, recompute)
+    if left:
+        warnings.warn(_said_of(left), stacklevel=2)
     return model
 
 
-def revert(model: Model) -> Model:
+def revert(model: Model, *, expand: bool = False) -> Any:
     """Turn our batch norms in `model` back into torch's, in place; returns the model. Undoes `convert`.
+
+    Args:
+        expand: a layer that applies an activation or adds a residual becomes a small module that does the same with
+            torch's layers, `batchnorm.tools.expanded.Expanded`; its keys in the `state_dict` begin with "norm.". Tools
+            that look for torch's layers, as for quantisation, then see all of them.
 
     Raises:
         ValueError: a layer computes what torch's class cannot, an activation say; then nothing is changed.
@@ -97,30 +89,47 @@ def revert(model: Model) -> Model:
     >>> type(bn.revert(bn.convert(nn.BatchNorm2d(8))))
     <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
-    theirs = {ours: class_ for class_, ours in _ours.items()}
-    layers = [(name or "(the model itself)", m) for name, m in model.named_modules() if isinstance(m, BatchNorm)]
     taken = fusion.fused(model)
+    if expand:
+        model = expanded.expand(model, taken)
+    layers = [(name or "(the model itself)", m) for name, m in model.named_modules() if isinstance(m, BatchNorm)]
+    theirs = {m: registry.counterpart(m) for _, m in layers}
     stuck = [f"{name} (activation={m.activation!r})" for name, m in layers if m.activation and m not in taken]
-    stuck += [f"{name} (frozen)" for name, m in layers if m.frozen]
+    stuck += [f"{name} (frozen)" for name, m in layers if m.frozen and not isinstance(m, FrozenBatchNorm2d)]
+    stuck += [f"{name} (not frozen)" for name, m in layers if not m.frozen and isinstance(m, FrozenBatchNorm2d)]
     stuck += [f"{name} (populations {', '.join(m.banks)})" for name, m in layers if hasattr(m, "banks")]
-    stuck += [f"{name} ({type(m).__name__} has no counterpart)" for name, m in layers if type(m) not in theirs]
+    stuck += [f"{name} ({type(m).__name__} has no counterpart)" for name, m in layers if theirs[m] is None]
     if stuck:
         raise ValueError(
             f"torch's batch norm cannot do what these layers do: {', '.join(stuck)}. "
             "Take the option off (layer.set_options), or register a counterpart; nothing was changed"
         )
     fusion.unfuse(model)
+    recomputation.detach(model)
     for _, module in layers:
         group = module.process_group
+        registry.leave(module)
         for name in BatchNorm.__annotations__:  # all that our class adds to torch's
             module.__dict__.pop(name, None)
-        module.__class__ = theirs[type(module)]  # type: ignore[assignment]
+        module.__class__ = theirs[module]  # type: ignore[assignment]
         if isinstance(module, nn.SyncBatchNorm):  # there it is torch's
             module.process_group = None if group is True else group
     return model
 
 
-def _why_left(module: nn.Module) -> str:
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin):
-        return f"{type(module).__name__} is not materialised: run a batch through the model first"
-    return f"{type(module).__name__} is a subclass of torch's: batchnorm.register it if it only adds a name"
+def require_model(model: Any) -> None:
+    """Raise a TypeError if this is no model."""
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}: make one first" if isinstance(model, type) else repr(model)
+        raise TypeError(f"expected a model, an nn.Module, got {what}")
+
+
+NAMED = 5  # layers of a class that a warning names
+
+
+def _said_of(left: Left) -> str:
+    lines = []
+    for (theirs, why), names in left.items():
+        more = f" and {len(names) - NAMED} more" if len(names) > NAMED else ""
+        lines.append(f"{len(names)} × {theirs} ({', '.join(names[:NAMED])}{more}): {why}")
+    return "batch norms left as they are: " + "; ".join(lines)

@@ -1,4 +1,4 @@
-"""Which batch norm sees the output of which: the order in which exact statistics can be taken.
+"""The order of batch norms along the data, in which exact statistics can be taken.
 
 Every tensor carries a level, the number of batch norms on the longest way to it. It is followed through each operator
 that runs, with or without gradients, so that what depends on what is what happened and not what the source looks like.

@@ -13,11 +13,14 @@ from torch.fx.operator_schemas import normalize_function
 from torch.fx.passes.shape_prop import ShapeProp
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import AveragedModel
 
 from batchnorm.backends.reference import ACTIVATIONS
-from batchnorm.core.torch_internals import tree_leaves
+from batchnorm.core.torch_internals import keep_in_copies, tree_leaves
+from batchnorm.integrations.norm_act import NormAct
 from batchnorm.layers import BatchNorm
-from batchnorm.tools.convert import revert
+from batchnorm.tools.convert import require_model, revert
+from batchnorm.tools.exported import BATCH_NORM, BATCH_NORM_ARGUMENTS, OF_SHAPE, exported
 from batchnorm.tools.linear import (
     Linear,
     has_hooks,
@@ -34,7 +37,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torc
 
 @dataclass
 class Folded:
-    """What `fold` did: batch norm → where it went; those left → why; the error on the example.
+    """The result of `fold`: batch norm → where it went; those left → why; the error on the example.
 
     `error` is the largest difference of an output over the largest output, or None without an example.
     """
@@ -61,6 +64,7 @@ class _Norm:
     a: Tensor
     b: Tensor
     rank: int | None  # of the input, where the class of the layer says
+    behind: tuple[nn.Module, ...] = ()  # called on the output by the layer itself
 
 
 def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
@@ -69,13 +73,15 @@ def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
     With a = γ/√(σ² + eps) and b = β − μ·a: conv(x)·a + b is a convolution with weight W·a and bias c·a + b; and
     conv(x·a + b) is one with weight W·a and bias c + ΣW·b, where conv pads with nothing (or b is 0). In float64.
 
-    What follows what is read off the traced dataflow (`torch.fx`), not off names. The result is a new model, a
-    `torch.fx.GraphModule` of plain torch modules in evaluation mode; `model` stays as it is. Its `report` (a `Folded`)
-    names what was folded, and what was left with the reason: another operation in between, a module used several
-    times, statistics of the batch. Arguments of `forward` that have defaults keep them, unless in the example.
+    The order of operations is taken from the traced dataflow (`torch.fx`), not from names; where torch.fx cannot trace,
+    from `torch.export` on the example. The result is a new model in evaluation mode, a `torch.fx.GraphModule` of plain
+    torch modules, or of torch's operators; `model` stays as it is. Its `report` (a `Folded`) names what was folded, and
+    what was left with the reason: another operation in between, a module used several times, statistics of the batch.
+    Arguments of `forward` that have defaults keep them, unless in the example.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode. An average of weights, `torch.optim.swa_utils.AveragedModel`, is folded as the model
+            that it averages.
         example: an input, or a tuple of inputs. It tells the shapes, which folding into linear and one-dimensional
             layers needs (their channels may be elsewhere), and both models are compared on it.
 
@@ -93,9 +99,11 @@ def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
 
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks", equation 14.
     """
+    require_model(model)
     modes = [name or "the model" for name, m in model.named_modules() if m.training and (not name or _learns(m))]
     if modes:
         raise ValueError(f"{', '.join(modes)} is in training mode, where batches normalise themselves: call .eval()")
+    model = model.module if isinstance(model, AveragedModel) else model
     inputs = None if example is None else example if isinstance(example, tuple) else (example,)
     root, graph = _traced(copy.deepcopy(model), inputs)
     _refuse_untrained(root, graph)
@@ -123,7 +131,7 @@ def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
     _revert_left(graph)
     if inputs is not None:
         report.error = _error(model, graph, inputs)
-    graph.report = report  # type: ignore[assignment]
+    keep_in_copies(graph, "report", report)
     return graph
 
 
@@ -144,10 +152,25 @@ def _traced(model: nn.Module, inputs: tuple[Any, ...] | None) -> tuple[nn.Module
         root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
         return root, fx.GraphModule(root, tracer.trace(root, fixed if root is model else None)).eval()
     except Exception as error:
-        raise ValueError(
-            f"the dataflow of {type(model).__name__} cannot be followed, so nothing was folded: {error}. Fold the "
-            "parts whose dataflow does not depend on the data, or take the dependence out of forward"
-        ) from error
+        return model, _by_export(model, inputs, error)
+
+
+def _by_export(model: nn.Module, inputs: tuple[Any, ...] | None, symbolic: Exception) -> fx.GraphModule:
+    """The graph that torch.export records on the example, where forward asks for the values of its input or its type.
+
+    Raises:
+        ValueError: there is no example, or torch.export cannot follow the model either.
+    """
+    what = f"the dataflow of {type(model).__name__} cannot be followed, so nothing was folded: {symbolic}."
+    cure = "Fold the parts whose dataflow does not depend on the data, or take the dependence out of forward"
+    if inputs is None:
+        raise ValueError(f"{what} With an example, torch.export is tried as well. {cure}") from symbolic
+    try:
+        with torch.no_grad():
+            return exported(model, inputs).eval()
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise ValueError(f"{what} torch.export on the example: {first}. {cure}") from error
 
 
 def _norm_of(graph: fx.GraphModule, node: fx.Node) -> _Norm | tuple[str, str] | None:
@@ -155,9 +178,8 @@ def _norm_of(graph: fx.GraphModule, node: fx.Node) -> _Norm | tuple[str, str] | 
     if node.op == "call_module":
         layer: Any = graph.get_submodule(str(node.target))
         return _norm_of_module(graph, node, layer) if isinstance(layer, _BatchNorm) else None
-    if node.op == "call_function" and node.target is F.batch_norm:
-        named = normalize_function(node.target, node.args, node.kwargs, normalize_to_only_use_kwargs=True)
-        v: dict[str, Any] = named.kwargs if named else {}
+    if node.op == "call_function" and node.target in (F.batch_norm, BATCH_NORM):
+        v = _arguments(node)
         mean, var = tensor_at(graph, v.get("running_mean")), tensor_at(graph, v.get("running_var"))
         name = str(v["running_mean"].target).rpartition(".")[0] if mean is not None else node.name
         weight, bias = tensor_at(graph, v["weight"]), tensor_at(graph, v["bias"])
@@ -169,6 +191,14 @@ def _norm_of(graph: fx.GraphModule, node: fx.Node) -> _Norm | tuple[str, str] | 
         a, b = _affine(mean, var, weight, bias, v["eps"])
         return _Norm(name, node, v["input"], None, None, a, b, None)
     return None
+
+
+def _arguments(node: fx.Node) -> dict[str, Any]:
+    """The arguments of a functional batch norm, by name."""
+    if node.target is BATCH_NORM:
+        return dict(zip(BATCH_NORM_ARGUMENTS, node.args, strict=False)) | node.kwargs
+    named = normalize_function(F.batch_norm, node.args, node.kwargs, normalize_to_only_use_kwargs=True)
+    return named.kwargs if named else {}
 
 
 def _norm_of_module(graph: fx.GraphModule, node: fx.Node, layer: Any) -> _Norm | tuple[str, str]:
@@ -187,7 +217,8 @@ def _norm_of_module(graph: fx.GraphModule, node: fx.Node, layer: Any) -> _Norm |
     a, b = _affine(at.running_mean, at.running_var, affine.weight, affine.bias, layer.eps)
     rank = 4 if isinstance(layer, nn.BatchNorm2d) else 5 if isinstance(layer, nn.BatchNorm3d) else None
     activation = getattr(layer, "activation", None)
-    return _Norm(name, node, arguments["input"], arguments.get("residual"), activation, a, b, rank)
+    behind = tuple(m for m in layer.behind() if type(m) is not nn.Identity) if isinstance(layer, NormAct) else ()
+    return _Norm(name, node, arguments["input"], arguments.get("residual"), activation, a, b, rank, behind)
 
 
 def _affine(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
@@ -208,14 +239,15 @@ def _fold_before(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
         return f"before: {unknown}"
     replace(graph, map, *scaled_after(map, norm.a, norm.b))
     result = map.node
-    with graph.graph.inserting_after(norm.node):
-        if norm.activation is not None:
-            activated = graph.graph.call_function(ACTIVATIONS[norm.activation][0], (norm.node,))
-    if norm.residual is not None:
-        with graph.graph.inserting_before(norm.node):
+    with graph.graph.inserting_before(norm.node):
+        if norm.residual is not None:
             result = graph.graph.call_function(operator.add, (result, norm.residual))
-    if norm.activation is not None:
-        norm.node.replace_all_uses_with(activated, delete_user_cb=lambda user: user is not activated)
+        if norm.activation is not None:
+            result = graph.graph.call_function(ACTIVATIONS[norm.activation][0], (result,))
+        for number, module in enumerate(norm.behind):
+            name = f"{norm.name}.behind{number}".replace(".", "_")
+            graph.add_submodule(name, module)
+            result = graph.graph.call_module(name, (result,))
     norm.node.replace_all_uses_with(result)
     graph.graph.erase_node(norm.node)
     return map
@@ -223,7 +255,7 @@ def _fold_before(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
 
 def _fold_after(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
     """Into what comes after; or why not."""
-    if norm.activation is not None or norm.residual is not None:
+    if norm.activation is not None or norm.residual is not None or norm.behind:
         return "after: it has an activation or a residual"
     users = _users(norm.node)
     if len(users) != 1:
@@ -259,7 +291,7 @@ def _users(node: fx.Node) -> set[fx.Node]:
 
     def of_shape(user: fx.Node) -> bool:
         return (user.target is getattr and user.args[1] in ("shape", "ndim", "dtype", "device")) or (
-            user.op == "call_method" and user.target in ("size", "dim")
+            (user.op == "call_method" and user.target in ("size", "dim")) or user.target in OF_SHAPE
         )
 
     return {user for user in node.users if not of_shape(user)}

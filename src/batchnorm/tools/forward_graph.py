@@ -1,9 +1,12 @@
-"""A module's own forward as a graph, its children being atoms; and a class with such a graph for its forward."""
+"""A module's own forward as a graph, with its children as atoms; and a class with such a graph for its forward."""
 
 import builtins
 import copy
+import dis
 import functools
 import inspect
+import itertools
+import math
 from collections.abc import Iterator
 from types import CodeType, FunctionType
 from typing import Any
@@ -13,42 +16,146 @@ from torch import Tensor, fx, nn
 from batchnorm.backends.reference import ACTIVATIONS
 from batchnorm.layers import BatchNorm
 
-# A forward that uses these asks what its input is, or does more than compute.
-SUSPECT = ("isinstance", "type", "super", "append", "print")
+# A forward that uses these asks for the type of its input, or does more than compute.
+SUSPECT = ("isinstance", "type", "super", "print")
+MOST_CHOICES = 16  # of optional inputs
+RESIDUAL = "residual"  # the further input of a forward that hands a residual on
+
+
+class _TensorProxy(fx.Proxy):
+    """A proxy that is a tensor to `isinstance`."""
+
+    _is_param = False  # asked by `isinstance(x, nn.Parameter)`
+
+    __class__: Any = property(lambda self: Tensor)
 
 
 class _OneModule(fx.Tracer):
-    """Sees the calls of children and does not look into them."""
+    """Records the calls of children and does not look into them."""
+
+    def __init__(self, proxies: type[fx.Proxy] = fx.Proxy) -> None:
+        super().__init__()
+        self.proxies = proxies
 
     def is_leaf_module(self, m: nn.Module, name: str) -> bool:
         return True
 
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return self.proxies(node, self)
+
+    def create_arg(self, a: Any) -> Any:
+        return a.node if type(a) is _TensorProxy else super().create_arg(a)
+
 
 def trace(module: nn.Module) -> fx.Graph | None:
-    """What the module's forward does with its children; None where tracing it could give something else.
+    """The graph of the module's forward, as good as the forward itself; None where it could be something else.
 
-    That is where forward is more than one function of one input, asks for types, does not do the same in training and
-    in evaluation, or leaves something behind.
+    That is where forward has optional inputs, asks for types, does not do the same in training and in evaluation, or
+    leaves something behind.
     """
-    function = type(module).forward
-    if isinstance(module, fx.GraphModule) or "forward" in vars(module) or not isinstance(function, FunctionType):
+    function = _forward_of(module)
+    if function is None:
         return None
-    inputs = list(inspect.signature(function).parameters.values())[1:]
-    if [(p.default, p.kind) for p in inputs] != [(inspect.Parameter.empty, inspect.Parameter.POSITIONAL_OR_KEYWORD)]:
+    required, optional = _inputs(function)
+    rewritten = without_forward(module) is not type(module)
+    if not required or list(optional) not in ([], [RESIDUAL] if rewritten else []):
         return None
+    if len(required) > 1 and any(i.opname == "IS_OP" or "NONE" in i.opname for i in dis.get_instructions(function)):
+        return None  # an input may be None in some calls
     if any(name in SUSPECT or _is_method(module, name) for name in _names(function.__code__)):
         return None
-    before = dict(vars(module))
+    state = _State(module)
     try:
         training, evaluation = (_OneModule().trace(_in_mode(module, mode)) for mode in (True, False))
-        after = {**vars(module), "training": before["training"]}
+        unchanged = state.is_that_of(module)
     except Exception:  # whatever a forward does with what is no tensor
         return None
     finally:
+        state.restore(module)
+    source = source_of(training)
+    return training if unchanged and source is not None and source == source_of(evaluation) else None
+
+
+def sightings(module: nn.Module) -> list[fx.Graph]:
+    """Graphs of all that the module's forward may do, or none if they could not be followed to their ends.
+
+    In training and in evaluation, with a tensor or a list of one, with and without each optional input.
+    """
+    function = _forward_of(module)
+    if function is None:
+        return []
+    required, optional = _inputs(function)
+    choices = [_choices(name, default) for name, default in optional.items()]
+    asks = any(name == "isinstance" for name in _names(function.__code__))
+    kinds: list[dict[str, Any]] = [{}, {required[0]: [fx.PH]}] if asks and required else [{}]
+    state, found = _State(module), []
+    if math.prod(map(len, choices)) > MOST_CHOICES:
+        return []
+    for mode, *chosen in itertools.product((True, False), *choices):
+        given, graphs = {name: value for choice in chosen for name, value in choice.items()}, []
+        for kind in kinds:
+            try:
+                graphs.append(_OneModule(_TensorProxy).trace(_in_mode(module, mode), {**given, **kind} or None))
+            except Exception:  # whatever a forward does with what is no tensor
+                continue
+            finally:
+                state.restore(module)
+        if not graphs:
+            return []
+        found += graphs
+    return found
+
+
+def _choices(name: str, default: Any) -> list[dict[str, Any]]:
+    """The values of an optional input to try; an empty one stands for a tensor."""
+    if default is None:
+        return [{name: None}, {}]
+    return [{name: True}, {name: False}] if isinstance(default, bool) else [{name: default}]
+
+
+def _forward_of(module: nn.Module) -> FunctionType | None:
+    function = type(module).forward
+    fixed = not isinstance(module, fx.GraphModule) and "forward" not in vars(module)
+    return function if fixed and isinstance(function, FunctionType) else None
+
+
+def _inputs(function: FunctionType) -> tuple[list[str], dict[str, Any]]:
+    """The inputs of a forward: those that a call must give, and those with a default; none of both if some vary."""
+    inputs = list(inspect.signature(function).parameters.values())[1:]
+    if any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in inputs):
+        return [], {}
+    optional = {p.name: p.default for p in inputs if p.default is not p.empty}
+    return [p.name for p in inputs if p.name not in optional], optional
+
+
+class _State:
+    """The attributes of a module, and what its lists, dicts and sets hold."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.attributes = dict(vars(module))
+        containers = {k: v for k, v in self.attributes.items() if isinstance(v, (list, dict, set))}
+        self.contents = {name: copy.copy(value) for name, value in containers.items()}
+
+    def is_that_of(self, module: nn.Module) -> bool:
+        now = {**vars(module), "training": self.attributes["training"]}
+        same = now.keys() == self.attributes.keys() and all(now[k] is v for k, v in self.attributes.items())
+        return same and all(_alike(self.attributes[name], value) for name, value in self.contents.items())
+
+    def restore(self, module: nn.Module) -> None:
         vars(module).clear()
-        vars(module).update(before)
-    same = after.keys() == before.keys() and all(after[name] is value for name, value in before.items())
-    return training if same and source_of(training) == source_of(evaluation) else None
+        vars(module).update(self.attributes)
+        for name, value in self.contents.items():
+            container: Any = self.attributes[name]
+            if not _alike(container, value):
+                container.clear()
+                container.extend(value) if isinstance(container, list) else container.update(value)
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """True if two containers hold the same objects."""
+    if isinstance(one, dict):
+        return list(one) == list(other) and all(value is other[key] for key, value in one.items())
+    return len(one) == len(other) and all(a is b for a, b in zip(one, other, strict=True))
 
 
 def _in_mode(module: nn.Module, training: bool) -> nn.Module:
@@ -65,14 +172,24 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _is_method(module: nn.Module, name: str) -> bool:
-    """Whether this is a method of the module's class: called by itself, it would run the norms with what they took."""
+    """True for a method of the module's class: called by itself, it would run the norms with what they took."""
     own = getattr(type(module), name, None)
     return isinstance(own, FunctionType) and own is not getattr(nn.Module, name, None)
 
 
-def joined(layer: BatchNorm, x: Tensor, residual: Tensor) -> Tensor:
-    """layer(x, residual); where the residual is not like x, the operations that this stands for."""
-    if isinstance(x, fx.Proxy) or (x.shape == getattr(residual, "shape", None) and x.dtype == residual.dtype):
+def joined(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor:
+    """layer(x, residual); where the residual is not like x, the operations that this stands for.
+
+    The layer is a batch norm of ours, or a module that ends in one and hands the residual on to it.
+    """
+    if isinstance(x, fx.Proxy) and isinstance(x.tracer, _OneModule):  # a rewritten forward is traced again
+        node = x.tracer.create_proxy("get_attr", x.tracer.path_of_module(layer), (), {})
+        return x.tracer.create_proxy("call_function", joined, (node, x, residual), {})
+    if residual is None:
+        return layer(x)
+    if not isinstance(layer, BatchNorm) or isinstance(x, fx.Proxy):
+        return layer(x, residual)
+    if x.shape == getattr(residual, "shape", None) and x.dtype == residual.dtype:
         return layer(x, residual)
     y = copy.copy(layer).set_options(activation=None)(x) + residual
     return y if layer.activation is None else ACTIVATIONS[layer.activation][0](y)
@@ -98,7 +215,7 @@ def _scope() -> dict[str, Any]:
     """The names that generated code may use: those that torch.fx always gives, and `joined`."""
     graph = fx.Graph()
     graph.output(graph.call_function(joined))
-    return graph.python_code("self").globals
+    return {**graph.python_code("self").globals, "joined": joined}
 
 
 SCOPE = _scope()

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
+from batchnorm.tools.exported import LINEAR
+
 MODULES: dict[type[nn.Module], str] = {
     **dict.fromkeys((nn.Conv1d, nn.Conv2d, nn.Conv3d), "convolution"),
     **dict.fromkeys((nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d), "transposed"),
@@ -16,6 +18,7 @@ FUNCTIONS: dict[Callable[..., Any], str] = {
     **dict.fromkeys((F.conv1d, F.conv2d, F.conv3d), "convolution"),
     **dict.fromkeys((F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d), "transposed"),
     F.linear: "linear",
+    **LINEAR,
 }
 ARGUMENTS = {
     "convolution": ("input", "weight", "bias", "stride", "padding", "dilation", "groups"),
@@ -61,7 +64,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def label(node: fx.Node) -> str:
-    """What a node is, for people."""
+    """Describe a node for people."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 

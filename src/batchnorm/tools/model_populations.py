@@ -28,7 +28,7 @@ def populations(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def bank(layer: _BatchNorm) -> Any:
-    """Where `layer` keeps the population in use: itself, or the bank of its `bn.domain`."""
+    """The module with the population in use: `layer` itself, or the bank of its `bn.domain`."""
     domain = getattr(layer, "_domain", None)
     return layer if domain is None else layer.get_submodule("banks")[domain]  # type: ignore[index]
 

@@ -79,7 +79,7 @@ class Standardize(nn.Module):
 
     @property
     def moments(self) -> Moments:
-        """What was seen so far: count, mean and m2, each (C,)."""
+        """Count, mean and m2 of the values seen so far, each (C,)."""
         return Moments(self.count, self.mean, self.m2)
 
     @property
@@ -240,7 +240,7 @@ class Standardize(nn.Module):
             raise RuntimeError("Standardize has not seen any data: call fit or partial_fit, or load a state_dict")
 
     def _fitted(self) -> bool:
-        """Whether any value was seen; once true it is not asked again, so that a GPU is waited for once."""
+        """True once any value was seen; then it is not asked again, so that a GPU is waited for once."""
         if not self.__dict__.get("_seen"):
             self._seen = bool(self.count.any())
         return self._seen

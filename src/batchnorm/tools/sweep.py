@@ -24,7 +24,7 @@ Settle = Callable[[str, Moments, int], tuple[Tensor, Tensor]]
 
 @dataclass
 class Sweep:
-    """How to go through the data, and how far it went."""
+    """Settings of a pass through the data, and its progress."""
 
     model: nn.Module
     layers: dict[str, _BatchNorm]
@@ -40,7 +40,7 @@ class Sweep:
 
     @property
     def device(self) -> torch.device:
-        """Where the statistics are."""
+        """The place of the statistics."""
         return bank(next(iter(self.layers.values()))).running_mean.device
 
     def stream(self) -> Iterable[Any]:
@@ -205,7 +205,7 @@ class _Watch:
         self.found[use] = moments if old is None else old.merge(moments), samples + x.shape[0]
 
     def settled_within(self, tolerance: float) -> bool:
-        """Whether no mean moved by more than `tolerance`·σ, and no variance by that share, since the last question."""
+        """True if since the last call no mean moved by more than `tolerance`·σ, and no variance by that share."""
         earlier, self.earlier = self.earlier, {use: moments for use, (moments, _) in self.found.items()}
         return bool(earlier) and all(
             use in earlier and _change(earlier[use], moments) <= tolerance for use, moments in self.earlier.items()

@@ -18,7 +18,7 @@ def accumulate(model: nn.Module, steps: int) -> Iterator[None]:
     A window that is not full at the end counts as it is; one that an exception interrupts is forgotten.
 
     Raises:
-        ValueError: `steps` < 1, or a window is open already.
+        ValueError: `steps` is no whole number ≥ 1, or a window is open already.
 
     >>> import torch, batchnorm as bn
     >>> x, layer, whole = torch.randn(32, 3), bn.BatchNorm(3), bn.BatchNorm(3)
@@ -29,8 +29,8 @@ def accumulate(model: nn.Module, steps: int) -> Iterator[None]:
     (True, 1)
     """
     layers = require_own_layers(model)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
+        raise ValueError(f"steps must be a whole number of micro-batches ≥ 1, got {steps!r}")
     if any(layer._window for layer in layers):
         raise ValueError("a window of micro-batches is open already: bn.accumulate cannot be nested")
     try:

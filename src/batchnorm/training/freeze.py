@@ -13,8 +13,9 @@ Model = TypeVar("Model", bound=nn.Module)
 def freeze(model: Model, affine: bool = False) -> Model:
     """Have every batch norm of `model` normalise by its population and remember nothing, in training too.
 
-    γ and β go on learning, unless `affine` freezes them as well. torch's own layers are converted first. The state is
-    kept in the metadata of the `state_dict`, which torch's layers look past. Returns the model.
+    γ and β go on learning, unless `affine` freezes them as well. torch's own layers are converted first. The
+    `state_dict` keeps it, also as a plain dict or a file of tensors alone (safetensors): `num_batches_tracked` is an
+    int32 there, with `affine` of shape (1,), its value the same. torch's layers load it as it is. Returns the model.
 
     Raises:
         ValueError: a layer has no running statistics; then none is frozen.

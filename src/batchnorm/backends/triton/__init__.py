@@ -1,0 +1,35 @@
+"""Kernels in Triton for CUDA, ROCm and XPU; on CPU tensors under `TRITON_INTERPRET=1`, to check them without a device.
+
+Everything that a batch norm does in float32, float16 and bfloat16: the primitives, and the plain case both ways. Other
+dtypes are the reference's. Nothing here is loaded until a call on such a device asks for it.
+"""
+
+import os
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+DEVICES = ("cuda", "xpu")  # ROCm's devices call themselves cuda
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def installed() -> bool:
+    """Whether Triton can be imported; CUDA builds of torch bring it."""
+    return find_spec("triton") is not None
+
+
+def interpreted() -> bool:
+    """Whether Triton interprets its kernels, on tensors of any device, to check them."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+def reason_against(x: Tensor) -> str | None:
+    """Why the kernels cannot serve `x`; None if they can."""
+    if x.device.type not in DEVICES and not (interpreted() and x.device.type == "cpu"):
+        return "it runs on CUDA, ROCm and XPU devices, and on CPU tensors under TRITON_INTERPRET=1"
+    if not installed():
+        return "the package triton is not installed; CUDA builds of torch bring it, or pip install 'batchnorm[triton]'"
+    if x.dtype not in DTYPES:
+        return "it computes in float32, for float32, float16 and bfloat16"
+    return None

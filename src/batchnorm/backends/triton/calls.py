@@ -1,0 +1,112 @@
+"""The launches that the launcher can ask for: its own functions, called on the meta device and recorded.
+
+Calls differ in what changes the compiled code: layout, tile, dtype, activation, residual, mask, virtual batches, and
+whether sizes are multiples of 16. Sizes that lead to the same specialisation need one call.
+"""
+
+import itertools
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from batchnorm.backends.reference import ACTIVATIONS, BY_OUTPUT
+from batchnorm.backends.triton import launch
+from batchnorm.backends.triton.arguments import DTYPES
+from batchnorm.backends.triton.launch import Launch
+
+Shape = tuple[int, ...]
+
+# Each of the kernels' tiles in both layouts: planes of one position block and of several, channels that fit on chip and
+# that do not, few channels and many, odd sizes and multiples of 16; a volume of more than 2³¹ values last.
+PLANES: tuple[Shape, ...] = (
+    (32, 64, 112, 112), (32, 512, 7, 7), (64, 256, 14, 14), (128, 1024, 7, 7), (256, 48, 3), (8, 16, 63, 65),
+    (2, 3, 300, 301), (2, 16, 8, 8), (1, 1, 48), (1, 2, 40000), (4, 70000, 125, 125),
+)  # fmt: skip
+ROWS: tuple[Shape, ...] = (
+    (32, 64, 56, 56), (4096, 1024), (256, 1024), (64, 37), (5000, 37), (9000, 5), (4096, 16), (2, 3),
+    (2, 64, 16, 28, 28), (70000, 33000),
+)  # fmt: skip
+
+
+class Call(NamedTuple):
+    """A call of the launcher."""
+
+    shape: Shape
+    rows: bool
+    dtype: torch.dtype
+    activation: str | None = None
+    residual: bool = False
+    mask: str | None = None  # "positions", "values"
+    virtual: int = 0
+
+    def tensor(self, dtype: torch.dtype | None = None) -> Tensor:
+        """A tensor of the call's shape and layout, without values."""
+        x = torch.empty(self.shape, dtype=dtype or self.dtype, device="meta")
+        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
+        return x.contiguous(memory_format=formats[x.dim()]) if self.rows and x.dim() in formats else x
+
+    def launches(self) -> list[Launch]:
+        """What the call starts: the primitives, and without a mask or virtual batches the plain case too."""
+        with launch.recording() as found:
+            self._primitives()
+            if self.mask is None and not self.virtual:
+                self._plain()
+        return found
+
+    def _primitives(self) -> None:
+        x, grad, channels = self.tensor(), self.tensor(), self.shape[1]
+        residual = self.tensor() if self.residual else None
+        mask = None
+        if self.mask is not None:
+            space = torch.Size(self.shape[2:])
+            sizes = (self.shape[0], 1, *space) if self.mask == "positions" else self.shape
+            mask = torch.empty(sizes, device="meta")
+        _, mean, _ = launch.moments(x, self.virtual, mask)
+        details = residual, self.activation, self.virtual, mask
+        launch.normalize(x, mean, mean, mean, *details)
+        launch.backward_reduce(grad, x, mean, mean, mean, *details)
+        launch.backward_apply(grad, x, mean, mean, mean, mean, mean, mean, *details)
+        assert mean.shape[1] == channels
+
+    def _plain(self) -> None:
+        x, grad = self.tensor(), self.tensor()
+        residual = self.tensor() if self.residual else None
+        weight, bias, mean, var = torch.empty(4, self.shape[1], device="meta").unbind()
+        batches, skipped = torch.empty(2, dtype=torch.int64, device="meta").unbind()
+        options = 1e-5, self.activation, True
+        population = mean, var, batches, skipped
+        y, statistics = launch.forward(x, residual, weight, bias, None, None, *population, 0.1, *options)
+        launch.forward(x, residual, weight, bias, None, None, *population, None, *options)
+        launch.forward(x, residual, None, None, None, None, None, None, None, None, None, *options)
+        launch.forward(x, residual, weight, bias, mean, var, None, None, None, None, None, *options)
+        extra = (y if self.activation in BY_OUTPUT else residual) if self.residual and self.activation else None
+        given = grad, x, extra, weight, bias, statistics, 1e-5, self.activation
+        launch.backward(*given, False, [True, self.residual, True, True])
+        launch.backward(*given, True, [True, False, False, False])
+        launch.backward(*given, False, [False, False, True, True])
+
+
+def every_call() -> Iterator[Call]:
+    """Calls that ask for every specialisation of every tile, for all dtypes and options."""
+    layouts = [(shape, False) for shape in PLANES] + [(shape, True) for shape in ROWS]
+    for (shape, rows), dtype, residual in itertools.product(layouts, DTYPES, (False, True)):
+        for activation in (None, *ACTIVATIONS):
+            yield Call(shape, rows, dtype, activation, residual)
+        for mask, virtual in (("positions", 0), ("values", 0), (None, max(1, shape[0] // 2))):
+            yield Call(shape, rows, dtype, "silu", residual, mask, virtual)
+
+
+def heaviest() -> Iterator[Call]:
+    """For every tile the calls that need the most registers: gelu, a residual, and without or with a mask of values."""
+    layouts = [(shape, False) for shape in PLANES] + [(shape, True) for shape in ROWS]
+    for (shape, rows), dtype in itertools.product(layouts, (torch.float32, torch.bfloat16)):
+        yield Call(shape, rows, dtype, "gelu", True)
+        yield Call(shape, rows, dtype, "gelu", True, "values", max(1, shape[0] // 2))
+
+
+def sample() -> Iterator[Call]:
+    """Two calls with every kernel, one of planes and one of rows."""
+    yield Call((32, 256, 14, 14), False, torch.float32, "gelu", True)
+    yield Call((256, 1024), True, torch.bfloat16, "gelu", True)

@@ -1,0 +1,97 @@
+"""Results of shares become one: the last program of a channel tile to arrive merges their table in fixed order.
+
+Which program is last differs from run to run; the order in which it merges does not, so results are the same bits. No
+program waits for another.
+"""
+
+import triton
+import triton.language as tl
+
+from batchnorm.backends.triton.elementwise import row
+
+
+@triton.jit
+def is_last(counters, slot, SPLITS):
+    """Whether all other programs of this slot have written their results. The counter is 0 again afterwards."""
+    tl.debug_barrier()  # every thread has written before one of them counts
+    arrived = tl.atomic_add(counters + slot, 1, sem="acq_rel")
+    last = arrived == SPLITS - 1
+    if last:
+        tl.store(counters + slot, 0)
+    return last
+
+
+@triton.jit
+def merged_moments(table, size, at, C, SPLITS, known, MERGED: tl.constexpr):
+    """Count, mean and m2 (K,) in float64 of all shares.
+
+    The table holds counts, then means, then m2, each of `size` entries; `at` (K,) is the entry of the first share. The
+    mean is that of the first share and what the others deviate from it, so that nothing large cancels.
+    """
+    start = tl.load(table + size + at, mask=known, other=0.0, cache_modifier=".cg")
+    count, moved = tl.zeros_like(start), tl.zeros_like(start)
+    for s in range(0, SPLITS, MERGED):
+        shares = s + tl.arange(0, MERGED)[:, None]
+        here = (shares < SPLITS) & known[None, :]
+        entries = table + at[None, :] + shares * C
+        n = tl.load(entries, mask=here, other=0.0, cache_modifier=".cg")
+        mean = tl.load(entries + size, mask=here, other=0.0, cache_modifier=".cg")
+        count += tl.sum(n, 0)
+        moved += tl.sum(tl.where(n > 0, n * (mean - start[None, :]), 0.0), 0)
+    mean = start + moved / tl.where(count > 0, count, 1.0)
+    m2 = tl.zeros_like(start)
+    for s in range(0, SPLITS, MERGED):
+        shares = s + tl.arange(0, MERGED)[:, None]
+        here = (shares < SPLITS) & known[None, :]
+        entries = table + at[None, :] + shares * C
+        n = tl.load(entries, mask=here, other=0.0, cache_modifier=".cg")
+        apart = tl.load(entries + size, mask=here, other=0.0, cache_modifier=".cg") - mean[None, :]
+        within = tl.load(entries + 2 * size, mask=here, other=0.0, cache_modifier=".cg")
+        m2 += tl.sum(tl.where(n > 0, within + n * apart * apart, 0.0), 0)
+    return count, mean, m2
+
+
+@triton.jit
+def merged_sums(table, size, at, C, SPLITS, known, MERGED: tl.constexpr):
+    """Two sums (K,) in float64 over all shares; the table holds one, then the other."""
+    first = tl.zeros_like(at).to(tl.float64)
+    second = tl.zeros_like(first)
+    for s in range(0, SPLITS, MERGED):
+        shares = s + tl.arange(0, MERGED)[:, None]
+        here = (shares < SPLITS) & known[None, :]
+        entries = table + at[None, :] + shares * C
+        first += tl.sum(tl.load(entries, mask=here, other=0.0, cache_modifier=".cg"), 0)
+        second += tl.sum(tl.load(entries + size, mask=here, other=0.0, cache_modifier=".cg"), 0)
+    return first, second
+
+
+@triton.jit
+def remember(
+    running_mean, running_var, batches, skipped, arrivals, momentum, limit, tiles,
+    count, mean, m2, channels, known, CUMULATIVE: tl.constexpr, SKIP: tl.constexpr,
+):  # fmt: skip
+    """Move a channel tile's population by the batch. The last channel tile counts the batch, and skips.
+
+    A cumulative average takes the counter as it was before. `arrivals` holds the tiles that have come so far, and
+    whether one of them was skipped; both are 0 again afterwards.
+    """
+    old_mean, old_var = row(running_mean, 0, 0, channels, known), row(running_var, 0, 0, channels, known)
+    unbiased = m2 / (count - 1)
+    factor = tl.cast(momentum, tl.float64)
+    if CUMULATIVE:
+        factor = 1.0 / (tl.load(batches).to(tl.float64) + 1)
+    new_mean, new_var = old_mean + (mean - old_mean) * factor, old_var + (unbiased - old_var) * factor
+    if SKIP:
+        unfit = known & ~((tl.abs(mean) <= limit) & (unbiased <= limit))
+        new_mean, new_var = tl.where(unfit, old_mean, new_mean), tl.where(unfit, old_var, new_var)
+        if tl.sum(unfit.to(tl.int32), 0) > 0:
+            tl.atomic_xchg(arrivals + 1, 1)
+    # without these conversions a store would narrow float64 on its own, which the interpreter does not for bfloat16
+    tl.store(running_mean + channels, new_mean.to(tl.float32).to(running_mean.dtype.element_ty), mask=known)
+    tl.store(running_var + channels, new_var.to(tl.float32).to(running_var.dtype.element_ty), mask=known)
+    if is_last(arrivals, 0, tiles):
+        met = tl.atomic_xchg(arrivals + 1, 0)
+        if batches is not None:
+            tl.store(batches, tl.load(batches) + 1)
+        if skipped is not None:
+            tl.store(skipped, tl.load(skipped) + met)

@@ -1,0 +1,49 @@
+"""Which calls run Triton's kernels without being asked for: those that a measurement on that kind of card speaks for.
+
+`batchnorm bench --device cuda` measures. Calls that no row covers run torch's own operator in the plain case, and the
+reference's operations for everything else.
+"""
+
+from functools import cache
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from batchnorm.backends import triton
+
+Kind = Literal["plain", "fused", "composed"]  # torch's own; with an activation or residual; everything else
+
+
+class Row(NamedTuple):
+    """Triton serves these calls on cards of this capability, as a measurement of that date says."""
+
+    capability: tuple[int, int]
+    layout: Literal["planes", "rows"]
+    dtype: torch.dtype
+    kind: Kind
+    least: int  # values of the smallest input that was measured
+    date: str
+    figure: str  # how many times as fast as what ran before, and where the report is
+
+
+MEASURED: tuple[Row, ...] = ()  # no card has been measured yet
+
+
+def prefers(x: Tensor, kind: Kind) -> bool:
+    """Whether a measured row covers a call of this kind on `x`."""
+    if not MEASURED or triton.reason_against(x) is not None:
+        return False
+    layout = "planes" if x.is_contiguous() and x.dim() > 2 else "rows"
+    return any(
+        row.capability == capability(x.device)
+        and (row.layout, row.dtype, row.kind) == (layout, x.dtype, kind)
+        and row.least <= x.numel()
+        for row in MEASURED
+    )
+
+
+@cache
+def capability(device: torch.device) -> tuple[int, int]:
+    """The compute capability of a CUDA or ROCm device; (0, 0) of others."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)

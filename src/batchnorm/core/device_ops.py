@@ -1,0 +1,104 @@
+"""The operators on accelerators: Triton's kernels, registered with the dispatcher at the first call on such a device.
+
+Dtypes that the kernels do not read go to the reference, as on devices without kernels. Under torch.compile these
+operators are not called: plain torch operations stay in the graph, which the compiler fuses with their neighbours.
+"""
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batchnorm.backends import triton
+from batchnorm.core import ops
+from batchnorm.core.torch_internals import below_autograd
+
+KEYS = {"cuda": "CUDA", "xpu": "XPU", "cpu": "CPU"}  # ROCm's devices are CUDA's to the dispatcher
+
+_libraries: list[torch.library.Library] = []  # a registration lasts as long as its library
+
+
+@cache
+def register(device_type: str) -> None:
+    """Give the operators their kernels on a kind of device, once a process. "cpu" is for Triton's interpreter."""
+    from batchnorm.backends.triton import launch
+
+    key = KEYS[device_type]
+    library = torch.library.Library("batchnorm", "IMPL")
+    for name, kernel, otherwise in (
+        ("moments", launch.moments, ops._moments),
+        ("normalize", launch.normalize, ops.reference.normalize),
+        ("backward_reduce", launch.backward_reduce, ops.reference.backward_reduce),
+        ("backward_apply", _empty_for_none(launch.backward_apply), ops._backward_apply),
+        ("forward", launch.forward, ops._forward),
+        ("backward", launch.backward, ops._backward),
+    ):
+        library.impl(name, _where_served(kernel, otherwise, 1 if name.startswith("backward") else 0), key)
+    library.impl("forward", _differentiable_forward, f"Autograd{key}")
+    _libraries.append(library)
+
+
+def _where_served(kernel: Any, otherwise: Any, position: int) -> Any:
+    """`kernel`, or `otherwise` for an input that it cannot serve; the input is the argument at `position`."""
+
+    def implementation(*arguments: Any) -> Any:
+        x = arguments[position]
+        served = triton.reason_against(x) is None and x.numel() > 0
+        return (kernel if served else otherwise)(*arguments)
+
+    return implementation
+
+
+def _empty_for_none(backward_apply: Any) -> Any:
+    """An operator has no optional results."""
+
+    def implementation(*arguments: Any) -> tuple[Tensor, Tensor]:
+        dx, dresidual = backward_apply(*arguments)
+        return dx, dx.new_empty(0) if dresidual is None else dresidual
+
+    return implementation
+
+
+class _Forward(torch.autograd.Function):
+    """`forward` with its derivative, `backward`. All that backward needs is saved in forward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None, *rest: Any
+    ) -> tuple[Tensor, Tensor]:
+        with below_autograd():
+            y, statistics = ops.forward(x, residual, weight, bias, *rest)
+        ctx.activation, ctx.eps, ctx.constant = rest[8], rest[7], rest[0] is not None
+        extra = None
+        if residual is not None and ctx.activation is not None:
+            extra = y if ctx.activation in ops.reference.BY_OUTPUT else residual
+        ctx.save_for_backward(x, extra, weight, bias, statistics)
+        ctx.mark_non_differentiable(statistics)
+        return y, statistics
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        needs, x = list(ctx.needs_input_grad[:4]), ctx.saved_tensors[0]
+        linear = needs[1] and ctx.activation is None  # the output is linear in the residual
+        needs[1] = needs[1] and not linear
+        grads: list[Tensor | None] = [None] * 4
+        if any(needs):
+            computed = ops.backward(grad, *ctx.saved_tensors, ctx.eps, ctx.activation, ctx.constant, needs)
+            grads = [g if need else None for g, need in zip(computed, needs, strict=True)]
+        if linear:
+            grads[1] = grad.to(x.dtype)
+        return *grads, *[None] * (len(ctx.needs_input_grad) - 4)
+
+
+def _differentiable_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """`forward` under autograd, which is told of the buffers that the kernels write."""
+    for written in arguments[6:10]:
+        if written is not None and not written.is_inference():
+            torch.autograd.graph.increment_version(written)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in arguments[:4]):
+        y, statistics = _Forward.apply(*arguments)
+        return y, statistics
+    with below_autograd():
+        y, statistics = ops.forward(*arguments)
+    return y, statistics

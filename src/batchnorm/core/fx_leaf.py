@@ -1,0 +1,25 @@
+"""Layers as atoms of torch.fx graphs."""
+
+from typing import Any
+
+from torch import fx, nn
+
+
+def as_leaf(layer: nn.Module, whole: Any, input: fx.Proxy, *others: Any) -> Any:
+    """A call of the layer as one node of a graph of torch.fx, as torch's own layers are recorded.
+
+    Tracers take layers for atoms by the name of torch's package alone, and step into all others.
+
+    Raises:
+        TypeError: the layer is the whole model, or does more than `whole`, the forward that asks for this.
+    """
+    name: str = input.tracer.path_of_module(layer)  # type: ignore[attr-defined]  # only `GraphAppendingTracer` lacks it
+    if not name or type(layer).forward is not whole:
+        why = "is the model itself: put it into an nn.Sequential" if not name else "has a forward of its own: trace it"
+        raise TypeError(
+            f"torch.fx cannot record {type(layer).__name__}, which {why} with a Tracer that takes it as a leaf"
+        )
+    names = ("residual", "mask", "lengths")
+    more = {key: value for key, value in zip(names, others, strict=True) if value is not None}
+    residual = (more.pop("residual"),) if "residual" in more else ()
+    return input.tracer.create_proxy("call_module", name, (input, *residual), more)

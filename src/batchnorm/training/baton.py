@@ -1,0 +1,72 @@
+"""Functions that take turns: each runs in a thread of its own, and only while the caller waits for it."""
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any, NamedTuple
+
+
+class Abandoned(BaseException):  # not an error of its own: no `except Exception` on the way stops it
+    """Raised in a function that waits and will not be resumed."""
+
+
+class Ended(NamedTuple):
+    """The last message of a function: its result."""
+
+    result: Any
+
+
+class Coroutine:
+    """A function that may wait at any depth of its calls, for an answer from whoever resumes it.
+
+    Generators wait in their own frame only; a model cannot be written as one. Of the caller's thread and the
+    function's, one runs while the other waits, so they need no locks between them.
+    """
+
+    def __init__(self, function: Callable[["Coroutine"], Any], name: str) -> None:
+        self._answers: SimpleQueue[Any] = SimpleQueue()
+        self._messages: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
+        self._abandoned = False
+        self._function: Callable[[Coroutine], Any] | None = function
+        # a daemon: a model that never returns after a second Ctrl-C does not keep the process
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._started = False
+
+    def resume(self, answer: Any = None) -> Any:
+        """Run until the function waits, and return its message, or `Ended`. Its error is raised here."""
+        if self._started:
+            self._answers.put(answer)
+        else:
+            self._started = True
+            self._thread.start()
+        message, error = self._messages.get()  # Ctrl-C ends this wait
+        if error is not None:
+            raise error
+        return message
+
+    def wait(self, message: Any) -> Any:
+        """Called by the function: let the caller go on with `message`, and wait for its answer."""
+        if not self._abandoned:
+            self._messages.put((message, None))
+            answer = self._answers.get()
+            if not self._abandoned:
+                return answer
+        raise Abandoned
+
+    def abandon(self) -> None:
+        """Raise `Abandoned` in the function where it waits, or when it next does. `join` waits for its end."""
+        self._abandoned = True
+        self._answers.put(None)
+
+    def join(self) -> None:
+        """Wait for the end of the thread."""
+        if self._started:
+            self._thread.join()
+
+    def _run(self) -> None:
+        function, self._function = self._function, None
+        assert function is not None
+        try:
+            self._messages.put((Ended(function(self)), None))
+        except BaseException as error:
+            self._messages.put((None, error))

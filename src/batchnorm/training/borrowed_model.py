@@ -1,0 +1,70 @@
+"""A model as `big_batch` runs it: every batch norm ours and named, nothing compiled, no wrapper around it."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from batchnorm.layers import BatchNorm
+from batchnorm.tools import registry
+from batchnorm.tools.convert import convert, revert
+
+
+@contextmanager
+def borrowed(model: nn.Module) -> Iterator[None]:
+    """torch's batch norms are ours for the length of a `with`, each layer has its name in `model`, and torch.compile
+    compiles nothing: compiled code runs from end to end, and could not wait for other micro-batches.
+
+    Raises:
+        TypeError: a wrapper that runs the model in its own way.
+        ValueError: a batch norm by the batch that is neither ours nor one that `convert` knows.
+    """
+    _refuse_wrappers(model)
+    _refuse_strangers(model)
+    lent, names = [], {}
+    with ExitStack() as stack:
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            for name, layer in model.named_modules():
+                if registry.knows(layer):
+                    lent.append(layer)
+                    convert(layer)
+                if isinstance(layer, BatchNorm):
+                    names[layer] = layer._name
+                    layer._name = name or "(the model itself)"
+            yield
+        finally:
+            for layer, old in names.items():
+                layer._name = old
+            for layer in lent:
+                revert(layer)
+
+
+def _refuse_wrappers(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        kinds = {f"{c.__module__}.{c.__name__}" for c in type(module).__mro__}
+        for kind in kinds:
+            if kind == "torch.nn.parallel.data_parallel.DataParallel" or kind.startswith("torch.distributed.fsdp."):
+                raise TypeError(
+                    f"big_batch cannot run {name or 'the model'} in {type(module).__name__}, which moves parameters or "
+                    "samples in its own threads and hooks; pass the model itself, or in DistributedDataParallel"
+                )
+
+
+def _refuse_strangers(model: nn.Module) -> None:
+    strangers = [
+        f"{name or '(the model itself)'} ({type(layer).__name__})"
+        for name, layer in model.named_modules()
+        if isinstance(layer, _BatchNorm) and not isinstance(layer, BatchNorm) and not registry.knows(layer)
+        and (layer.training or layer.running_mean is None)
+    ]  # fmt: skip
+    if strangers:
+        raise ValueError(
+            f"these batch norms would normalise each micro-batch by itself: {', '.join(strangers)}. bn.register their "
+            "class if it only adds a name to torch's, run a batch through the model first if they are lazy, or .eval() "
+            "them"
+        )

@@ -1,0 +1,99 @@
+"""Hooks on the modules of a model that open a `ForwardPass` for the length of the outermost call."""
+
+import threading
+from typing import Any
+
+import torch
+from torch import nn
+
+from batchnorm.core.recipes import of_thread
+from batchnorm.core.torch_internals import function_mode_on_top, in_checkpoint, recomputing, unwatched
+from batchnorm.layers import BatchNorm
+from batchnorm.training.forward_pass import ForwardPass
+from batchnorm.training.operations import Operations
+
+
+class _Opened(threading.local):
+    """The call that is under way in this thread."""
+
+    module: nn.Module | None = None
+    hooks: "Hooks | None" = None
+    operations: Operations | None = None
+
+
+_opened = _Opened()
+
+
+class Hooks:
+    """A pair of hooks, on every module that holds a batch norm of ours: a model may be entered through any of them."""
+
+    def __init__(self, links: int, lasting: bool = False) -> None:
+        self.links, self.lasting = links, lasting
+
+    def put_on(self, model: nn.Module) -> None:
+        """Register the pair. The newest pair opens."""
+        for module in _holders(model):
+            module.register_forward_pre_hook(self.open, prepend=True)
+            module.register_forward_hook(self.close, always_call=True)
+
+    def take_off(self, model: nn.Module) -> None:
+        """Remove the pair. A call that an interrupt has left open ends."""
+        for module in model.modules():
+            for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                for key in [key for key, hook in hooks.items() if _owner(hook) is self]:
+                    del hooks[key]
+                    module._forward_hooks_always_called.pop(key, None)
+        if _opened.hooks is self:
+            _end()
+
+    @staticmethod
+    def lasting_on(model: nn.Module) -> "list[Hooks]":
+        """The pairs on a model that no `with` will take off."""
+        owners = {_owner(hook) for module in model.modules() for hook in module._forward_pre_hooks.values()}
+        return [hooks for hooks in owners if isinstance(hooks, Hooks) and hooks.lasting]
+
+    def open(self, module: nn.Module, args: Any) -> None:
+        """Before a forward pass: open, if gradients are wanted and no call is under way."""
+        if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not unwatched():
+            return
+        if recomputing() or in_checkpoint():
+            return
+        if self._opened(module):  # an interrupt went past `close`, or the module calls itself
+            _end()
+        if _opened.module is None:
+            forward_pass = ForwardPass(self.links)
+            _opened.module, _opened.hooks = module, self
+            _opened.operations = Operations(forward_pass)
+            _opened.operations.__enter__()
+            of_thread.listener = forward_pass
+
+    def close(self, module: nn.Module, args: Any, output: Any) -> None:
+        """After the forward pass that opened, or its error."""
+        if not torch.compiler.is_compiling() and self._opened(module):
+            _end()
+
+    def _opened(self, module: nn.Module) -> bool:
+        return _opened.module is module and _opened.hooks is self
+
+
+def _end() -> None:
+    operations = _opened.operations
+    _opened.module = _opened.hooks = _opened.operations = None
+    listener, of_thread.listener = of_thread.listener, None
+    if operations is not None and function_mode_on_top() is operations:
+        operations.__exit__(None, None, None)
+    if isinstance(listener, ForwardPass):
+        listener.close()
+
+
+def _owner(hook: Any) -> Any:
+    return getattr(hook, "__self__", None)
+
+
+def _holders(model: nn.Module) -> list[nn.Module]:
+    """The modules that hold batch norms of ours, at any depth."""
+    return [
+        module
+        for module in model.modules()
+        if not isinstance(module, BatchNorm) and any(isinstance(child, BatchNorm) for child in module.modules())
+    ]

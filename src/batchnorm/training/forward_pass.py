@@ -1,0 +1,174 @@
+"""One forward pass under `recompute`: the recipes of its outputs, and what autograd gets in place of tensors."""
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import TensorWeakRef
+
+from batchnorm.core.torch_internals import past_function_modes, saved_tensors_hooks_on_top, version
+from batchnorm.training.saved_tensors import Kept, OuterHooks, Recipe, Saved, Source, View, geometry, unpack
+
+SAVED_BY_A_NORM = 5  # tensors at most: input, output or residual, weight, bias, statistics
+
+
+class Output(NamedTuple):
+    """A tensor whose recipe is known, as long as it lives and nobody writes to it."""
+
+    tensor: TensorWeakRef
+    dtype: torch.dtype
+    geometry: tuple[object, ...]
+    version: int
+    recipe: Recipe
+
+    def source_of(self, tensor: Tensor, address: int) -> Source | None:
+        """The recipe of a tensor at the same address; None if it holds other values."""
+        own = self.tensor()
+        if own is not tensor:
+            if own is None or _address(own) != address or tensor.dtype != self.dtype:
+                return None
+            if version(tensor) == self.version == version(own):
+                return self.recipe if geometry(tensor) == self.geometry else View(self.recipe, tensor)
+            return None
+        return self.recipe if version(tensor) == self.version and _address(tensor) == address else None
+
+
+class ForwardPass:
+    """Hands autograd a recipe for each saved tensor that has one.
+
+    Tensors are found by their storage, so views, reshapes and detached aliases of an output count as well. A recipe is
+    left out where it would compute more than `links` outputs of residual blocks, one after the other.
+    """
+
+    def __init__(self, links: int) -> None:
+        self.links = links
+        self._outputs: dict[int, Output] = {}  # by the address of their memory, as `_kept`
+        self._kept: weakref.WeakValueDictionary[int, Kept] = weakref.WeakValueDictionary()
+        self._latest: deque[tuple[Tensor, Saved]] = deque()
+        before = saved_tensors_hooks_on_top()
+        self._outer = None if before is None else OuterHooks(*before)
+        self._hooks: torch.autograd.graph.saved_tensors_hooks | None
+        self._hooks = torch.autograd.graph.saved_tensors_hooks(self._pack, unpack)
+        self._hooks.__enter__()
+
+    def close(self) -> None:
+        """Take the hooks off. The graph keeps what it needs."""
+        if self._hooks is not None and self.on_top():
+            self._hooks.__exit__()
+        self._hooks = None
+        self._outputs.clear()
+        self._forget_all_but(0)
+
+    def on_top(self) -> bool:
+        """Whether a tensor that is saved now comes here: not inside an activation checkpoint, say."""
+        top = saved_tensors_hooks_on_top()
+        return top is not None and self._hooks is not None and top[0] is self._hooks.pack_hook
+
+    def record(
+        self,
+        output: Tensor,
+        compute: Callable[..., Tensor],
+        inputs: Sequence[Tensor | None],
+        residual: Tensor | None = None,
+        keeps_residual: bool = False,
+        differentiated: bool | None = None,
+    ) -> None:
+        """Take the recipe of an output: it equals ``compute(*inputs)``.
+
+        The residual of a block is among the inputs too. `keeps_residual` and `differentiated` say what the output's
+        node will do where there is no node yet.
+        """
+        with past_function_modes():
+            if not self.awaits(output, inputs, differentiated):
+                return
+            if residual is not None and not (keeps_residual or self.holds(residual)):
+                return
+            sources = [None if t is None else self.source(t) for t in inputs]
+            self.remember(output, compute, sources, residual is not None)
+
+    def awaits(self, output: Tensor, inputs: Sequence[Tensor | None], differentiated: bool | None = None) -> bool:
+        """Whether a recipe for the output from these inputs would be used."""
+        differentiated = output.requires_grad if differentiated is None else differentiated
+        plain = all(t is None or _address(t) for t in (output, *inputs))
+        return differentiated and plain and self.on_top()
+
+    def remember(
+        self, output: Tensor, compute: Callable[..., Tensor], sources: Sequence[Source | None], is_block: bool = False
+    ) -> None:
+        """Take the recipe of an output from sources, unless it needs too many outputs of blocks."""
+        links = max((s.links for s in sources if s is not None), default=0) + is_block
+        if links <= self.links:
+            recipe = Recipe(compute, sources, links)
+            facts = output.dtype, geometry(output), version(output)
+            self._outputs[_address(output)] = Output(TensorWeakRef(output), *facts, recipe)
+            for tensor, saved in self._latest:  # its own node saved the output before there was a recipe
+                if tensor is output:
+                    saved.replace(recipe)
+        self._forget_all_but(0)
+
+    def computes(self, tensor: Tensor) -> bool:
+        """Whether the tensor has a recipe."""
+        output = self._outputs.get(_address(tensor))
+        return output is not None and output.source_of(tensor, _address(tensor)) is not None
+
+    def holds(self, tensor: Tensor) -> bool:
+        """Whether the tensor is there anyway, or has a recipe."""
+        kept = self._kept.get(_address(tensor))
+        return type(tensor) is nn.Parameter or (kept is not None and kept.covers(tensor)) or self.computes(tensor)
+
+    def _pack(self, tensor: Tensor) -> Saved:
+        if self._outer is None and type(tensor) is nn.Parameter:  # there anyway
+            return Saved(Kept(tensor))
+        with past_function_modes():
+            saved = Saved(source := self._find(tensor))
+            source.add_reader()
+            if isinstance(source, Kept):
+                self._latest.append((tensor, saved))
+                self._forget_all_but(SAVED_BY_A_NORM)
+            return saved
+
+    def source(self, tensor: Tensor) -> Source:
+        """The recipe of a tensor that is an input of another recipe, or the tensor itself."""
+        source = self._find(tensor)
+        self._hand_over(tensor, source)
+        return source
+
+    def _find(self, tensor: Tensor) -> Source:
+        for latest, saved in self._latest:
+            if latest is tensor and isinstance(saved.source, Kept) and saved.source.covers(tensor):
+                return saved.source
+        address = _address(tensor)
+        output = self._outputs.get(address)
+        if output is not None and (source := output.source_of(tensor, address)) is not None:
+            return source
+        if self._outer is not None:  # those hooks may copy: once is enough
+            kept = self._kept.get(address)
+            if kept is not None and kept.is_all_of(tensor):
+                return kept
+        kept = Kept(tensor)
+        if address:
+            self._kept[address] = kept
+        return kept
+
+    def _forget_all_but(self, n: int) -> None:
+        """Give up waiting for the recipes of tensors that were saved; the user's hooks get them now."""
+        while len(self._latest) > n:
+            tensor, saved = self._latest.popleft()
+            self._hand_over(tensor, saved.source)
+
+    def _hand_over(self, tensor: Tensor, source: Source) -> None:
+        if self._outer is not None and isinstance(source, Kept) and source.outer is None:
+            source.hand_over(tensor, self._outer)
+
+
+def _address(tensor: Tensor) -> int:
+    """The address of the tensor's memory; 0 where it has none of its own to be found by."""
+    if type(tensor) not in PLAIN or tensor.layout is not torch.strided or tensor.is_nested:
+        return 0
+    return tensor.untyped_storage().data_ptr()
+
+
+PLAIN = (Tensor, nn.Parameter)

@@ -1,0 +1,94 @@
+"""Several backward passes add to `.grad` as one would: all of them, or if one fails none."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from batchnorm.core.torch_internals import post_accumulate_hooks
+
+
+def leaves_of(roots: Iterable[Tensor]) -> list[Tensor]:
+    """The tensors whose `.grad` a backward pass from `roots` adds to."""
+    waiting: list[Any] = [t.grad_fn if t.grad_fn is not None else t for t in roots if t.requires_grad]
+    leaves: dict[int, Tensor] = {}
+    seen = set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaf = node if isinstance(node, Tensor) else getattr(node, "variable", None)
+        if leaf is not None:
+            leaves[id(leaf)] = leaf
+        else:
+            waiting += [following for following, _ in node.next_functions]
+    return list(leaves.values())
+
+
+Gradients = dict[int, Tensor]  # by the id of the leaf
+
+
+@contextmanager
+def as_one_backward(
+    leaves: Iterable[Tensor], reduce: Callable[[Gradients], Gradients] = lambda sums: sums
+) -> Iterator[None]:
+    """What backward passes inside add to the gradients of `leaves` is added when all are done.
+
+    If one fails, every `.grad` is what it was. Hooks that run after a gradient was added to
+    (`register_post_accumulate_grad_hook`) run once, at the end. `reduce` takes the sums of old and new gradients, and
+    returns what becomes of them.
+    """
+    leaves = [leaf for leaf in leaves if leaf.requires_grad and leaf.is_leaf]
+    before = [leaf.grad for leaf in leaves]
+    hooks = [dict(post_accumulate_hooks(leaf)) for leaf in leaves]
+    handles: list[Any] = []
+    for leaf in leaves:
+        leaf.grad = None
+        post_accumulate_hooks(leaf).clear()
+        handles.append(leaf.register_post_accumulate_grad_hook(_Owned()))
+    sums: Gradients = {}
+    try:
+        yield
+        with torch.no_grad():
+            pairs = zip(leaves, before, strict=True)
+            sums = reduce({id(leaf): total for leaf, old in pairs if (total := _sum(old, leaf.grad)) is not None})
+    finally:
+        for leaf, old, own_hooks, handle in zip(leaves, before, hooks, handles, strict=True):
+            handle.remove()
+            leaf.grad = old
+            if own_hooks:
+                post_accumulate_hooks(leaf).update(own_hooks)
+    for leaf, old, own_hooks in zip(leaves, before, hooks, strict=True):
+        if id(leaf) in sums:
+            leaf.grad = _in_place(old, sums[id(leaf)])
+            for hook in own_hooks.values():
+                hook(leaf)
+
+
+class _Owned:
+    """Has a leaf own its gradient from the first addition on.
+
+    torch keeps the first gradient as it comes, which may be a view of one that somebody else still reads or adds to;
+    the second is added in place. (So torch itself is wrong for a + b, both unsqueezed, and two backward passes.)
+    """
+
+    def __init__(self) -> None:
+        self.first = True
+
+    def __call__(self, leaf: Tensor) -> None:
+        if self.first and leaf.grad is not None and not leaf.grad.is_sparse:
+            leaf.grad = leaf.grad.clone()
+        self.first = False
+
+
+def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
+    return old + new if old is not None and new is not None else new if old is None else old
+
+
+@torch.no_grad()
+def _in_place(old: Tensor | None, new: Tensor) -> Tensor:
+    """As torch adds in place: whoever holds the gradient sees the sum."""
+    return new if old is None or old is new or old.is_sparse or new.is_sparse else old.copy_(new)

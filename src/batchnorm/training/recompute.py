@@ -1,0 +1,80 @@
+"""Outputs of batch norms are computed again for the backward pass, not kept."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from torch import nn
+
+from batchnorm.training.forward_hooks import Hooks
+from batchnorm.training.own_layers import require_own_layers
+
+Mode = Literal[True, "chain"]
+LINKS: dict[Mode, int] = {True: 1, "chain": 64}  # outputs of blocks that may be computed one after the other
+
+
+@contextmanager
+def recompute(model: nn.Module, chain: bool = False) -> Iterator[None]:
+    """Outputs of the batch norms of `model` are computed again for the backward pass, not kept, within a `with`.
+
+    A convolution, linear or pooling layer keeps its input for its gradient. Where that is the output of a batch norm of
+    ours, with its activation and residual, it follows from the norm's own input, which is kept too, and from statistics
+    of each channel. The same kernel computes it when the backward pass asks for it: every gradient is the same, bit for
+    bit. Concatenations, maxima, sums and scaled channels of such outputs are computed again as well.
+
+    The output of a residual block also needs the block's input. By default every second block of a stage keeps its
+    output, so that no more than one is computed on the way to another. With `chain` up to 64 blocks follow from one
+    another: less is kept, and in the backward pass the outputs of a whole stage are there at once.
+
+    It takes effect in calls of the model, or of any of its modules, with gradients; the backward pass may run outside
+    the `with`. Activations have to be those of the norms: ``bn.convert(model, fuse=True)``. Nothing changes inside
+    activation checkpoints, under backend "reference", and under torch.compile, whose partitioner does the same by
+    itself. Where torch's operator serves, it runs once more as a whole.
+
+    Args:
+        model: its batch norms of ours count, but for layers with ``recompute=False``.
+        chain: whether a block's output may follow from another one that is computed again.
+
+    Raises:
+        ValueError: the model has no batch norm of ours.
+        RuntimeError: in the backward pass, where a tensor was written to in place that a gradient needs, or a part of
+            a concatenation after it was concatenated.
+
+    >>> import torch, batchnorm as bn
+    >>> from torch import nn
+    >>> layers = nn.Conv2d(3, 8, 3), bn.BatchNorm2d(8, activation="relu"), nn.Conv2d(8, 8, 3)
+    >>> model = nn.Sequential(*layers)
+    >>> with bn.recompute(model):
+    ...     y = model(torch.randn(2, 3, 9, 9))
+    >>> y.sum().backward()
+    """
+    require_own_layers(model)
+    hooks = Hooks(LINKS["chain" if chain else True])
+    hooks.put_on(model)
+    try:
+        yield
+    finally:
+        hooks.take_off(model)
+
+
+def check(mode: Any) -> None:
+    """Raises ValueError for what is neither False nor a mode."""
+    if mode not in (False, *LINKS):
+        raise ValueError(f"recompute must be False, True or 'chain'; got {mode!r}")
+
+
+def attach(model: nn.Module, mode: Mode) -> None:
+    """As `recompute`, until `detach`; the hooks are copied and pickled with the model.
+
+    Raises:
+        ValueError: an unknown mode.
+    """
+    check(mode)
+    detach(model)
+    Hooks(LINKS[mode], lasting=True).put_on(model)
+
+
+def detach(model: nn.Module) -> None:
+    """Undo `attach`."""
+    for hooks in Hooks.lasting_on(model):
+        hooks.take_off(model)

@@ -1,0 +1,166 @@
+"""Where tensors are kept while nobody computes with them: a file, or the memory of the host."""
+
+import tempfile
+import threading
+import weakref
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Shelf(Protocol):
+    """Bytes of tensors, by their place."""
+
+    def takes(self, t: Tensor) -> bool:
+        """True for a tensor that is somewhere else."""
+
+    def write(self, raw: Tensor) -> Any:
+        """Keep a copy of bytes (uint8, one dimension); returns its place."""
+
+    def read(self, place: Any, raw: Tensor) -> None:
+        """Write the bytes from a place to a tensor of that size."""
+
+    def free(self, place: Any) -> None:
+        """The place may be used for something else."""
+
+    def close(self) -> None:
+        """Free all."""
+
+
+class FileShelf:
+    """A temporary file in a folder, gone when it is closed.
+
+    It is read and written, not mapped into memory: mapped pages would count as memory of the process again.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  # closed by `close`
+        self._lock = threading.Lock()  # the one that fetches ahead reads too
+        self._end = 0
+        self._free: dict[int, list[int]] = {}  # places by size: sizes recur
+
+    def takes(self, t: Tensor) -> bool:
+        """All tensors."""
+        return True
+
+    def write(self, raw: Tensor) -> tuple[int, int]:
+        """To a free place of the size, or the end of the file."""
+        view = raw.cpu().numpy().data
+        with self._lock:
+            free = self._free.get(len(view))
+            place = free.pop() if free else self._end
+            self._end = max(self._end, place + len(view))
+            self._file.seek(place)
+            done = 0
+            while done < len(view):
+                done += self._file.write(view[done:])
+        return place, len(view)
+
+    def read(self, place: tuple[int, int], raw: Tensor) -> None:
+        """Straight into a tensor on the CPU."""
+        host = raw if raw.is_cpu else torch.empty_like(raw, device="cpu")
+        view, done = host.numpy().data, 0
+        with self._lock:
+            self._file.seek(place[0])
+            while done < len(view):
+                got = self._file.readinto(view[done:])
+                if not got:
+                    raise OSError(f"the file that big_batch keeps tensors in ends early, at {place[0] + done} bytes")
+                done += got
+        if host is not raw:
+            raw.copy_(host)
+
+    def free(self, place: tuple[int, int]) -> None:
+        """For the next tensor of the size."""
+        with self._lock:
+            self._free.setdefault(place[1], []).append(place[0])
+
+    def close(self) -> None:
+        """The file is gone."""
+        self._file.close()
+
+
+class HostShelf:
+    """The host's memory, for the tensors of an accelerator."""
+
+    def takes(self, t: Tensor) -> bool:
+        """Tensors that are not there already."""
+        return not t.is_cpu
+
+    def write(self, raw: Tensor) -> Tensor:
+        """Pinned where there is CUDA, so that it is read back without a detour."""
+        host = torch.empty(raw.shape, dtype=raw.dtype, device="cpu", pin_memory=raw.is_cuda)
+        return host.copy_(raw)
+
+    def read(self, place: Tensor, raw: Tensor) -> None:
+        """Returns when the bytes are there."""
+        raw.copy_(place)
+
+    def free(self, place: Tensor) -> None:
+        """Whoever held the tensor has let it go."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def shelf_for(offload: Any) -> Shelf | None:
+    """The shelf that `big_batch(offload=)` asks for.
+
+    Raises:
+        ValueError: a folder that does not exist.
+        TypeError: neither "cpu" nor a path.
+    """
+    if offload is None:
+        return None
+    if not isinstance(offload, str | Path):
+        raise TypeError(f"expected offload to be 'cpu', a folder or None, got {offload!r}")
+    if offload == "cpu":
+        return HostShelf()
+    if not Path(offload).is_dir():
+        raise ValueError(f"expected offload to be 'cpu' or a folder that exists, got {str(offload)!r}")
+    return FileShelf(Path(offload))
+
+
+class Kept:
+    """A tensor on a shelf. Its place is free once nobody holds this."""
+
+    before: "weakref.ref[Kept] | None" = None  # what was kept just before it
+
+    def __init__(self, shelf: Shelf, t: Tensor) -> None:
+        self.shelf, self.shape, self.dtype, self.device = shelf, t.shape, t.dtype, t.device
+        dense = torch.empty_like(t, device="meta").stride() == t.stride()
+        t = t.detach() if dense else t.detach().contiguous()
+        self.stride = t.stride()
+        self._coming: Future[Tensor] | None = None
+        self._place = shelf.write(_raw(t))
+
+    def fetch(self, pool: ThreadPoolExecutor) -> None:
+        """Start to read it."""
+        if self._coming is None:
+            self._coming = pool.submit(self._read)
+
+    def forget(self) -> None:
+        """Let go what was fetched."""
+        self._coming = None
+
+    def get(self) -> Tensor:
+        """A copy, with the strides that it had."""
+        coming, self._coming = self._coming, None
+        return self._read() if coming is None else coming.result()
+
+    def _read(self) -> Tensor:
+        t = torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+        self.shelf.read(self._place, _raw(t))
+        return t
+
+    def __del__(self) -> None:
+        if hasattr(self, "_place"):
+            self.shelf.free(self._place)
+
+
+def _raw(t: Tensor) -> Tensor:
+    """The bytes of a dense tensor, in the order of its storage."""
+    return t.as_strided((t.numel(),), (1,)).view(torch.uint8)
