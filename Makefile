@@ -41,7 +41,7 @@ gpu: $(VENV)/dev.installed          ## the kernels for GPUs without one: interpr
 	  BATCHNORM_COMPILE=1 $(BIN)/python -m pytest -n $(JOBS) tests/backends/triton $(ARGS)
 
 doctest: $(VENV)/dev.ready          ## the examples in the docstrings
-	@$(BIN)/python -m pytest --doctest-modules src
+	@$(BIN)/python -m pytest --doctest-modules --ignore src/batchnorm/conformance src
 
 examples: $(VENV)/dev.ready         ## the gallery, each in a process of its own
 	@for f in examples/*.py; do echo "$$f"; $(BIN)/python -W error -W "$(NOTICE)" $$f >/dev/null || exit 1; done
@@ -59,8 +59,8 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("batchnorm needs Python 3.11 or newer; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV)
 
-# Networks to try ours on. Alone: their own requirements would bring another build of torch, and clients of a hub.
-ALONE_dev := timm torchvision
+# Networks and tools to try ours on. Alone: their own requirements would bring another build of torch, and clients of a hub.
+ALONE_dev := timm torchao torchvision
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 $(VENV)/%.installed: $(BIN)/python pyproject.toml constraints.txt
 	@echo "setting up .venv for $*: a few minutes the first time"

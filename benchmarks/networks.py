@@ -1,7 +1,7 @@
 """The networks of tests/clients/zoo.txt: how many batch norms convert and fuse, and whether the results are torch's.
 
 python -m benchmarks.networks [NAME...]    # some or all; a table on stdout
-python -m benchmarks.networks --write      # all, and the table into docs/networks.md
+python -m benchmarks.networks --write      # all, and the table into docs/networks.md; with names, their lines only
 
 A network trains three steps in float64, with torch's layers and converted with fuse=True. The error is the largest of
 an output, a gradient or a statistic of the three steps, over the largest value of its tensor. Needs timm and
@@ -26,6 +26,11 @@ from tests.support.followers import Use, followers
 
 PAGE = Path(__file__).parents[1] / "docs" / "networks.md"
 STEPS = 3
+LARGE, NOISE = 1e-7, 1e-15
+HEAD = [
+    "| network | norms | converted | could fuse | fused | error | left |",
+    "|---|---:|---:|---:|---:|---:|---|",
+]
 SMALL = 1e-6  # of the largest value
 
 
@@ -39,6 +44,7 @@ class Row(NamedTuple):
     fused: int
     left: Counter[str]  # reasons for operations that were not taken, or layers that were not converted
     error: float
+    noise: float  # the same error from weights changed by `NOISE` alone; measured where `error` is large
 
 
 def measure(entry: zoo.Entry, train: bool = True) -> Row:
@@ -54,6 +60,7 @@ def measure(entry: zoo.Entry, train: bool = True) -> Row:
     for name, use in after.items():
         if use.kind in ("activation", "addition"):
             follows.setdefault(use.call, []).append(name)
+    error = difference(model, fused, x) if train else 0.0
     missed = [names[0] for names in follows.values() if not took & set(names)]
     return Row(
         str(entry),
@@ -62,8 +69,18 @@ def measure(entry: zoo.Entry, train: bool = True) -> Row:
         len(follows),
         len(follows) - len(missed),
         _reasons(missed, after) + Counter(str(w.message) for w in said),
-        difference(model, fused, x) if train else 0.0,
+        error,
+        difference(model, _changed(model), x) if error > LARGE else 0.0,
     )
+
+
+def _changed(model: nn.Module) -> nn.Module:
+    """The model with weights changed by a relative `NOISE`, in float64."""
+    other = copy.deepcopy(model).double()
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter *= 1 + NOISE
+    return other
 
 
 def _reasons(missed: list[str], after: dict[str, Use]) -> Counter[str]:
@@ -98,40 +115,45 @@ def difference(model: nn.Module, other: nn.Module, x: Tensor) -> float:
 
 def _line(row: Row) -> str:
     left = "; ".join(f"{count} × {why}" if count > 1 else why for why, count in row.left.most_common(3))
+    if row.error > LARGE:
+        left = "; ".join(filter(None, [left, f"error {row.noise:.0e} from weights changed by {NOISE:.0e} alone"]))
     numbers = f"{row.norms} | {row.converted} | {row.could} | {row.fused} | {row.error:.0e}"
     return f"| {row.network} | {numbers} | {left} |"
 
 
-def table(rows: list[Row]) -> str:
-    """Markdown: a row for each network, and their sum."""
-    lines = [
-        "| network | norms | converted | could fuse | fused | error | left |",
-        "|---|---:|---:|---:|---:|---:|---|",
-        *map(_line, rows),
-    ]
-    norms, converted, could, fused = (
-        sum(getattr(r, key) for r in rows) for key in ("norms", "converted", "could", "fused")
-    )
-    worst = max(r.error for r in rows)
-    lines.append(
-        f"| **{len(rows)} networks** | {norms} | {converted} ({converted / norms:.1%}) "
+def table(lines: list[str]) -> str:
+    """Markdown: the lines of the networks, and their sum."""
+    numbers = [[float(cell) for cell in line.split("|")[2:7]] for line in lines]
+    norms, converted, could, fused = (int(sum(column)) for column in list(zip(*numbers, strict=True))[:4])
+    worst = max(row[4] for row in numbers)
+    total = (
+        f"| **{len(lines)} networks** | {norms} | {converted} ({converted / norms:.1%}) "
         f"| {could} | {fused} ({fused / max(could, 1):.1%}) | {worst:.0e} | |"
     )
-    return "\n".join(lines)
+    return "\n".join([*HEAD, *lines, total])
+
+
+def update(page: str, lines: dict[str, str]) -> str:
+    """The page with these networks' lines in place of those of before; networks that left the list are gone."""
+    before = {
+        line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith(("| timm:", "| torchv"))
+    }
+    kept = [{**before, **lines}[str(entry)] for entry in zoo.entries() if str(entry) in {**before, **lines}]
+    return re.sub(
+        r"(<!-- networks -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}\n{table(kept)}\n\n{m[2]}", page, flags=re.DOTALL
+    )
 
 
 def main(arguments: list[str]) -> None:
     names = [a for a in arguments if not a.startswith("--")]
-    rows = []
+    lines = {}
     for entry in zoo.entries():
         if not names or entry.name in names or str(entry) in names:
-            rows.append(measure(entry))
-            print(_line(rows[-1]), flush=True)
-    if "--write" in arguments:
-        page = PAGE.read_text(encoding="utf-8")
-        mark = re.compile(r"(<!-- networks -->\n).*?(<!-- end -->)", re.DOTALL)
-        PAGE.write_text(mark.sub(lambda m: f"{m[1]}\n{table(rows)}\n\n{m[2]}", page), encoding="utf-8")
-    print(table(rows).splitlines()[-1])
+            lines[str(entry)] = _line(measure(entry))
+            print(lines[str(entry)], flush=True)
+            if "--write" in arguments:
+                PAGE.write_text(update(PAGE.read_text(encoding="utf-8"), lines), encoding="utf-8")
+    print(table(list(lines.values())).splitlines()[-1])
 
 
 if __name__ == "__main__":

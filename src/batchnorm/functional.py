@@ -172,7 +172,7 @@ def _of_micro_batch(
     """As one part of a big batch, whose moments are returned. Virtual batches lie within a micro-batch each."""
     rules, rows = call.rules, call.input.shape[0]
     size = rules.virtual_batch_size or 0
-    decisions = Decisions(call.eps, rules.activation, 0, group, label, rules.single == "population")
+    decisions = Decisions(call.eps, rules.activation, 0, group, label, rules.single == "population", rules.recompute)
     if not size or not group.exchange.split(rows, size, label):
         return _composed(call, mask, decisions, limits, route)
     if group.ranks is not None:
@@ -338,7 +338,7 @@ def _composed(
     towards: Anchor | None = None
     if limits is not None or decisions.single_by_population:
         towards = composition.anchor(*_population(call), call.eps, limits)
-    if not torch.compiler.is_compiling() and backends.forced() == "aten":
+    if (torch.compiler.is_exporting() or not torch.compiler.is_compiling()) and _aten_is_forced():
         _cannot_serve(x, "aten", "torch has no batch norm with masks, virtual batches, shared statistics or renorm")
     inputs = x, residual, call.weight, call.bias, mask
     if route == "open":

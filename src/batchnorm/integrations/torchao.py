@@ -1,0 +1,81 @@
+"""torchao's quantisation-aware training over exported graphs, with the eps and momentum of the batch norms kept.
+
+torchao 0.18 sets both to torch's defaults: when it prepares a graph, when it changes its mode, and when it converts it.
+
+Needs torchao; nothing else of the package imports this module.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import fx
+from torchao.quantization import pt2e
+from torchao.quantization.pt2e import quantize_pt2e
+
+BATCH_NORM = torch.ops.aten.batch_norm.default
+STATISTIC, VARIANCE, MOMENTUM, EPS = 3, 4, 6, 7  # places of arguments: running_mean tells which layer it is
+DEFAULT_EPS = 1e-5
+
+
+def prepare_qat_pt2e(graph: fx.GraphModule, quantizer: Any) -> fx.GraphModule:
+    """As torchao's function of this name, which sets every batch norm behind a convolution to torch's defaults.
+
+    The graph is that of ``torch.export.export(model.train(), inputs).module()``, made in a ``bn.backend("aten")``
+    context: torchao looks for torch's operator.
+
+    >>> import torch, batchnorm as bn
+    >>> from batchnorm.integrations.torchao import prepare_qat_pt2e  # doctest: +SKIP
+    >>> with bn.backend("aten"):  # doctest: +SKIP
+    ...     graph = torch.export.export(model.train(), inputs).module()
+    >>> prepared = prepare_qat_pt2e(graph, quantizer)  # doctest: +SKIP
+    """
+    return _keeping(lambda: quantize_pt2e.prepare_qat_pt2e(graph, quantizer), graph)
+
+
+def move_exported_model_to_eval(prepared: fx.GraphModule) -> fx.GraphModule:
+    """As torchao's function of this name, in place."""
+    return _keeping(lambda: pt2e.move_exported_model_to_eval(prepared), prepared)
+
+
+def move_exported_model_to_train(prepared: fx.GraphModule) -> fx.GraphModule:
+    """As torchao's function of this name, in place."""
+    return _keeping(lambda: pt2e.move_exported_model_to_train(prepared), prepared)
+
+
+def _keeping(change: Callable[[], Any], graph: fx.GraphModule) -> fx.GraphModule:
+    """The graph that a change gives, its batch norms with the momentum and eps that they had."""
+    before = {_layer(node): node.args[MOMENTUM : EPS + 1] for node in _norms(graph)}
+    changed = change()
+    for node in _norms(changed):
+        momentum, eps = before[_layer(node)]
+        node.args = (*node.args[:MOMENTUM], momentum, eps, *node.args[EPS + 1 :])
+    changed.recompile()
+    return changed
+
+
+def convert_pt2e(prepared: fx.GraphModule) -> fx.GraphModule:
+    """As torchao's function of this name, for a graph of `prepare_qat_pt2e` in evaluation; it uses the graph up.
+
+    σ² + eps is all that counts in evaluation, so what eps differs from torch's default goes over to the variance.
+    """
+    for node in _norms(prepared):
+        given: Any = node.args
+        variance: Any = prepared
+        for name in str(given[VARIANCE].target).split("."):
+            variance = getattr(variance, name)
+        with torch.no_grad():
+            variance += given[EPS] - DEFAULT_EPS
+        node.args = (*node.args[:EPS], DEFAULT_EPS, *node.args[EPS + 1 :])
+    prepared.recompile()
+    return quantize_pt2e.convert_pt2e(prepared)
+
+
+def _layer(norm: fx.Node) -> str:
+    """The key of the running mean of a batch norm."""
+    statistic: Any = norm.args[STATISTIC]
+    return str(statistic.target)
+
+
+def _norms(graph: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in graph.graph.nodes if node.target is BATCH_NORM]
