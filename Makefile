@@ -9,7 +9,7 @@ JOBS   ?= auto
 NOTICE := ignore:batchnorm runs without its native CPU kernels:RuntimeWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help study test test-without-compiler check lint types doctest examples docs bench clean
+.PHONY: help study test test-without-compiler check lint types gpu doctest examples docs bench clean
 
 help:      ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -25,7 +25,7 @@ COMPUTES_NOTHING := report experiment doctor benchmark backends/native test_cli.
 test-without-compiler: $(VENV)/dev.installed   ## the same on torch's operator and the reference, as without a C++ compiler
 	@BATCHNORM_NATIVE=0 $(BIN)/python -m pytest -n $(JOBS) $(COMPUTES_NOTHING:%=--ignore=tests/%) $(ARGS)
 
-check: lint types test test-without-compiler doctest examples docs   ## everything that CI runs
+check: lint types test test-without-compiler gpu doctest examples docs   ## everything that CI runs
 
 lint: $(VENV)/dev.installed         ## ruff: lint and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -33,8 +33,15 @@ lint: $(VENV)/dev.installed         ## ruff: lint and format
 types: $(VENV)/dev.installed        ## mypy
 	@$(BIN)/mypy
 
+# Triton beside torch's CPU build, in a folder of its own: all other commands run as where it is not installed.
+gpu: $(VENV)/dev.installed          ## the kernels for GPUs without one: interpreted against the oracle, and compiled
+	@[ -d $(VENV)/triton/triton ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+	  --constraint constraints.txt --target $(VENV)/triton triton || echo "make gpu: skipped, pip cannot install triton here"
+	@[ ! -d $(VENV)/triton/triton ] || PYTHONPATH=$(CURDIR)/$(VENV)/triton TRITON_INTERPRET=1 BATCHNORM_NATIVE=0 \
+	  BATCHNORM_COMPILE=1 $(BIN)/python -m pytest -n $(JOBS) tests/backends/triton $(ARGS)
+
 doctest: $(VENV)/dev.ready          ## the examples in the docstrings
-	@$(BIN)/python -m pytest --doctest-modules src
+	@$(BIN)/python -m pytest --doctest-modules --ignore src/batchnorm/conformance src
 
 examples: $(VENV)/dev.ready         ## the gallery, each in a process of its own
 	@for f in examples/*.py; do echo "$$f"; $(BIN)/python -W error -W "$(NOTICE)" $$f >/dev/null || exit 1; done

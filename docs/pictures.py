@@ -1,4 +1,4 @@
-"""Draws the pictures of tools.md and standardize.md from runs of the examples: python docs/pictures.py"""
+"""Draws the pictures of tools.md, standardize.md and big-batch.md from runs of the examples: python docs/pictures.py"""
 
 import copy
 import math
@@ -164,7 +164,33 @@ def standardization() -> None:
     write("standardize.svg", 262, parts)
 
 
+def contrasting() -> None:
+    """The held-out loss of contrastive learning, by the way in which a big batch was made."""
+    run = example("big_batch.py")["curves"](60)
+    styles = {
+        "accumulation": (ORANGE, 2),
+        "ghost batches": (PURPLE, 2),
+        "big batch": ("#ccc", 8),
+        "bn.big_batch": (GREEN, 2),
+    }
+    parts = [text(20, 24, "held-out contrastive loss on digits: batches of 256, micro-batches and ghost batches of 4")]
+    values = [loss for curve in run.values() for loss in curve]
+    low, high = min(values), max(values)
+    parts.append(f'<rect x="60" y="40" width="540" height="220" fill="none" stroke="{GREY}"/>')
+    parts += [text(54, y, f"{value:.1f}", "end") for y, value in ((54, high), (258, low))]
+    parts.append(text(60, 278, "0") + text(600, 278, "60 steps", "end"))
+    for i, (label, (colour, width)) in enumerate(styles.items()):
+        points = " ".join(
+            f"{60 + 540 * at / (len(run[label]) - 1):.1f},{254 - 208 * (loss - low) / (high - low):.1f}"
+            for at, loss in enumerate(run[label])
+        )
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
+        parts.append(f'<rect x="{60 + 140 * i}" y="296" width="14" height="{width + 1}" fill="{colour}"/>')
+        parts.append(text(80 + 140 * i, 302, label))
+    write("big_batch.svg", 316, parts)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for draw in (fusing, calibration, adaptation, merging, folding, following, standardization):
+    for draw in (contrasting, fusing, calibration, adaptation, merging, folding, following, standardization):
         draw()

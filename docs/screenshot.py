@@ -22,7 +22,7 @@ def screenshot(page_path: Path, picture: Path, width: int = 1280, theme: str = "
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(ARGS))
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)  # type: ignore[arg-type]
         page.goto(page_path.resolve().as_uri())
-        page.wait_for_selector(".plot .main-svg")
+        page.wait_for_selector(".plot svg")
         page.screenshot(path=picture, full_page=full)
         browser.close()
 

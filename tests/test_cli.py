@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from batchnorm import cli
-from batchnorm.benchmark import comparison
+from batchnorm.benchmark import big_batch_steps, comparison
 from batchnorm.benchmark.cases import LAYOUTS, Case
 from batchnorm.benchmark.targets import PAIRS, TARGETS
 from batchnorm.layers import BatchNorm
@@ -34,6 +34,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     table.assign(a=["red", "blue"] * 30).to_csv("text.csv", index=False)
     table.assign(a=[None, 1.0] * 30).to_csv("missing.csv", index=False)
     table.assign(label=1).to_csv("one.csv", index=False)
+    table.iloc[:0].to_csv("header.csv", index=False)
+    table.assign(b=table.b * 1e200).to_csv("huge.csv", index=False)
     np.savez("nan.npz", x=np.full((60, 2), np.nan), y=np.arange(60) % 2)
     return tmp_path
 
@@ -47,8 +49,13 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("missing.csv", "--target", "label"), "column 'a' has 30 missing values"),
         (("nan.npz",), "the inputs hold NaN"),
         (("nowhere.csv",), "nowhere.csv: no such file"),
+        (("digits", "--target", "x"), "--target is for tables"),
+        (("header.csv", "--target", "label"), "no rows below the header"),
+        (("huge.csv", "--target", "label"), "go up to 6e+200, beyond the range of float32"),
+        (("good.csv", "--target", "label", "--norms", "batch,instance"), "--norms batch,instance: expected some of"),
+        (("good.csv", "--target", "label", "--norms", "batch,layer"), "the claims compare batch with none"),
         (("one.csv", "--target", "label"), "only one class"),
-        (("good.csv", "--target", "label", "--network", "resnet"), "--network resnet: expected mlp, conv or"),
+        (("good.csv", "--target", "label", "--network", "resnet"), "--network resnet: expected mlp, conv, deep"),
         (("good.csv", "--target", "label", "--network", "conv"), "--network conv needs images"),
         (("good.csv", "--target", "label", "--lr", "fast"), "--lr fast: expected numbers"),
         (("good.csv", "--target", "label", "--task", "guess"), "--task guess: expected classification"),
@@ -98,7 +105,8 @@ def test_a_traceback_never_reaches_the_user(tmp_path: Path) -> None:
     out, err = process.communicate()
     assert process.returncode == 2
     assert out == ""
-    assert err == "batchnorm: nowhere.csv: no such file, and not one of digits, wine, diabetes\n"
+    names = "digits, wine, diabetes, iris, breast_cancer, fashion, mnist"
+    assert err == f"batchnorm: nowhere.csv: no such file, and not one of {names}\n"
 
 
 NETWORK = """
@@ -118,7 +126,7 @@ def make():
 
 def test_ctrl_c_keeps_what_was_finished(tmp_path: Path) -> None:
     (tmp_path / "mine.py").write_text(NETWORK)
-    process = start(tmp_path, *SMALL, "--network", "mine:make")
+    process = start(tmp_path, *SMALL, "--network", "mine:make", "--workers", "1")
     out, err = process.communicate()
     assert process.returncode == 128 + signal.SIGINT, err
     found = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
@@ -132,6 +140,49 @@ def test_ctrl_c_keeps_what_was_finished(tmp_path: Path) -> None:
     assert "Interrupted" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
+def test_ctrl_c_in_the_terminal_reaches_every_process_and_keeps_what_was_finished(tmp_path: Path) -> None:
+    """The signal goes to the whole group, as from a terminal, after the first runs."""
+    arguments = ("wine", "--lr", "0.1,0.3", "--seeds", "9", "--workers", "2", "--output", "out")
+    command = [sys.executable, "-m", "batchnorm", "study", *arguments]
+    source = str(Path(cli.__file__).parents[1])
+    env = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1", "FORCE_COLOR": "1"}
+    streams: dict[str, Any] = {"text": True, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=tmp_path, env=env, start_new_session=True, **streams)
+    assert process.stderr is not None
+    seen = ""
+    while "seed 1" not in seen:
+        seen += process.stderr.read(50)
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate()
+    assert process.returncode == 128 + signal.SIGINT, err
+    found = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert found["interrupted"]
+    assert 0 < found["runs_finished"] < found["runs_planned"]
+    assert "Traceback" not in seen + err
+
+
+IMPORTING = """
+import os, signal, sys
+class Presses:
+    "Ctrl-C comes while torch is imported."
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            os.kill(os.getpid(), signal.SIGINT)
+sys.meta_path.insert(0, Presses())
+sys.argv = ["batchnorm", "study"]
+import batchnorm_command
+batchnorm_command.main()
+"""
+
+
+def test_ctrl_c_while_modules_are_imported_shows_no_traceback(tmp_path: Path) -> None:
+    source = str(Path(cli.__file__).parents[1])
+    command, env = [sys.executable, "-c", IMPORTING], os.environ | {"PYTHONPATH": source}
+    found = subprocess.run(command, cwd=tmp_path, text=True, capture_output=True, env=env)
+    assert found.returncode == 128 + signal.SIGINT
+    assert found.stderr == ""
+
+
 BENCH = ("bench", "--quick", "--no-compile", "--no-networks", "--seconds", "0")
 
 
@@ -142,6 +193,7 @@ BENCH = ("bench", "--quick", "--no-compile", "--no-networks", "--seconds", "0")
         (("bench", "--layout", "rows"), "--layout rows: expected one of contiguous, channels_last, both"),
         (("bench", "--block", "plain", "--block", "tanh"), "--block tanh: expected one of plain, relu, add-relu"),
         (("bench", "--targets", "--block", "relu"), "--targets chooses dtypes, layouts and blocks itself"),
+        (("bench", "--big-batch", "--dtype", "float32"), "--big-batch measures networks: leave out --targets, --dtype"),
     ],
 )
 def test_wrong_options_are_one_line_and_status_2(
@@ -223,3 +275,24 @@ def test_bench_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert call(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"batchnorm {version('batchnorm')}\n"
+
+
+def test_bench_big_batch(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = []
+
+    def measured(seconds: float, quick: bool, progress: object) -> dict[str, Any]:
+        asked.append((seconds, quick))
+        empty = {"exact": [], "times": [], "memory": [], "notes": [], "environment": {}}
+        sizes = {"exact": [12, 5, 64], "timed": [64, 16, 64], "micro_batch": 8, "pixels": 96}
+        load = {"before": 0.0, "after": 0.0, "others": 0.0}
+        return empty | {"settings": sizes, "load": load, "interrupted": len(asked) == 2}
+
+    monkeypatch.setattr(big_batch_steps, "measure", measured)
+    assert call(monkeypatch, "bench", "--big-batch", "--quick", "--seconds", "1") == 0
+    assert "bench/report.json" in capsys.readouterr().out
+    assert call(monkeypatch, "bench", "--big-batch", "--json") == 130
+    assert json.loads(capsys.readouterr().out) == json.loads((folder / "bench" / "report.json").read_text("utf-8"))
+    assert asked == [(1.0, True), (2.0, False)]
+    (folder / "taken").touch()
+    assert call(monkeypatch, "bench", "--big-batch", "--output", "taken") == 2
+    assert "cannot write to taken" in capsys.readouterr().err

@@ -49,35 +49,52 @@ def _batchnorm(
 @app.command()
 def study(
     data: Annotated[
-        str, typer.Argument(help="digits, wine, diabetes, a .csv, .parquet or .npz file, or a folder of idx files.")
+        str,
+        typer.Argument(
+            help="digits, wine, diabetes, iris, breast_cancer, fashion, mnist, a .csv, .tsv, .parquet or .npz file, "
+            "or a folder of idx files."
+        ),
     ] = "digits",
     target: Annotated[str | None, typer.Option(help="The column of a table to predict.")] = None,
+    drop: Annotated[str | None, typer.Option(help="Columns of a table to leave out, as in id,name.")] = None,
+    fill: Annotated[
+        str | None, typer.Option(help="What missing values of a table become: mean, median or a number.")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="classification or regression; else the target decides.")] = None,
-    network: Annotated[str, typer.Option(help="mlp, conv or package.module:factory.")] = "mlp",
+    network: Annotated[str, typer.Option(help="mlp, conv, deep, deep-residual or package.module:factory.")] = "mlp",
+    norms: Annotated[
+        str, typer.Option(help="Arms: batch and none, which are compared, and layer, group beside them.")
+    ] = "batch,none",
     lr: Annotated[str | None, typer.Option(help="Learning rates to sweep, as in 0.01,0.1,1.")] = None,
     seeds: Annotated[int | None, typer.Option(help="How many seeds (3, with --quick 2).")] = None,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Epochs a run; by default enough for about 360 steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="60, less for few samples.")] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
-    threads: Annotated[int, typer.Option(min=1, help="Threads for torch; small networks gain nothing from more.")] = 1,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that train at once; by default one a core.")
+    ] = None,
+    threads: Annotated[
+        int, typer.Option(min=1, help="Threads for torch in one process; with more than 1 there is one process.")
+    ] = 1,
     output: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("study"),
     json: Annotated[bool, typer.Option("--json", help="Print the JSON, and nothing else, to stdout.")] = False,
+    interactive: Annotated[
+        bool, typer.Option("--interactive", help="Figures that zoom, with plotly in the page (5 MB).")
+    ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A small sweep, for a first look.")] = False,
 ) -> None:
     """What does normalisation do for a network? Trains it with and without batch norm and judges nine claims."""
-    import torch
-
-    from batchnorm.experiment import plan, settings, sources, study_networks
+    from batchnorm.experiment import arms, plan, settings, sources, study_networks
     from batchnorm.experiment.data import InputError, standardise
 
     if task not in (None, "classification", "regression"):
         raise InputError(f"--task {task}: expected classification or regression")
-    torch.set_num_threads(threads)
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does: the user's network lies in the working directory
     make_network = study_networks.named(network)
-    loaded = sources.load(data, target, task, seed)  # type: ignore[arg-type]  # checked above
+    left_out = [] if drop is None else drop.split(",")
+    loaded = sources.load(data, target, task, seed, drop=left_out, fill=fill)  # type: ignore[arg-type]  # checked above
     chosen = settings.choose(
         loaded,
         rates=None if lr is None else _numbers(lr),
@@ -86,13 +103,16 @@ def study(
         epochs=epochs,
         batch_size=batch_size,
         optimizer=optimizer,
+        norms=norms,
+        workers=workers,
+        threads=threads,
         quick=quick,
     )
-    study_networks.check(make_network, standardise(loaded))  # before the bar is drawn: wrong input is one line
+    arms.check(make_network, standardise(loaded))  # before the bar is drawn: wrong input is one line
     errors = _console(stderr=True)
     with _progress(errors) as progress:
         result = plan.run(make_network, loaded, chosen, network, progress, errors.print)
-    _deliver(result, output, json, errors)
+    _deliver(result, output, json, interactive, errors)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -184,6 +204,9 @@ def bench(
     recompute: Annotated[
         bool, typer.Option("--recompute", help="Memory and time of whole steps under recompute, and nothing else.")
     ] = False,
+    device: Annotated[
+        str, typer.Option(help="cpu; or cuda or xpu, where cases and networks are chosen for it.")
+    ] = "cpu",
 ) -> None:
     """Compares the speed with torch's on this machine. Judges the results first, then takes the times in turns."""
     import torch
@@ -198,6 +221,13 @@ def bench(
         if targets or dtype or block or layout != "both":
             raise InputError("--big-batch measures networks: leave out --targets, --dtype, --layout and --block")
         _big_batch(threads, seconds, quick, output, json)
+        return
+    if device != "cpu":
+        if targets or recompute or big_batch or dtype or block or layout != "both":
+            raise InputError(
+                f"--device {device} chooses cases itself: leave out all but --quick, --no-networks, --output and --json"
+            )
+        _on_accelerator(device, networks, threads, seconds, quick, output, json)
         return
     for name in dtype or []:
         _one_of("--dtype", name, DTYPES)
@@ -224,6 +254,23 @@ def bench(
     _deliver_comparison(result, output, json)
     if result["interrupted"]:
         raise typer.Exit(INTERRUPTED)
+
+
+def _on_accelerator(device: str, networks: bool, *settings: Any) -> None:
+    import torch
+
+    from batchnorm.benchmark.accelerator_steps import compare
+    from batchnorm.experiment.data import InputError
+    from batchnorm.report.accelerator_table import show
+
+    _one_of("--device", device, ("cpu", "cuda", "xpu"))
+    module = torch.get_device_module(device)
+    if not module.is_available():
+        raise InputError(f"--device {device}: torch {torch.__version__} finds none here; run it where there is one")
+    current = torch.device(device, module.current_device())
+    _deliver_steps(
+        lambda seconds, quick, progress: compare(current, quick, networks, progress), show, *settings
+    )  # fmt: skip
 
 
 def _memory_of_steps(*settings: Any) -> None:
@@ -321,10 +368,10 @@ def _one_of(option: str, value: str, allowed: Iterable[str]) -> None:
         raise InputError(f"{option} {value}: expected one of {', '.join(allowed)}")
 
 
-def _deliver(result: Study, output: Path, json: bool, errors: Console) -> None:
+def _deliver(result: Study, output: Path, json: bool, interactive: bool, errors: Console) -> None:
     from batchnorm.report.terminal import show
 
-    saved = result.save(output)
+    saved = result.save(output, interactive=interactive)
     if json:
         print(result.to_json())
     else:

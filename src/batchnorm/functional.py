@@ -172,7 +172,7 @@ def _of_micro_batch(
     """As one part of a big batch, whose moments are returned. Virtual batches lie within a micro-batch each."""
     rules, rows = call.rules, call.input.shape[0]
     size = rules.virtual_batch_size or 0
-    decisions = Decisions(call.eps, rules.activation, 0, group, label, rules.single == "population")
+    decisions = Decisions(call.eps, rules.activation, 0, group, label, rules.single == "population", rules.recompute)
     if not size or not group.exchange.split(rows, size, label):
         return _composed(call, mask, decisions, limits, route)
     if group.ranks is not None:
@@ -219,7 +219,7 @@ def _kind(call: Call, plain: bool) -> table.Kind:
     return "plain" if call.residual is None and call.rules.activation is None else "fused"
 
 
-def _route(x: Tensor, kind: table.Kind) -> Route:
+def _route(x: Tensor, kind: table.Kind = "plain") -> Route:
     """The way for `x`: our operators, torch's, or the reference in the open, for transforms and compilers."""
     compiling = torch.compiler.is_compiling()
     asked = None if compiling else backends.forced()

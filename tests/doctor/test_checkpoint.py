@@ -69,3 +69,28 @@ def test_healthy_is_clean(steps):
 def test_a_converted_keras_layer_is_clean():
     layer = bn.from_keras([1.0, 2.0], [4.0, 9.0], gamma=[1.0, 2.0], beta=[0.5, 0.0])
     assert diagnose(layer).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({2: float("nan")}, "channel 2 of 8 is NaN"),
+        ({0: float("inf"), 7: float("-inf")}, "channels 0, 7 of 8 are Inf"),
+        ({1: float("inf"), 3: float("nan")}, "channels 1, 3 of 8 are NaN or Inf"),
+    ],
+)
+def test_sick_channels_are_named(values, words):
+    model = trained()
+    for channel, value in values.items():
+        model[1].running_mean[channel] = value
+    (finding,) = diagnose(model).findings
+    assert finding.evidence["1"] == {"values": len(values), "running_mean": words}
+
+
+def test_of_many_channels_the_first_are_named():
+    model = trained().requires_grad_(False)
+    wide = nn.BatchNorm1d(40)
+    wide.load_state_dict({k: v[:1].repeat(40) if v.ndim else v for k, v in model[1].state_dict().items()})
+    wide.running_var[5:25] = -1
+    (finding,) = diagnose(wide).findings
+    assert finding.evidence["BatchNorm1d"]["which"] == "5, 6, 7, 8, 9, 10, 11, 12 and 12 more"

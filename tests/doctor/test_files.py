@@ -211,6 +211,40 @@ def test_names_cannot_drive_the_terminal(tmp_path, monkeypatch, capsys):
     assert "\\x1b[2Jnorm\\n" in out
 
 
+def test_every_state_dict_of_a_file_is_read(tmp_path):
+    """A healthy network beside an average of it that is sick, and an optimizer's state."""
+    model, average = trained(False), trained(False)
+    with torch.no_grad():
+        average[8].running_var[2] = torch.nan
+        average[1].num_batches_tracked.add_(5)
+        average[4].num_batches_tracked.add_(5)
+        average[8].num_batches_tracked.add_(5)
+    optimizer = torch.optim.Adam(model.parameters())
+    content = {"state_dict": model.state_dict(), "callbacks": [{"ema": average.state_dict()}], "epoch": 3}
+    torch.save(content | {"optimizer": optimizer.state_dict()}, tmp_path / "all.pt")
+    report = diagnose_states(read(tmp_path / "all.pt"))
+    places = ("state_dict", "callbacks/0/ema")
+    assert list(report.layers) == [f"{place}/{name}" for place in places for name in (1, 4, 8)]
+    assert [(f.rule, f.layers) for f in report.findings] == [("not-finite", ("callbacks/0/ema/8",))]
+    (evidence,) = report.findings[0].evidence.values()
+    channels = len(average[8].running_var)
+    assert evidence == {"values": 1, "running_var": f"channel 2 of {channels} is NaN"}
+
+
+def test_a_mapping_inside_itself_ends(tmp_path):
+    state = {"1.running_mean": torch.zeros(2), "1.running_var": torch.ones(2)}
+    state["self"] = state
+    torch.save(state, tmp_path / "loop.pt")
+    assert 1 <= len(read(tmp_path / "loop.pt")) < 10
+
+
+@formats
+def test_it_says_what_a_file_cannot_tell(tmp_path, kind):
+    path = tmp_path / f"model.{kind}"
+    SAVE[kind](trained(False).state_dict(), path)
+    assert any("neither momentum nor eps" in note for note in diagnose_states(read(path)).notes) == (kind != "onnx")
+
+
 def test_exit_status(tmp_path, monkeypatch, capsys):
     model = trained(False)
     with torch.no_grad():
@@ -262,7 +296,9 @@ def test_module_and_checkpoint(tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["nowhere.pt"], "there is no such file"),
-        (["."], "there is no such file"),
+        (["."], "it is a folder"),
+        (["notes.txt"], "it is none of the files that can be read"),
+        (["module.pt"], "torch.save(model.state_dict(), path) saves the numbers alone"),
         (["empty.pt"], "no batch norm"),
         (["doctored:make", "--checkpoint", "empty.pt"], "for Sequential: Missing key(s) in state_dict"),
         (["doctored:wrong"], "gave int, expected a torch.nn.Module"),
@@ -274,6 +310,8 @@ def test_what_cannot_be_diagnosed_is_one_line(tmp_path, monkeypatch, capsys, arg
     monkeypatch.chdir(tmp_path)
     (tmp_path / "doctored.py").write_text(FACTORY)
     torch.save({}, "empty.pt")
+    torch.save(torch.nn.BatchNorm1d(3), "module.pt")
+    (tmp_path / "notes.txt").write_text("Words, and no numbers.")
     assert call(monkeypatch, *arguments) == 2
     assert message in capsys.readouterr().err
     call(monkeypatch, *arguments)

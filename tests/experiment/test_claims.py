@@ -1,5 +1,6 @@
 """Every claim on planted runs: it holds where it should, and does not where the opposite was planted."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,9 +9,10 @@ from torch import Tensor
 
 from batchnorm.experiment.claims import CLAIMS, measure
 from batchnorm.experiment.data import Data, split
-from batchnorm.experiment.evidence import Evidence, Sweep, race
+from batchnorm.experiment.evidence import NOTHING, Evidence, Lap, race
 from batchnorm.experiment.runs import Arm, Run, Setting
-from batchnorm.experiment.verdict import Claim
+from batchnorm.experiment.sweep import Sweep
+from batchnorm.experiment.verdict import Claim, NotMeasured
 
 SEEDS, RATES = (0, 1, 2), (0.1, 1.0)
 STEPS = [0, 10, 20, 30, 40]
@@ -21,7 +23,7 @@ GOOD_NORM = {"mean": 1e-7, "std": 1e-4, "correlation": 1.0, "inverse": 1e-6}
 
 
 def data() -> Data:
-    return split("planted", torch.arange(80.0).reshape(40, 2), torch.arange(40) % 2)
+    return split("planted", torch.arange(800.0).reshape(400, 2), torch.arange(400) % 2)
 
 
 def percentiles(places: list[float]) -> list[Tensor]:
@@ -47,7 +49,7 @@ def planted(
     run.score, run.test_score, run.train_score = score + jitter, score, train_score + jitter
     run.log.steps = STEPS
     run.log.percentiles = {"0": percentiles(places), "1": percentiles(places)}
-    run.log.gradient_steps = STEPS
+    run.log.scales = {"first": [1.0] * len(STEPS), "last": [1.0] * len(STEPS)}
     run.log.gradients = {"first": [ratio * (1 + jitter)] * len(STEPS), "last": [1.0] * len(STEPS)}
     if arm == "batch norm":
         run.log.normalised = {"0": norm | {"left_out": 0, "before": HISTOGRAM, "after": HISTOGRAM}}
@@ -128,20 +130,68 @@ def test_shape(key: str, value: float) -> None:
     assert claim(5, {"norm": GOOD_NORM | {key: value}}, {}).verdict == "does not hold here"
 
 
-def small_batches(with_norm: dict[int, float], without: dict[int, float]) -> Claim:
+def small_batches(with_norm: float, without: float) -> Claim:
+    """Scores at batches of 2; at the sweep's batches of 8 both have 0.9."""
     found = evidence({}, {})
-    for arm, scores in (("batch norm", with_norm), ("plain", without)):
-        for size, score in scores.items():
-            found.batches += [planted(arm, s, size=size, score=score) for s in SEEDS]  # type: ignore[arg-type]
+    for arm, score in (("batch norm", with_norm), ("plain", without)):
+        found.batches += [planted(arm, s, size=2, score=score) for s in SEEDS]  # type: ignore[arg-type]
     return CLAIMS[9](found)
 
 
 def test_small_batches() -> None:
-    falls, stays, rises = {2: 0.5, 64: 0.9}, {2: 0.9, 64: 0.9}, {2: 0.9, 64: 0.5}
-    assert small_batches(falls, stays).verdict == "holds"
-    assert small_batches(stays, falls).verdict == "does not hold here"
-    assert small_batches(stays, stays).verdict == "does not hold here"
-    assert small_batches(stays, rises).verdict == "does not hold here", "a gain without it is no loss with it"
+    assert small_batches(0.5, 0.9).verdict == "holds"
+    assert small_batches(0.9, 0.85).verdict == "does not hold here"
+    assert small_batches(0.9, 0.9).verdict == "does not hold here"
+    assert small_batches(0.9, 0.99).verdict == "does not hold here", "a gain without it is no loss with it"
+
+
+def test_small_batches_are_not_judged_on_runs_that_are_too_short() -> None:
+    with pytest.raises(NotMeasured, match="too short to tell"):
+        small_batches(0.5, 0.55)
+
+
+def test_nothing_is_said_of_training_where_nothing_was_learned() -> None:
+    """Scores at chance, whatever else was planted, such as a faster curve: only the arithmetic is judged."""
+    fast, slow = {"curve": FAST, "score": 0.51}, {"curve": SLOW, "score": 0.5, "places": MOVING, "ratio": 1e-4}
+    claims = measure(evidence(fast, slow))
+    assert [c.number for c in claims if c.verdict != "not measured"] == [4, 5]
+    assert {c.reason for c in claims if c.number not in (4, 5)} == {NOTHING}
+    assert [c.number for c in claims if c.by_construction] == [4, 5]
+
+
+def test_one_arm_that_learned_is_enough_to_judge_speed_but_not_a_gap() -> None:
+    claims = {c.number: c for c in measure(evidence({"curve": FAST}, {"curve": [0.5] * 5, "score": 0.5}))}
+    assert claims[1].verdict == "holds"
+    assert "not reached" in claims[1].sentence
+    assert claims[8].verdict == "not measured"
+    assert "only one of the networks learned" in claims[8].reason
+
+
+def test_a_negative_gap_is_no_overfitting() -> None:
+    with pytest.raises(NotMeasured, match="neither network overfits"):
+        claim(8, {"train_score": 0.7}, {"train_score": 0.85})
+    worse = claim(8, {"train_score": 0.99}, {"train_score": 0.7})
+    assert worse.effects == pytest.approx([-0.09] * 3), "the plain gap counts as 0, not as −0.2"
+
+
+def test_overfitting_is_judged_on_few_samples_where_there_are_such_runs() -> None:
+    found = evidence({"train_score": 0.9}, {"train_score": 0.9})
+    for arm, score in (("batch norm", 0.8), ("plain", 0.7)):
+        for seed in SEEDS:
+            run = planted(arm, seed, score=score, train_score=1.0)  # type: ignore[arg-type]
+            run.setting = replace(run.setting, samples=50)
+            found.few.append(run)
+    judged = CLAIMS[8](found)
+    assert judged.verdict == "holds"
+    assert judged.median == pytest.approx(0.1)
+    assert list(judged.detail["groups"]) == ["50 samples", "all 240 samples"]
+    assert "On 50 samples" in judged.sentence
+
+
+def test_the_sentence_says_the_steps() -> None:
+    assert claim(1, {"curve": FAST}, {"curve": SLOW}).sentence == (
+        "Reached 90 % in 10 steps with batch norm instead of 40 without."
+    )
 
 
 def test_each_claim_comes_in_order_and_says_why_it_is_not_measured() -> None:
@@ -172,10 +222,10 @@ def test_each_arm_runs_at_its_own_best_rate() -> None:
 
 def test_a_race_that_nobody_finishes_counts_all_steps() -> None:
     slow, fast = planted("plain", 0, curve=SLOW), planted("batch norm", 0, curve=[0.5] * 5)
-    assert race([slow], [fast], 0.5) == [(40, 40, False)]
+    assert race([slow], [fast], 0.5) == [Lap(0.9, 40, 40, True, False)]
 
 
 def test_a_network_that_never_leaves_chance_sets_no_mark() -> None:
     stuck, learns = planted("plain", 0, curve=[0.5] * 5), planted("batch norm", 0, curve=SLOW)
     # the target is halfway from 0.5 to 0.9, not the 0.5 that any network has at step 0
-    assert race([stuck], [learns], 0.5) == [(40, 20, True)]
+    assert race([stuck], [learns], 0.5) == [Lap(0.7, 40, 20, False, True)]

@@ -6,7 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from batchnorm.experiment.run_log import RunLog, describe_normalised, drift, rank_correlation
+from batchnorm.experiment.run_log import VALUES, RunLog, describe_normalised, drift, rank_correlation
+
+
+def squares(output: torch.Tensor) -> torch.Tensor:
+    return output.square().sum()
 
 
 def network() -> nn.Sequential:
@@ -17,7 +21,7 @@ def test_looking_leaves_the_network_and_the_generator_as_they_were() -> None:
     model = network()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     log = RunLog()
-    log.look(model, torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), 5)
+    log.look(model, torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), squares, 5)
     log.examine(model, torch.randn(32, 4, generator=torch.Generator().manual_seed(1)))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -26,20 +30,24 @@ def test_looking_leaves_the_network_and_the_generator_as_they_were() -> None:
 
 def test_percentiles_of_a_normalised_site() -> None:
     log = RunLog()
-    log.look(network(), torch.randn(2000, 4), 0)
-    (found,) = log.percentiles["1"]
+    log.look(network(), torch.randn(2000, 4), squares, 0)
+    (found,) = log.percentiles["norm 1"]
     assert found.shape == (3, 6)
     # of a normal distribution: ∓1.036 standard deviations and 0
     torch.testing.assert_close(found.mean(1), torch.tensor([-1.036, 0.0, 1.036]), atol=0.05, rtol=0)
 
 
-def test_gradients_are_root_mean_squares_of_weights_only() -> None:
-    model, log = network(), RunLog()
-    model(torch.randn(8, 4)).square().sum().backward()
-    log.take_gradients(model, 3)
-    assert list(log.gradients) == ["0.weight", "4.weight"]
-    expected = model[4].weight.grad.double().square().mean().sqrt().item()
-    assert log.gradients["4.weight"] == [pytest.approx(expected)]
+def test_sizes_of_signal_and_gradient_are_root_mean_squares_at_the_outputs_of_layers_with_weights() -> None:
+    torch.manual_seed(0)
+    model, log, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 2)), RunLog(), torch.randn(8, 4)
+    log.look(model, x, squares, 3)
+    assert list(log.gradients) == list(log.scales) == ["Linear 0", "Linear 2"]
+    first = model[0](x)
+    output = model[2](first.relu())
+    of_first, of_output = torch.autograd.grad(squares(output), (first, output))
+    for found, tensors in ((log.scales, (first, output)), (log.gradients, (of_first, of_output))):
+        expected = [pytest.approx(t.double().square().mean().sqrt().item()) for t in tensors]
+        assert [v for (v,) in found.values()] == expected
 
 
 def test_drift_is_in_widths() -> None:
@@ -96,3 +104,16 @@ def test_channels_that_say_nothing_are_left_out_and_counted() -> None:
     assert found is not None
     assert found["left_out"] == 2
     assert describe_normalised(x[:1], x[:1], nn.BatchNorm1d(1)) is None
+
+
+def test_moments_are_those_of_all_values_and_not_of_a_part() -> None:
+    """A channel with more values than ranks are taken from: its own mean and deviation are still those found."""
+    norm = nn.BatchNorm2d(2)
+    x = torch.randn(3, 2, 50, 60, generator=torch.Generator().manual_seed(0))
+    x[:, :, ::2, :7] += 3.0  # an even subset has another mean
+    log = RunLog()
+    log.examine(nn.Sequential(norm), x)
+    assert x[:, 0].numel() > VALUES
+    assert log.normalised["norm 0"]["mean"] < 1e-5
+    assert log.normalised["norm 0"]["std"] < 1e-3
+    assert sum(log.normalised["norm 0"]["before"]["counts"]) == VALUES

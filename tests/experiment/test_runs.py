@@ -53,7 +53,7 @@ def test_both_arms_see_the_same_batches() -> None:
 
     for arm in seen:
         Watched.arm = arm
-        train(Watched, easy(), Setting(arm, 0.1, 0, 20, 12))  # type: ignore[arg-type]
+        train(Watched, easy(), Setting(arm, 0.1, 0, 20, 12, record=False))  # type: ignore[arg-type]
     assert len(seen["plain"]) == 12
     assert all(torch.equal(a, b) for a, b in zip(*seen.values(), strict=True))
     assert len(torch.cat(seen["plain"][:6]).unique(dim=0)) == 120, "an epoch sees every sample once"

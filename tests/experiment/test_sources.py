@@ -27,6 +27,8 @@ def frame(n: int = 60) -> pd.DataFrame:
         ("digits", "classification", (1, 8, 8), 10, 1797),
         ("wine", "classification", (13,), 3, 178),
         ("diabetes", "regression", (10,), 1, 442),
+        ("iris", "classification", (4,), 3, 150),
+        ("breast_cancer", "classification", (30,), 2, 569),
     ],
 )
 def test_embedded(name: str, task: str, shape: tuple[int, ...], outputs: int, count: int) -> None:
@@ -34,10 +36,20 @@ def test_embedded(name: str, task: str, shape: tuple[int, ...], outputs: int, co
     assert (data.task, data.shape, data.outputs, len(everything(data))) == (task, shape, outputs, count)
 
 
-@pytest.mark.parametrize("kind", ["csv", "parquet"])
+WRITE = {
+    "csv": lambda frame, path: frame.to_csv(path, index=False),
+    "csv.gz": lambda frame, path: frame.to_csv(path, index=False),
+    "tsv": lambda frame, path: frame.to_csv(path, index=False, sep="\t"),
+    "semicolons.csv": lambda frame, path: frame.to_csv(path, index=False, sep=";"),
+    "commas.csv": lambda frame, path: frame.to_csv(path, index=False, sep=";", decimal=","),
+    "parquet": lambda frame, path: frame.to_parquet(path),
+}
+
+
+@pytest.mark.parametrize("kind", WRITE)
 def test_tables(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"mine.{kind}"
-    frame().to_csv(path, index=False) if kind == "csv" else frame().to_parquet(path)
+    WRITE[kind](frame(), path)
     data = load(str(path), "kind")
     assert (data.name, data.shape, data.outputs) == (path.name, (2,), 3)
     for part in (data.train, data.validation, data.test):  # classes in order of their names: blue, green, red
@@ -104,7 +116,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     cases = {
         broken(tmp_path, "a.npz"): "cannot be read as .npz",
         broken(tmp_path, "a.parquet"): "cannot be read as a table",
-        broken(tmp_path, "a.txt"): "expected .csv, .parquet, .npz or a folder",
+        broken(tmp_path, "a.xls"): "expected .csv, .tsv, .*, .npz or a folder",
         str(tmp_path / "idx"): "not an idx file",
         str(tmp_path / "no-idx"): "expected train-images-idx3-ubyte",
         str(tmp_path / "other.npz"): "expected arrays x, y",
@@ -113,7 +125,7 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     }
     for path, message in cases.items():
         with pytest.raises(InputError, match=message) as caught:
-            load(path, "kind")
+            load(path, "kind" if path.endswith("parquet") else None)
         assert "\n" not in str(caught.value)
 
 
@@ -139,3 +151,73 @@ def test_text_cannot_be_regressed(tmp_path: Path) -> None:
     frame().to_csv(tmp_path / "t.csv", index=False)
     with pytest.raises(InputError, match="regression cannot predict"):
         load(str(tmp_path / "t.csv"), "kind", "regression")
+
+
+def test_names_in_quotes_may_hold_separators(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    frame().rename(columns={"a": "a; b; c; d"}).to_csv(path, index=False, quoting=1)
+    assert load(str(path), "kind").shape == (2,)
+
+
+@pytest.mark.parametrize(("fill", "expected"), [("mean", 2.0), ("median", 1.0), ("-7.5", -7.5)])
+def test_missing_values_are_filled(tmp_path: Path, fill: str, expected: float) -> None:
+    path = tmp_path / "t.csv"
+    frame().assign(a=[0.0, 1.0, 5.0, np.nan] * 15).to_csv(path, index=False)
+    found = everything(load(str(path), "kind", fill=fill))
+    assert (found[:, 0] == expected).sum() == 15 + 15 * (expected == 1.0)
+
+
+def test_columns_are_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "t.csv"
+    frame().assign(name="x", empty=np.nan).to_csv(path, index=False)
+    assert load(str(path), "kind", drop=["name", "empty"]).shape == (2,)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": "kind", "drop": ["price"]}, "--drop price: no such column; its columns are a, b, kind"),
+        ({"target": "kind", "drop": ["kind"]}, "--drop kind: this is the target"),
+        ({"target": "kind", "fill": "zero"}, "--fill zero: expected mean, median or a number"),
+    ],
+)
+def test_options_of_tables_that_cannot_be(tmp_path: Path, options: dict, message: str) -> None:
+    frame().to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(InputError, match=message):
+        load(str(tmp_path / "t.csv"), **options)
+
+
+def test_options_of_tables_are_for_tables() -> None:
+    with pytest.raises(InputError, match=r"--target is for tables, such as a \.csv file; digits is none"):
+        load("digits", "x")
+    with pytest.raises(InputError, match="--fill is for tables"):
+        load("wine", fill="mean")
+
+
+def test_a_header_without_rows(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("a,b,kind\n")
+    with pytest.raises(InputError, match=r"t\.csv: there are no rows below the header"):
+        load(str(tmp_path / "t.csv"), "kind")
+
+
+@pytest.mark.parametrize("column", ["a", "y"])
+def test_values_beyond_float32(tmp_path: Path, column: str) -> None:
+    table = pd.DataFrame({"a": np.arange(60) * 1.5, "y": np.arange(60) * 0.5})
+    table[column] *= 1e200
+    table.to_csv(tmp_path / "t.csv", index=False)
+    with pytest.raises(InputError, match=r"go up to \S+e\+20\d, beyond the range of float32"):
+        load(str(tmp_path / "t.csv"), "y")
+
+
+@pytest.mark.parametrize("style", ["train-images-idx3-ubyte", "train-images.idx3-ubyte"])
+def test_folders_of_known_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, style: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="mnist: no idx files in mnist, "):
+        load("mnist")
+    folder = tmp_path / "MNIST" / "raw"
+    folder.mkdir(parents=True)
+    images, labels = np.arange(40 * 9, dtype=np.uint8), np.arange(40, dtype=np.uint8) % 2
+    (folder / style).write_bytes(struct.pack(">HBBiii", 0, 8, 3, 40, 3, 3) + images.tobytes())
+    name = style.replace("images", "labels").replace("idx3", "idx1")
+    (folder / name).write_bytes(struct.pack(">HBBi", 0, 8, 1, 40) + labels.tobytes())
+    assert load("mnist").shape == (1, 3, 3)

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from batchnorm.experiment import study
 from batchnorm.experiment.data import InputError
+from batchnorm.report.html import page
 from tests.support.studies import OPTIONS, arrays, make_network, quick
 
 
@@ -24,7 +25,8 @@ def numbers(result: Any) -> dict[str, Any]:
 def test_all_nine_claims_are_judged() -> None:
     result = quick()
     assert [claim.number for claim in result.claims] == list(range(1, 10))
-    assert {claim.verdict for claim in result.claims} <= {"holds", "does not hold here"}
+    assert {claim.verdict for claim in result.claims} <= {"holds", "within its spread", "does not hold here"}
+    assert all(claim.sentence for claim in result.claims)
     assert all(len(claim.effects) == 2 for claim in result.claims)
     assert not result.interrupted
     assert len(result.runs) == result.planned
@@ -91,6 +93,35 @@ def test_regression_and_adam_off_the_main_thread() -> None:
     assert {run.setting.optimizer for run in result.runs} == {"adam"}
 
 
+def test_more_arms_are_trained_and_shown_beside_the_pair() -> None:
+    options = OPTIONS | {"rates": [0.3], "epochs": 2}
+    result = study(make_network, arrays(), norms="batch,none,layer,group", **options)  # type: ignore[arg-type]
+    arms = ["batch norm", "plain", "layer norm", "group norm"]
+    assert list(result.scores) == arms
+    found = result.to_dict()
+    assert set(found["claims"][0]["detail"]["losses"]) == set(arms)
+    text = page(found)
+    assert "layer norm, rate 0.3" in text
+    assert "the claims compare the first two" in text
+
+
+def test_random_labels_give_a_headline_that_says_so() -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.randn(200, 4, generator=generator), torch.randint(0, 2, (200,), generator=generator)
+    result = study(make_network, (x, y), **OPTIONS)  # type: ignore[arg-type]
+    found = result.to_dict()
+    assert found["headline"].startswith("Nothing was learned")
+    assert [c["number"] for c in found["claims"] if c["verdict"] != "not measured"] == [4, 5]
+    assert "Nothing was learned" in page(found)
+
+
+def test_in_a_notebook_the_page_is_in_a_frame() -> None:
+    shown = quick()._repr_html_()
+    assert shown.startswith("<iframe")
+    assert "&lt;!doctype html&gt;" in shown
+    assert shown.count("<") == 2
+
+
 def test_saving_writes_the_page_and_the_json(tmp_path: Path) -> None:
     page = quick().save(tmp_path / "a" / "b")
     assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
@@ -110,7 +141,7 @@ def test_saving_into_a_file_is_refused_in_one_line(tmp_path: Path) -> None:
         ({"rates": [0.1, -1]}, "expected numbers above 0"),
         ({"seeds": 0}, "seeds 0: expected at least 1"),
         ({"batch_size": 500}, "batch size 500: expected 2 to 96"),
-        ({"batch_sizes": [4]}, "expected two or more"),
+        ({"batch_sizes": [1]}, "expected one or more, from 2 to 96"),
     ],
 )
 def test_options_that_cannot_be_run(options: dict[str, Any], message: str) -> None:

@@ -9,7 +9,9 @@ from batchnorm.experiment.verdict import Claim, judge
     ("effects", "verdict", "reason"),
     [
         ([2.0, 2.1, 1.9], "holds", "beyond its spread"),
-        ([2.0, 8.0, 0.1], "does not hold here", "within its spread"),
+        ([2.0, 8.0, 0.1], "within its spread", "other seeds could differ"),
+        ([-2.0, -8.0, -0.1], "within its spread", "other seeds could differ"),
+        ([-0.1, 0.0, 0.1], "within its spread", "other seeds could differ"),
         ([-2.0, -2.1, -1.9], "does not hold here", "does not point that way"),
         ([0.0, 0.0, 0.0], "does not hold here", "does not point that way"),
         ([5.0], "not measured", "one seed has no spread"),

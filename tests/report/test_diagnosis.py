@@ -50,8 +50,20 @@ def test_the_terminal_says_it_all_as_text():
     assert max(map(len, printed(ill(), 80).splitlines())) <= 80
 
 
-def test_nothing_found_is_one_line():
-    assert printed(bn.diagnose(trained(True))) == "3 batch norms read: nothing found\n"
+def test_nothing_found_is_one_line_and_the_healthy_layers() -> None:
+    first, *rest = printed(bn.diagnose(trained(True))).splitlines()
+    assert first == "3 batch norms read: nothing found"
+    assert rest[0].rstrip() == "3 of 3 layers healthy"
+    assert sum("healthy" in line for line in rest[1:]) == 3
+
+
+def test_sick_layers_are_listed_with_their_worst_finding_beside_the_healthy() -> None:
+    many = {f"layer{i}": {"channels": 4, "updates": 7} for i in range(40)}
+    sick = Finding("error", "not-finite", ("layer33",), "NaN", "a batch", "calibrate", {"layer33": {"values": 1}})
+    text = printed(report([sick], many))
+    assert "39 of 40 layers healthy" in text
+    assert re.search(r"error +│ layer33 ", text)
+    assert "and 19 healthy layers more" in text
 
 
 def test_notes_and_many_layers():

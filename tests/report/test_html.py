@@ -26,23 +26,33 @@ def named(name: str) -> dict[str, Any]:
     return result
 
 
-def test_the_page_needs_nothing_else() -> None:
+def test_the_page_needs_nothing_else_and_is_small() -> None:
     text = page(quick().to_dict())
     assert "default-src 'none'" in text
     assert 'src="http' not in text
     assert '<link rel="stylesheet"' not in text
-    assert text.count('class="plot"') >= 9
+    assert text.count('<svg class="chart"') == text.count('class="plot"') >= 9
+    assert len(text.encode()) < 500_000
+    assert "plotly" not in text.lower()
 
 
 def test_names_are_escaped() -> None:
-    text = page(named(EVIL))
+    text, interactive = page(named(EVIL)), page(named(EVIL), interactive=True)
     assert EVIL not in text
+    assert EVIL not in interactive
     assert "&lt;script&gt;evil()&lt;/script&gt;" in text
-    assert "\\u003cscript>evil()" in text, "layer names reach the figures' data"
+    assert "\\u003cscript>evil()" not in interactive, "plotly takes tags in names: they are escaped before"
+    assert "&lt;script&gt;evil()" in interactive[interactive.index("const FIGURES") :]
 
 
 def test_an_interrupted_or_unjudged_study_is_a_page_too() -> None:
-    result = named("net") | {"interrupted": True, "runs_finished": 1, "runs_planned": 30, "scores": {}}
+    result = named("net") | {
+        "interrupted": True,
+        "runs_finished": 1,
+        "runs_planned": 30,
+        "scores": {},
+        "headline": "The study was interrupted before it began.",
+    }
     for claim in result["claims"]:
         claim.update(
             verdict="not measured", detail={}, effects=[], median=None, spread=None, figure="", reason="stopped"
@@ -50,7 +60,7 @@ def test_an_interrupted_or_unjudged_study_is_a_page_too() -> None:
     text = page(result)
     assert "Interrupted: 1 of 30 runs" in text
     assert 'class="plot"' not in text
-    assert "<strong>0 of 0</strong>" in text
+    assert "The study was interrupted before it began" in text
 
 
 def test_numbers_without_a_value_are_drawn_as_gaps() -> None:
@@ -58,7 +68,7 @@ def test_numbers_without_a_value_are_drawn_as_gaps() -> None:
     result["runs"][0]["score"] = None
     for claim in result["claims"]:
         claim["effects"] = [None, 1.0]
-    assert "Seed by seed: ∞, 1." in page(result)
+    assert "Effect, seed by seed: ∞, 1 " in page(result)
 
 
 @pytest.fixture(scope="module")
@@ -68,48 +78,68 @@ def browser() -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("report") / "report.html"
-    path.write_text(page(named(EVIL)), encoding="utf-8")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("report")
+    for name, interactive in (("static", False), ("interactive", True)):
+        (path / f"{name}.html").write_text(page(named(EVIL), interactive), encoding="utf-8")
     return path
 
 
-@pytest.mark.parametrize(("width", "theme"), [(1280, "light"), (360, "dark")])
-def test_in_a_browser(browser: Any, report: Path, width: int, theme: str) -> None:
+@pytest.mark.parametrize(("width", "theme"), [(1300, "light"), (390, "dark")])
+@pytest.mark.parametrize("kind", ["static", "interactive"])
+def test_in_a_browser(browser: Any, folder: Path, kind: str, width: int, theme: str) -> None:
     tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=theme)
     requests: list[str] = []
     complaints: list[str] = []
     tab.on("request", lambda request: requests.append(request.url))
     tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
     tab.on("pageerror", lambda error: complaints.append(str(error)))
-    tab.goto(report.as_uri())
-    tab.wait_for_selector("#figure-9-0 .main-svg")
-    plots, drawn = tab.locator(".plot").count(), tab.locator(".plot:has(.main-svg)").count()
+    tab.goto((folder / f"{kind}.html").as_uri())
+    drawing = {"static": "svg.chart", "interactive": ".main-svg"}[kind]
+    tab.wait_for_selector(f"#figure-9-0 {drawing}")
+    plots, drawn = tab.locator(".plot").count(), tab.locator(f".plot:has({drawing})").count()
     assert plots == drawn >= 9
-    assert tab.locator("#figure-1-0 .scatterlayer path.js-line").count() == 4, "two arms, two seeds"
+    curves = {"static": "#figure-1-0 path[stroke]", "interactive": "#figure-1-0 .scatterlayer path.js-line"}[kind]
+    assert tab.locator(curves).count() == 4, "two arms, two seeds"
     assert complaints == []
     assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
-    assert EVIL in tab.locator("h1 ~ dl").inner_text(), "the name is shown as text"
+    assert EVIL in tab.locator("dl").inner_text(), "the name is shown as text"
     assert tab.evaluate("document.documentElement.scrollWidth") <= width
     tab.close()
 
 
-def test_both_themes_are_readable(browser: Any, report: Path) -> None:
+def test_the_summary_is_kept_as_svg_and_as_png(browser: Any, folder: Path, tmp_path: Path) -> None:
+    tab = browser.new_page()
+    tab.goto((folder / "static.html").as_uri())
+    starts = {"svg": b"<svg", "png": b"\x89PNG"}
+    for kind, start in starts.items():
+        with tab.expect_download() as found:
+            tab.click(f"#summary-{kind}")
+        found.value.save_as(tmp_path / kind)
+        assert (tmp_path / kind).read_bytes().startswith(start)
+        assert (tmp_path / kind).stat().st_size > 5000
+    assert "&lt;script&gt;" in (tmp_path / "svg").read_text(encoding="utf-8")
+    tab.close()
+
+
+def test_both_themes_are_readable(browser: Any, folder: Path) -> None:
+    """Of the page's text, and of the text in its figures."""
     tab = browser.new_page(color_scheme="light")
-    tab.goto(report.as_uri())
-    tab.wait_for_selector("#figure-1-0 .main-svg")
+    tab.goto((folder / "static.html").as_uri())
 
     def lightness() -> tuple[int, ...]:
-        script = "getComputedStyle(document.body)"
         return tuple(
-            sum(map(int, tab.evaluate(f"{script}.{key}.match(/\\d+/g).slice(0, 3)"))) // 3
-            for key in ("backgroundColor", "color")
+            sum(map(int, tab.evaluate(f"getComputedStyle({element}).{key}.match(/\\d+/g).slice(0, 3)"))) // 3
+            for element, key in (
+                ("document.body", "backgroundColor"),
+                ("document.body", "color"),
+                ("document.querySelector('.chart text')", "fill"),
+            )
         )
 
     light = lightness()
     tab.emulate_media(color_scheme="dark")
     dark = lightness()
-    assert light[0] > 200 > 100 > light[1]
-    assert dark[0] < 100 < 200 < dark[1]
-    tab.wait_for_function("document.querySelector('#figure-1-0').layout.font.color.trim() === '#9aa7b6'")
+    assert light[0] > 200 > 110 > max(light[1:])
+    assert dark[0] < 100 < 150 < min(dark[1:])
     tab.close()

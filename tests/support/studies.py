@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from batchnorm.experiment import study
 from batchnorm.experiment.result import Study
 
-OPTIONS = {"rates": [0.1, 1.0], "seeds": 2, "epochs": 4, "batch_size": 20, "batch_sizes": [2, 32], "quick": True}
+OPTIONS = {"rates": [0.1, 1.0], "seeds": 2, "epochs": 4, "batch_size": 20, "batch_sizes": [2, 8], "quick": True}
 EVIL = "<script>evil()</script>"
 
 

@@ -326,3 +326,67 @@ def test_errors_say_what_is_wrong() -> None:
         bn.Standardize(3, clip=0)
     with pytest.raises(ValueError, match="expected 3 features, got 2"):
         bn.Standardize(3).merge(bn.Standardize(2))
+
+
+def test_numpy_arrays_go_in_and_come_out() -> None:
+    x = drifting(500).numpy()
+    layer = bn.Standardize(3).fit(x)
+    y = layer(x)
+    assert isinstance(y, np.ndarray)
+    assert y.dtype == np.float32
+    assert np.array_equal(y, layer(torch.from_numpy(x)).numpy())
+    assert np.allclose(layer.inverse(y), x, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [lambda x: x[::-2], lambda x: x.astype(">f8"), lambda x: np.asfortranarray(x), lambda x: x.astype("uint16")],
+    ids=["strides", "byte order", "columns", "unsigned"],
+)
+def test_numpy_arrays_of_any_layout(change) -> None:
+    x = change(np.abs(drifting(100).numpy()))
+    layer = bn.Standardize(3).fit(x.astype("float64"))
+    before = x.copy()
+    assert np.allclose(layer(x), layer(x.astype("float64")), atol=1e-4)
+    assert np.array_equal(x, before)
+
+
+def test_an_empty_array_and_one_of_another_width() -> None:
+    layer = bn.Standardize(3).fit(drifting(50))
+    assert layer(np.zeros((0, 3), dtype=np.float32)).shape == (0, 3)
+    with pytest.raises(ValueError, match="expected 3 features in dimension 1"):
+        layer(np.zeros((4, 2)))
+
+
+def test_the_width_is_taken_from_the_first_batch() -> None:
+    x = drifting(200)
+    layer = bn.Standardize()
+    with pytest.raises(RuntimeError, match="has not seen any data"):
+        layer(x)
+    with pytest.raises(ValueError, match="expected features in dimension 1"):
+        layer.fit(torch.zeros(4))
+    assert layer.num_features is None
+    layer.fit(x.split(50))
+    assert layer.num_features == 3
+    assert torch.equal(layer(x), bn.Standardize(3).fit(x.split(50))(x))
+    assert torch.equal(bn.Standardize().partial_fit(x).mean, bn.Standardize(3).partial_fit(x).mean)
+    assert torch.equal(bn.Standardize().merge(layer).mean, layer.mean)
+    with pytest.raises(ValueError, match="expected 3 features"):
+        layer.fit(torch.zeros(5, 2))
+
+
+def test_batches_of_different_widths_are_refused() -> None:
+    layer = bn.Standardize()
+    with pytest.raises(ValueError, match="expected 3 features, as in the batches before, got 2"):
+        layer.fit([torch.randn(4, 3), torch.randn(4, 2)])
+    assert layer.num_features is None
+
+
+def test_a_state_dict_gives_the_width() -> None:
+    layer = bn.Standardize().fit(drifting(60))
+    other = bn.Standardize()
+    other.load_state_dict(layer.state_dict())
+    x = drifting(10)
+    assert torch.equal(other(x), layer(x))
+    with pytest.raises(RuntimeError, match="size mismatch"):
+        bn.Standardize(2).load_state_dict(layer.state_dict())

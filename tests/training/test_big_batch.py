@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import batchnorm as bn
+from batchnorm.training import big_batch as module
 from tests.support.big_batch_networks import (
     TASKS,
     Task,
@@ -160,3 +161,49 @@ def test_no_thread_is_left():
     before = threading.active_count()
     compare(resnet())
     assert threading.active_count() == before
+
+
+class Counted(torch.autograd.Function):
+    """Identity that counts its backward passes."""
+
+    @staticmethod
+    def forward(ctx, x, calls):
+        ctx.calls = calls
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        ctx.calls.append(len(grad))
+        return grad, None
+
+
+def test_what_several_batch_norms_read_runs_backward_once():
+    """One node feeds two batch norms and what follows them: its gradients meet before it runs."""
+
+    class Shared(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.third = (nn.BatchNorm1d(3) for _ in range(3))
+
+        def forward(self, x):
+            x = Counted.apply(x * 2.0, calls)
+            return self.third(x + self.first(x)) + self.second(x) + x
+
+    calls = []
+    compare(Task(Shared().double(), lambda y: y.pow(3).sum(), torch.randn(11, 3).double().requires_grad_()))
+    assert sorted(calls) == [3, 4, 4, 11]
+
+
+def test_progress(monkeypatch):
+    said = []
+    monkeypatch.setattr(module, "track", lambda rounds, label, wanted: said.append((label, wanted)) or rounds)
+    case = resnet()
+    for wanted in (False, True, None):
+        case.in_parts(case.model, progress=wanted)
+    assert said == [(label, wanted) for wanted in (False, True, None) for label in ("forward", "backward")]
+
+
+def test_the_bar_itself_changes_nothing(capsys):
+    compare(resnet(), progress=False)
+    assert capsys.readouterr().err == ""
+    compare(resnet(), progress=True)

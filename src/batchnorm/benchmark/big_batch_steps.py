@@ -30,11 +30,12 @@ class Sizes:
     timed: tuple[int, int, int] = (64, 16, 64)
     micro_batch: int = 8  # in the measurement of memory
     pixels: int = 96
-    counts: tuple[int, ...] = (1, 2, 4, 8, 16)  # of micro-batches
+    counts: tuple[int, ...] = (1, 4, 16)  # of micro-batches
+    measured: tuple[str, ...] = ("ResNet-18", "MobileNetV2")  # for their memory
     networks: tuple[str, ...] = tuple(NETWORKS)
 
 
-QUICK = Sizes((6, 3, 64), (4, 2, 32), 1, 32, (1, 2), ("MobileNetV2",))
+QUICK = Sizes((6, 3, 64), (4, 2, 32), 2, 32, (1, 2), ("MobileNetV2",), ("MobileNetV2",))
 
 
 def measure(seconds: float, quick: bool, progress: Progress = lambda done, total, what: None) -> Result:
@@ -46,6 +47,7 @@ def measure(seconds: float, quick: bool, progress: Progress = lambda done, total
     for name in sizes.networks:
         jobs.append(("exact", f"{name}, errors", partial(_exact, name, sizes)))
         jobs.append(("times", f"{name}, times", partial(_times, name, sizes, seconds, others)))
+    for name in sizes.measured:
         for count in sizes.counts:
             jobs.append(("memory", f"{name}, {count} micro-batches", partial(_memory, name, count, sizes)))
     with contextlib.suppress(KeyboardInterrupt):

@@ -28,6 +28,11 @@ __all__ = [
     "watch",
 ]
 
+UNTOLD = (
+    "a state dict holds neither momentum nor eps: foreign-momentum and foreign-eps cannot be looked for, and eps is "
+    "taken to be 1e-05; `batchnorm doctor module:factory --checkpoint FILE` looks for them in the model"
+)
+
 RULES: tuple[Rule, ...] = (*rules_checkpoint.RULES, *rules_data.RULES, *rules_ranks.RULES, *rules_training.RULES)
 
 
@@ -76,10 +81,16 @@ def diagnose(
         found = measure(model, batches, feed, limit, progress)
         findings += [f for rule in rules_data.RULES for f in rule(found)]
         layers = {name: layers.get(name, {}) | rules_data.numbers(found, name) for name in found.layers}
-        measured = {"output": {"gap": found.gap.relative}, "notes": tuple(found.notes)}
+        measured = {"output": {"gap": found.gap.relative}, "notes": (*base.notes, *found.notes)}
     return report(findings, layers, **measured)
 
 
 def diagnose_states(layers: list[LayerState]) -> Report:
-    """Applies every checkpoint rule to states read from a model or a file."""
-    return report([f for rule in rules_checkpoint.RULES for f in rule(layers)], {s.name: s.numbers() for s in layers})
+    """Applies every checkpoint rule to states read from a model or a file, to each network of a file by itself."""
+    networks = [[s for s in layers if s.network == name] for name in dict.fromkeys(s.network for s in layers)]
+    findings = []
+    for rule in rules_checkpoint.RULES:
+        evidence = {name: seen for network in networks for name, seen in rule.find(network).items()}
+        findings += [rule.finding(evidence)] if evidence else []
+    notes = (UNTOLD,) if any(s.eps is None for s in layers) else ()
+    return report(findings, {s.name: s.numbers() for s in layers}, notes=notes)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import itertools
+import pickle
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from .states import LayerState, layer_state, of_state_dict, printable
 
 LIMIT = 8 * 2**30  # bytes; larger files are refused before they are opened
 LONGEST = 300  # characters of a message: parsers quote what they choke on
+DEEPEST, MOST_PLACES = 4, 1000  # of state dicts inside one another, and of entries looked at
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
 NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put it
 
 
@@ -56,6 +61,8 @@ def _in_one_line(name: str, read: Callable[[], Any]) -> Any:
 
 def _checked(path: Path) -> Path:
     """The path of a file that is there and, unpacked, not too large to look at."""
+    if path.is_dir():
+        raise ValueError("it is a folder; expected a file (.pt, .safetensors or .onnx)")
     if not path.is_file():
         raise ValueError("there is no such file")
     size = path.stat().st_size
@@ -68,7 +75,46 @@ def _checked(path: Path) -> Path:
 
 
 def _torch(path: Path) -> list[LayerState]:
-    return of_state_dict(_tensors(path))
+    """The layers of every state dict in the file. With several, each gets its place in the file before its name."""
+    found = dict(_state_dicts(_load(path), ""))
+    return [
+        layer if len(found) == 1 else replace(layer, name=f"{printable(place)}/{layer.name}", network=place)
+        for place, state in found.items()
+        for layer in of_state_dict(state)
+    ]
+
+
+def _state_dicts(value: Any, place: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """(place, tensors) of each mapping with running statistics: a script may keep `model` and `ema` apart."""
+    if depth > DEEPEST:
+        return
+    if isinstance(value, Mapping):
+        tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
+        if any(key.endswith("running_mean") for key in tensors):
+            yield place, tensors
+    many = isinstance(value, list | tuple)
+    nested = value.items() if isinstance(value, Mapping) else enumerate(value) if many else ()
+    for key, inner in itertools.islice(nested, MOST_PLACES):
+        if isinstance(inner, Mapping | list | tuple):
+            yield from _state_dicts(inner, f"{place}/{key}".lstrip("/"), depth + 1)
+
+
+def _load(path: Path) -> Any:
+    """The content of a file of torch.save, read without executing anything."""
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError) as error:
+        text = str(error)
+        if "Unsupported global" in text or "Unsupported class" in text or "GLOBAL" in text:
+            raise ValueError(
+                "it holds pickled objects (a whole module?), and loading those can run any code: "
+                "torch.save(model.state_dict(), path) saves the numbers alone, which can be read safely"
+            ) from error
+        if path.suffix in TORCH_SUFFIXES:
+            raise
+        raise ValueError(
+            "it is none of the files that can be read: a state dict of torch.save (.pt), .safetensors or .onnx"
+        ) from error
 
 
 def _safetensors(path: Path) -> list[LayerState]:
@@ -87,7 +133,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    state = _load(path)
     if isinstance(state, Mapping):
         state = next((state[key] for key in NESTED if isinstance(state.get(key), Mapping)), state)
     if not isinstance(state, Mapping):

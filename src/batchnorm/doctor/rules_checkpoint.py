@@ -16,6 +16,8 @@ COLLAPSED = 0.01  # of eps
 DEAD = 1e-3  # of the layer's median |γ|
 OUTLYING = 1e3  # times the layer's median γ/σ
 
+NAMED = 8  # channels that are named
+
 CALIBRATE = "bn.calibrate(model, batches)"
 
 
@@ -26,8 +28,19 @@ CALIBRATE = "bn.calibrate(model, batches)"
 )  # fmt: skip
 def not_finite(layers: Layers) -> Evidence:
     """A single NaN in the population makes every evaluation NaN: no threshold needed."""
-    counted = {s.name: sum(int((~t.isfinite()).sum()) for t in s.tensors()) for s in layers}
-    return {name: {"values": count} for name, count in counted.items() if count}
+    return {s.name: found for s in layers if (found := _not_finite(s))}
+
+
+def _not_finite(layer: LayerState) -> dict[str, Any]:
+    """How many values, and in words which channels of which tensor: channel 2 of 8 is NaN."""
+    sick = {name: t for name, t in layer.tensors().items() if not t.isfinite().all()}
+    words = {}
+    for name, t in sick.items():
+        kinds = "NaN" if not t.isinf().any() else "Inf" if not t.isnan().any() else "NaN or Inf"
+        channels = ~t.isfinite()
+        many = int(channels.sum()) > 1
+        words[name] = f"channel{'s' * many} {_which(channels)} of {len(t)} {'are' if many else 'is'} {kinds}"
+    return {"values": sum(int((~t.isfinite()).sum()) for t in sick.values())} | words if sick else {}
 
 
 @rule(
@@ -152,7 +165,14 @@ def _trained(s: LayerState) -> bool:
 
 
 def _channels(found: Tensor) -> dict[str, Any]:
-    return {"channels": int(found.sum()), "of": found.numel()}
+    return {"channels": int(found.sum()), "of": found.numel(), "which": _which(found)}
+
+
+def _which(found: Tensor) -> str:
+    """The numbers of the channels, from 0, the first few of them."""
+    numbers = found.nonzero().flatten().tolist()
+    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
+    return ", ".join(map(str, numbers[:NAMED])) + more
 
 
 def _range(t: Tensor | None) -> list[float] | None:

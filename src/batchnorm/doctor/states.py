@@ -25,15 +25,17 @@ class LayerState:
     counter: int | None = None
     eps: float | None = None
     momentum: float | None = None
+    network: str = ""  # a file may hold several
 
     @property
     def known_eps(self) -> float:
         """eps, or torch's default where a file does not say."""
         return DEFAULT_EPS if self.eps is None else self.eps
 
-    def tensors(self) -> list[Tensor]:
-        """What there is of statistics and affine."""
-        return [t for t in (self.mean, self.var, self.weight, self.bias) if t is not None]
+    def tensors(self) -> dict[str, Tensor]:
+        """The statistics and the affine parameters that the layer has, by torch's names."""
+        named = {"running_mean": self.mean, "running_var": self.var, "weight": self.weight, "bias": self.bias}
+        return {name: t for name, t in named.items() if t is not None}
 
     def numbers(self) -> dict[str, Any]:
         """For the report: how σ and γ spread over the channels, as (smallest, median, largest)."""

@@ -25,14 +25,17 @@ def study(
     batch_size: int | None = None,
     batch_sizes: Sequence[int] | None = None,
     optimizer: Literal["sgd", "adam"] = "sgd",
+    norms: str = "batch,none",
+    workers: int | None = None,
     quick: bool = False,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> Study:
     """Trains a network with and without batch norm and judges nine claims about batch norm on it.
 
     Each claim gets an effect per seed, positive where the claim is right, and a verdict: it holds if the median effect
-    is above 0 by more than the standard deviation over seeds, median(e) > s(e). Both arms of a seed start from the same
-    weights and see the same batches; each arm's learning rate is the best of its own, chosen on a validation part.
+    is above 0 by more than the standard deviation over seeds, median(e) > s(e). Claims about training are not measured
+    if no arm learned anything. Both arms of a seed start from the same weights and see the same batches; each arm's
+    learning rate is the best of its own, chosen on a validation part.
 
     Args:
         make_network: called with (input shape, number of outputs), or with nothing; returns a new network with batch
@@ -42,8 +45,11 @@ def study(
             table (N, D), anything else as a whole.
         test: the same, scored once at the end; without it a fifth of `train` is held out. Another fifth is the
             validation part.
-        rates: learning rates of the sweep. seeds, seed: how many seeds, and the first. epochs, batch_size: of each run.
+        rates: learning rates of the sweep; by default seven, and more while the best one is at an edge.
+        seeds, seed: how many seeds, and the first. epochs, batch_size: of each run.
         batch_sizes: of the last claim. quick: a small sweep, for a first look.
+        norms: the arms, "batch,none" and, to show beside them, "layer" and "group".
+        workers: processes that train at once, by default one a core; the numbers do not depend on it.
         progress: called with (updates done, updates planned, what is running).
 
     Returns:
@@ -82,6 +88,8 @@ def study(
         batch_size=batch_size,
         batch_sizes=batch_sizes,
         optimizer=optimizer,
+        norms=norms,
+        workers=workers,
         quick=quick,
     )
     label = getattr(make_network, "__name__", type(make_network).__name__)

@@ -22,6 +22,11 @@ def needs(package: str) -> InputError:
     return InputError(f"this needs {package}: pip install 'batchnorm[study]'")
 
 
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 @dataclass(frozen=True)
 class Part:
     """Inputs x: (N, *) float32 and targets y: (N,) int64 (classes) or float32 (standardised values)."""
@@ -106,13 +111,10 @@ def check(name: str, x: Tensor, y: Tensor, task: Task | None) -> tuple[Tensor, T
     if len(x) < 20:
         raise InputError(f"{name}: {len(x)} samples are too few for a study, 20 are the least")
     task = task or ("regression" if y.is_floating_point() else "classification")
-    x = x.float()
-    if not x.isfinite().all():
-        raise InputError(f"{name}: the inputs hold NaN or infinite values; fill or drop them first")
-    if not y.isfinite().all():
-        raise InputError(f"{name}: the targets hold NaN or infinite values; drop those rows first")
+    x = _as_float32(name, "inputs", x, "fill or drop them first")
+    if task == "regression" or not y.isfinite().all():
+        y = _as_float32(name, "targets", y, "drop those rows first")
     if task == "regression":
-        y = y.float()
         if y.min() == y.max():
             raise InputError(f"{name}: the target is the same value everywhere, there is nothing to learn")
         return x, y, task
@@ -127,6 +129,16 @@ def check(name: str, x: Tensor, y: Tensor, task: Task | None) -> tuple[Tensor, T
     if counts.min() < 5:
         raise InputError(f"{name}: a class with {int(counts.min())} samples cannot be split, 5 are the least")
     return x, y, task
+
+
+def _as_float32(name: str, what: str, values: Tensor, cure: str) -> Tensor:
+    if not values.isfinite().all():
+        raise InputError(f"{name}: the {what} hold NaN or infinite values; {cure}")
+    narrow = values.float()
+    if not narrow.isfinite().all():
+        largest = values.abs().max().item()
+        raise InputError(f"{name}: the {what} go up to {largest:.3g}, beyond the range of float32; use another unit")
+    return narrow
 
 
 def _split_indices(strata: Tensor, shares: Iterable[float], generator: torch.Generator) -> list[Tensor]:
@@ -148,7 +160,7 @@ def _encode(name: str, test: Part, classes: Tensor | None, x: Tensor) -> Part:
     """The given test part in the training part's terms."""
     if test.x.shape[1:] != x.shape[1:]:
         raise InputError(f"{name}: test inputs have shape {tuple(test.x.shape[1:])}, training {tuple(x.shape[1:])}")
-    if len(test.x) != len(test.y) or not test.x.float().isfinite().all():
+    if len(test.x) != len(test.y) or not test.x.float().isfinite().all() or not test.y.isfinite().all():
         raise InputError(f"{name}: the test part needs one target a sample and finite inputs")
     y = test.y[:, 0] if test.y.ndim == 2 else test.y
     if classes is None:

@@ -6,7 +6,7 @@ import math
 import statistics
 from typing import Any
 
-from .evidence import Evidence
+from .evidence import Evidence, need_learning
 from .run_log import drift, typical_channel
 from .runs import Run
 from .training_claims import ARMS
@@ -18,6 +18,7 @@ VANISHING, EXPLODING = 1e-2, 1e2  # first layer's gradient over the last layer's
 
 
 def same_distribution(evidence: Evidence) -> Claim:
+    need_learning(evidence.main)
     best = {arm: evidence.main.best(arm) for arm in ARMS}
     drifts = {arm: _drifts(best[arm]) for arm in ARMS}
     per_seed = {arm: _over_layers(drifts[arm]) for arm in ARMS}
@@ -25,7 +26,8 @@ def same_distribution(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             3,
-            figure=f"percentiles move {with_norm:.2f} widths, {without:.2f} without",
+            sentence=f"Through training, the inputs of a layer move by {with_norm:.2f} of their own width with batch "
+            f"norm, by {without:.2f} without.",
             effects=[
                 math.log2(max(b, 1e-12) / max(a, 1e-12))
                 for a, b in zip(per_seed["batch norm"], per_seed["plain"], strict=True)
@@ -63,6 +65,7 @@ def mean_and_deviation(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             4,
+            sentence=f"Of all channels, the furthest is {mean:.4f} off mean 0, and {std:.4f} off standard deviation 1.",
             figure=f"|mean| ≤ {mean:.1e}, |deviation − 1| ≤ {std:.1e}",
             effects=[TOLERANCE - value for value in worst],
             detail={"layers": _worst_by_layer(layers, ("mean", "std")), "left_out": left_out},
@@ -78,7 +81,8 @@ def shape_kept(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             5,
-            figure=f"rank correlation ≥ {correlation:.6f}, the way back is off by ≤ {inverse:.1e} deviations",
+            sentence=_shape_in_words(correlation, inverse),
+            figure=f"rank correlation ≥ {correlation:.6f}, inverse off by ≤ {inverse:.1e} deviations",
             effects=[
                 SHAPE_TOLERANCE - max(max(1 - s["correlation"], s["inverse"]) for s in seed.values()) for seed in layers
             ],
@@ -89,6 +93,12 @@ def shape_kept(evidence: Evidence) -> Claim:
             },
         )
     )
+
+
+def _shape_in_words(correlation: float, inverse: float) -> str:
+    if max(1 - correlation, inverse) < SHAPE_TOLERANCE:
+        return "Order and relative distances of the values are as before, and the inverse gives the values back."
+    return "Order or distances of the values changed."
 
 
 def _normalised(evidence: Evidence) -> list[dict[str, dict[str, Any]]]:
@@ -108,7 +118,8 @@ def _worst_by_layer(layers: list[dict[str, dict[str, Any]]], names: tuple[str, .
 
 def gradients(evidence: Evidence) -> Claim:
     main = evidence.main
-    best = {arm: main.best(arm) for arm in ARMS}
+    need_learning(main)
+    best = {arm: main.best(arm) for arm in main.arms}
     if any(len(run.log.gradients) < 2 for arm in ARMS for run in best[arm]):
         raise NotMeasured("the network has fewer than two layers with weights")
     ratios = {arm: [statistics.median(_ratios(run)) for run in best[arm]] for arm in ARMS}
@@ -119,19 +130,35 @@ def gradients(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             7,
-            figure=f"first over last: {with_norm:.2g}, {without:.2g} without; "
-            f"vanishing {vanishing['batch norm']:.0%} of the time, {vanishing['plain']:.0%} without; "
+            sentence=f"With batch norm, the first layer's gradient is {_times(with_norm)} the last layer's; without, "
+            f"{_times(without)} it.",
+            figure=f"vanishing {vanishing['batch norm']:.0%} of the time, {vanishing['plain']:.0%} without; "
             f"exploding {exploding['batch norm']:.0%}, {exploding['plain']:.0%} without",
             effects=[_distance(b) - _distance(a) for a, b in zip(ratios["batch norm"], ratios["plain"], strict=True)],
             detail={
                 "ratio": ratios,
                 "vanishing": vanishing,
                 "exploding": exploding,
-                "steps": {arm: best[arm][0].log.gradient_steps for arm in ARMS},
-                "layers": {arm: _median_gradients(best[arm]) for arm in ARMS},
+                "steps": {arm: runs[0].log.steps for arm, runs in best.items()},
+                "layers": {arm: _medians([run.log.gradients for run in runs]) for arm, runs in best.items()},
+                "start": {
+                    "gradient": {arm: _first([run.log.gradients for run in runs]) for arm, runs in best.items()},
+                    "signal": {arm: _first([run.log.scales for run in runs]) for arm, runs in best.items()},
+                },
             },
         )
     )
+
+
+def _times(ratio: float) -> str:
+    """A ratio as people say it: 12 times, 1/12 of."""
+    if ratio <= 0 or not math.isfinite(ratio):
+        return "nothing beside" if ratio <= 0 else "infinitely many times"
+    if 0.1 <= ratio < 10:
+        return f"{ratio:.2g} times"
+    value = max(ratio, 1 / ratio)
+    digits = f"{float(f'{value:.2g}'):,.0f}" if value < 1e6 else f"{value:.0e}"
+    return f"{digits} times" if ratio > 1 else f"1/{digits} of"
 
 
 def _ratios(run: Run) -> list[float]:
@@ -149,8 +176,14 @@ def _distance(ratio: float) -> float:
     return min(abs(math.log10(ratio)) if ratio > 0 else math.inf, 12.0)
 
 
-def _median_gradients(runs: list[Run]) -> dict[str, list[float]]:
-    names = runs[0].log.gradients
+def _medians(by_layer: list[dict[str, list[float]]]) -> dict[str, list[float]]:
+    """The median over seeds, at each recorded step."""
     return {
-        n: [statistics.median(v) for v in zip(*(run.log.gradients[n] for run in runs), strict=False)] for n in names
+        name: [statistics.median(v) for v in zip(*(layers[name] for layers in by_layer), strict=False)]
+        for name in by_layer[0]
     }
+
+
+def _first(by_layer: list[dict[str, list[float]]]) -> dict[str, float]:
+    """The median over seeds, before the first step."""
+    return {name: values[0] for name, values in _medians(by_layer).items() if values}

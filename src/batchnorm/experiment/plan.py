@@ -4,37 +4,24 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 
-from . import claims, sources, study_networks
+from . import arms, claims, sources, study_networks, workers
 from .data import Data, InputError, standardise
-from .evidence import Evidence, Sweep
+from .evidence import Evidence
+from .headline import notes
 from .interruption import Interruption, interruption
 from .result import Study
-from .runs import Arm, Run, Setting, train
+from .runs import Arm, Run, Setting
 from .settings import Settings
 from .study_networks import MakeNetwork
+from .sweep import Sweep
+from .workers import Job
 
-ARMS: tuple[Arm, Arm] = ("batch norm", "plain")
 WINE_STEPS = 300
 
 Progress = Callable[[int, int, str], None]
-
-
-@dataclass
-class _Job:
-    """One run and the lists it goes into."""
-
-    make_network: MakeNetwork
-    data: Data
-    setting: Setting
-    into: list[list[Run]]
-
-    @property
-    def label(self) -> str:
-        s = self.setting
-        return f"{self.data.name}, {s.arm}, rate {s.rate:g}, batch {s.batch_size}, seed {s.seed}"
 
 
 def run(
@@ -51,56 +38,62 @@ def run(
     """
     started = time.perf_counter()
     data = standardise(raw)
-    study_networks.check(make_network, data)
-    main = Sweep(data, ARMS, settings.rates)
+    arms.check(make_network, data)
+    main = Sweep(data, settings.arms, settings.rates)
     scales, missing = _scales(raw, settings)
-    jobs = list(_sweep_jobs(make_network, main, scales, settings))
-    updates = [job.setting.steps for job in jobs] + [
-        setting.steps for setting in _batch_settings(settings, dict.fromkeys(ARMS, 1.0))
-    ]
-    done = _Counter(sum(updates), progress)
-    batches: list[Run] = []
-    finished: list[Run] = []
+    evidence = Evidence(main, scales, scales_missing=missing)
     with interruption(tell) as stop:
-        _work(jobs, finished, stop, done)
+        work = _Work(settings, progress, stop)
+        _sweeps(make_network, main, scales, settings, work)
         if not stop.asked:
-            best = {arm: main.best_rate(arm) for arm in ARMS}
-            more = [_Job(make_network, data, setting, [batches]) for setting in _batch_settings(settings, best)]
-            _work(more, finished, stop, done)
-    measured = claims.measure(Evidence(main, scales, batches, missing))
+            best = {arm: main.best_rate(arm) for arm in main.arms}
+            work(_few(make_network, data, settings, best, evidence.few))
+        if not stop.asked:
+            work(_batches(make_network, data, settings, best, evidence.batches))
+    measured = claims.measure(evidence)
     return Study(
         network=network,
         data=data,
         settings=settings,
         claims=measured,
         scores=main.scores(),
-        runs=finished,
-        planned=len(updates),
+        notes=notes(main, scales),
+        runs=work.finished,
+        planned=work.planned,
         interrupted=stop.asked,
         seconds=time.perf_counter() - started,
     )
 
 
-class _Counter:
-    """Adds up updates for the progress callback."""
+@dataclass
+class _Work:
+    """Makes runs and adds up the updates for the progress callback."""
 
-    def __init__(self, total: int, progress: Progress) -> None:
-        self.done, self.total, self.progress, self.label = 0, total, progress, ""
+    settings: Settings
+    progress: Progress
+    stop: Interruption
+    finished: list[Run] = field(default_factory=list)
+    planned: int = 0
+    done: int = 0
+    total: int = 0
 
-    def __call__(self, steps: int) -> None:
+    def __post_init__(self) -> None:
+        """The batches of runs that follow the sweep are counted from the start."""
+        later = [*_few_settings(self.settings, {}), *_batch_settings(self.settings, {})]
+        self.planned, self.total = len(later), sum(setting.steps for setting in later)
+
+    def plan(self, jobs: list[Job]) -> list[Job]:
+        self.planned += len(jobs)
+        self.total += sum(job.setting.steps for job in jobs)
+        return jobs
+
+    def __call__(self, jobs: Iterable[Job]) -> None:
+        s = self.settings
+        workers.work(list(jobs), s.workers, s.threads, self.stop, self._tick, self.finished)
+
+    def _tick(self, steps: int, label: str) -> None:
         self.done += steps
-        self.progress(self.done, self.total, self.label)
-
-
-def _work(jobs: list[_Job], finished: list[Run], stop: Interruption, done: _Counter) -> None:
-    for job in jobs:
-        if stop.asked:
-            return
-        done.label = job.label
-        result = train(job.make_network, job.data, job.setting, done)
-        finished.append(result)
-        for runs in job.into:
-            runs.append(result)
+        self.progress(self.done, self.total, label)
 
 
 def _scales(raw: Data, settings: Settings) -> tuple[Sweep | None, str]:
@@ -112,32 +105,78 @@ def _scales(raw: Data, settings: Settings) -> tuple[Sweep | None, str]:
     return Sweep(table, ("raw", "plain"), settings.rates), ""
 
 
-def _sweep_jobs(make_network: MakeNetwork, main: Sweep, scales: Sweep | None, s: Settings) -> Iterator[_Job]:
+def _sweeps(make_network: MakeNetwork, main: Sweep, scales: Sweep | None, s: Settings, work: _Work) -> None:
+    """Both sweeps; while the best rate of an arm is at an edge, rates are added beyond it, up to a bound."""
+    work(work.plan(list(_sweep_jobs(make_network, main, scales, s, main.rates, scales.rates if scales else ()))))
+    while s.grows and not work.stop.asked:
+        beyond = main.beyond()
+        own = main.data.is_table
+        further = scales.beyond() if scales is not None else ()
+        if not beyond and not further:
+            return
+        if own:  # the network without batch norm is the same run in both sweeps
+            beyond = further = tuple(sorted({*beyond, *further}))
+        main.grow(beyond)
+        if scales is not None:
+            scales.grow(further)
+        work(work.plan(list(_sweep_jobs(make_network, main, scales, s, beyond, further))))
+
+
+def _sweep_jobs(
+    make_network: MakeNetwork,
+    main: Sweep,
+    scales: Sweep | None,
+    s: Settings,
+    rates: tuple[float, ...],
+    scales_rates: tuple[float, ...],
+) -> Iterator[Job]:
     """Seed by seed, so that an interrupted study has whole seeds."""
     own = scales is not None and main.data.is_table
     for seed in s.seeds:
-        for arm in ARMS:
-            for rate in s.rates:
-                into = [main.runs, scales.runs] if own and scales and arm == "plain" else [main.runs]
-                yield _Job(make_network, main.data, Setting(arm, rate, seed, s.batch_size, s.steps, s.optimizer), into)
+        for arm in main.arms:
+            for rate in rates:
+                into = (main.runs, scales.runs) if own and scales and arm == "plain" else (main.runs,)
+                yield Job(make_network, main.data, Setting(arm, rate, seed, s.batch_size, s.steps, s.optimizer), into)
         if scales is None:
             continue
         size, steps = (s.batch_size, s.steps) if own else (min(16, s.batch_size), min(WINE_STEPS, s.steps))
         normalised = standardise(scales.data)
-        for rate in s.rates:
+        for rate in scales_rates:
             raw, plain = (Setting(arm, rate, seed, size, steps, s.optimizer, record=False) for arm in scales.arms)
-            yield _Job(make_network if own else study_networks.mlp, scales.data, raw, [scales.runs])
+            yield Job(make_network if own else study_networks.mlp, scales.data, raw, (scales.runs,))
             if not own:
-                yield _Job(study_networks.mlp, normalised, plain, [scales.runs])
+                yield Job(study_networks.mlp, normalised, plain, (scales.runs,))
 
 
-def _batch_settings(s: Settings, best: dict[Arm, float]) -> list[Setting]:
-    """Every batch size sees the same number of samples; the best rate is scaled with the batch."""
-    settings = []
+def _few(make_network: MakeNetwork, data: Data, s: Settings, best: dict[Arm, float], into: list[Run]) -> Iterator[Job]:
+    for setting in _few_settings(s, best):
+        yield Job(make_network, data, setting, (into,))
+
+
+def _few_settings(s: Settings, best: dict[Arm, float]) -> Iterator[Setting]:
+    """The setting that overfits: the same network, as many steps, a small part of the training samples."""
     for seed in s.seeds:
-        for arm in ARMS:
+        for arm in s.arms if s.few else ():
+            size = min(s.batch_size, max(2, s.few // 3))
+            yield Setting(arm, best.get(arm, 1.0), seed, size, s.steps, s.optimizer, record=False, samples=s.few)
+
+
+def _batches(
+    make_network: MakeNetwork, data: Data, s: Settings, best: dict[Arm, float], into: list[Run]
+) -> Iterator[Job]:
+    """Longest runs first, so that no process is left with one at the end."""
+    for setting in sorted(_batch_settings(s, best), key=lambda setting: -setting.steps):
+        yield Job(make_network, data, setting, (into,))
+
+
+def _batch_settings(s: Settings, best: dict[Arm, float]) -> Iterator[Setting]:
+    """Every batch size sees the same number of samples; the best rate is scaled by the root of the batch size.
+
+    So the noise of an update stays as it is (Krizhevsky 2014, One weird trick, section 5). In proportion to the batch,
+    small batches would learn no more from a sample than large ones, and the runs would have to be as long.
+    """
+    for seed in s.seeds:
+        for arm in s.arms:
             for size in s.batch_sizes:
-                ratio = size / s.batch_size
-                rate = best[arm] * (ratio if s.optimizer == "sgd" else math.sqrt(ratio))
-                settings.append(Setting(arm, rate, seed, size, s.samples // size, s.optimizer, record=False))
-    return settings
+                rate = best.get(arm, 1.0) * math.sqrt(size / s.batch_size)
+                yield Setting(arm, rate, seed, size, s.samples // size, s.optimizer, record=False)

@@ -6,12 +6,14 @@ import json
 import math
 import platform
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .data import Data, InputError
+from .headline import headline
 from .runs import Run
 from .settings import Settings
 from .verdict import Claim
@@ -26,15 +28,22 @@ class Study:
     settings: Settings
     claims: list[Claim]
     scores: dict[str, dict[str, object]]
+    notes: list[str]
     runs: list[Run]
     planned: int
     interrupted: bool
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and text. The same seed gives the same, apart from `timings`."""
+        """Plain numbers, lists and text.
+
+        The same seed gives the same on one machine with one build of torch, apart from `timings`. Another processor
+        rounds differently, and training makes more of the difference.
+        """
         return _finite(
             {
+                "headline": headline(self.data, self.scores, self.claims),
+                "notes": self.notes,
                 "network": self.network,
                 "data": self.data.describe(),
                 "settings": self.settings.to_dict(),
@@ -47,7 +56,7 @@ class Study:
                 "environment": {
                     "python": platform.python_version(),
                     "torch": torch.__version__,
-                    "threads": torch.get_num_threads(),
+                    "threads": self.settings.threads,
                 },
                 "timings": {"seconds": round(self.seconds, 2)},
             }
@@ -56,11 +65,25 @@ class Study:
     def to_json(self) -> str:
         return json.dumps(self.to_dict(), allow_nan=False, ensure_ascii=False)
 
-    def save(self, path: str | Path = "study") -> Path:
-        """Writes report.html and report.json into the folder `path` and returns the page's path."""
+    def save(self, path: str | Path = "study", *, interactive: bool = False) -> Path:
+        """Writes report.html and report.json into the folder `path` and returns the page's path.
+
+        interactive: figures that zoom and show their values, with plotly.js in the page: about 5 MB more.
+        """
+        return write(Path(path), self.to_json(), self._page(interactive))
+
+    def _page(self, interactive: bool = False) -> str:
         from batchnorm.report.html import page
 
-        return write(Path(path), self.to_json(), page(self.to_dict()))
+        try:
+            return page(self.to_dict(), interactive)
+        except ImportError as error:
+            raise InputError(str(error)) from error
+
+    def _repr_html_(self) -> str:
+        """The page inside a notebook, in a frame of its own."""
+        frame = "width: 100%; height: 800px; border: 1px solid #8a8f98; border-radius: 8px"
+        return f'<iframe title="batchnorm study" style="{frame}" srcdoc="{escape(self._page())}"></iframe>'
 
 
 def write(folder: Path, json: str, page: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -11,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from .study_networks import Plain
+from .arms import Replacement
 
 PERCENTILES = (0.15, 0.5, 0.85)  # Ioffe & Szegedy 2015, figure 1
-VALUES = 4096  # values a channel that percentiles and ranks are taken from
+VALUES = 4096  # values a channel that percentiles, ranks and histograms are taken from; moments take all values
 PROBE = 256  # training samples the network is looked at with, the same ones throughout
 BINS = 40
 
@@ -25,27 +26,35 @@ class RunLog:
 
     steps: list[int] = field(default_factory=list)
     percentiles: dict[str, list[Tensor]] = field(default_factory=dict)  # site: one (3, C) a recorded step
-    gradient_steps: list[int] = field(default_factory=list)
-    gradients: dict[str, list[float]] = field(default_factory=dict)  # weight: its gradient's root mean square
+    scales: dict[str, list[float]] = field(default_factory=dict)  # layer: root mean square of its output
+    gradients: dict[str, list[float]] = field(default_factory=dict)  # layer: that of the loss's gradient at its output
     normalised: dict[str, dict[str, Any]] = field(default_factory=dict)  # site: see `examine`
 
-    def look(self, network: nn.Module, x: Tensor, step: int) -> None:
-        """Percentiles of every site's output for the probe x, in training mode, on a copy."""
-        self.steps.append(step)
+    def look(self, network: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], step: int) -> None:
+        """One forward and backward pass of the probe x on a copy, in training mode.
 
-        def hook(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
-            points = torch.tensor(PERCENTILES, dtype=output.dtype)
-            values = torch.quantile(_per_channel(output), points, dim=1)
+        Takes the percentiles of every site's output, and the size of the signal and of its gradient at the output of
+        every layer with a weight matrix or filters, in the order of the forward pass.
+        """
+        self.steps.append(step)
+        scales: dict[str, float] = {}
+        gradients: dict[str, float] = {}
+
+        def site(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+            points = torch.tensor(PERCENTILES, dtype=torch.float32)
+            values = torch.quantile(_some(_per_channel(output)), points, dim=1)
             self.percentiles.setdefault(name, []).append(values)
 
-        _run_copy(network, x, hook)
+        def layer(name: str, module: nn.Module, args: Any, output: Any) -> None:
+            if isinstance(output, Tensor) and output.requires_grad:
+                scales[name] = _size(output)
+                gradients[name] = 0.0
+                output.register_hook(lambda gradient: gradients.__setitem__(name, _size(gradient)))
 
-    def take_gradients(self, network: nn.Module, step: int) -> None:
-        """Root mean square of the gradient of every weight matrix or filter, in the order of definition."""
-        self.gradient_steps.append(step)
-        for name, parameter in network.named_parameters():
-            if parameter.ndim >= 2 and parameter.grad is not None:
-                self.gradients.setdefault(name, []).append(parameter.grad.double().square().mean().sqrt().item())
+        _run_copy(network, x, site, layer, loss)
+        for kept, found in ((self.scales, scales), (self.gradients, gradients)):
+            for name, value in found.items():
+                kept.setdefault(name, []).append(value)
 
     def examine(self, network: nn.Module, x: Tensor) -> None:
         """What each batch norm did to the probe: see `describe_normalised`. Not for layers that add or activate too."""
@@ -62,7 +71,8 @@ class RunLog:
 def describe_normalised(x: Tensor, y: Tensor, norm: _BatchNorm) -> dict[str, Any] | None:
     """Mean and standard deviation of x̂ = (y − β)/γ, its rank correlation with x, and the error of the way back.
 
-    x, y: (C, n) input and output, a channel a row. Nearly constant channels (variance below 100 ε) have no deviation to
+    x, y: (C, n) input and output, a channel a row. Moments are those of all values, as the layer's own are; ranks and
+    histograms are taken from `VALUES` of them. Nearly constant channels (variance below 100 ε) have no deviation to
     bring to 1 and are counted apart, and so are channels with |γ| < 1e-3, from which x̂ cannot be recovered. None if no
     channel is left.
     """
@@ -81,11 +91,11 @@ def describe_normalised(x: Tensor, y: Tensor, norm: _BatchNorm) -> dict[str, Any
     return {
         "mean": normalised.mean(1).abs().max().item(),
         "std": (normalised.std(1, correction=0) - 1).abs().max().item(),
-        "correlation": rank_correlation(x, normalised).min().item(),
+        "correlation": rank_correlation(_some(x), _some(normalised)).min().item(),
         "inverse": ((back - x).abs() / variance.sqrt()).max().item(),
         "left_out": int((~usable).sum()),
-        "before": _histogram(x[channel]),
-        "after": _histogram(normalised[channel]),
+        "before": _histogram(_some(x)[channel]),
+        "after": _histogram(_some(normalised)[channel]),
     }
 
 
@@ -124,18 +134,39 @@ def _histogram(values: Tensor) -> dict[str, list[float]]:
 
 
 def _per_channel(values: Tensor) -> Tensor:
-    """(N, C, *) to (C, n), n ≤ VALUES evenly taken."""
-    flat = values.detach().float().transpose(0, 1).flatten(1)
-    if flat.shape[1] <= VALUES:
-        return flat
-    return flat[:, torch.linspace(0, flat.shape[1] - 1, VALUES).long()]
+    """(N, C, *) to (C, n): all values, a channel a row."""
+    return values.detach().float().transpose(0, 1).flatten(1)
 
 
-def _run_copy(network: nn.Module, x: Tensor, hook: Any) -> None:
+def _some(rows: Tensor) -> Tensor:
+    """(C, n) to (C, min(n, VALUES)): values evenly spaced along each row."""
+    if rows.shape[1] <= VALUES:
+        return rows
+    return rows[:, torch.linspace(0, rows.shape[1] - 1, VALUES).long()]
+
+
+def _size(values: Tensor) -> float:
+    """The root mean square."""
+    return values.detach().double().square().mean().sqrt().item()
+
+
+def _label(name: str, module: nn.Module) -> str:
+    """A layer's name for people: layers of a plain nn.Sequential have only a number, and get their kind before it."""
+    kind = "norm" if isinstance(module, (_BatchNorm, Replacement)) else type(module).__name__
+    return f"{kind} {name}" if name.rpartition(".")[2].isdigit() else name
+
+
+def _run_copy(
+    network: nn.Module, x: Tensor, site: Any, layer: Any = None, loss: Callable[[Tensor], Tensor] | None = None
+) -> None:
     """Runs a copy in training mode, so that the network's running statistics and random state stay as they are."""
     probe = copy.deepcopy(network).train()
     for name, module in probe.named_modules():
-        if isinstance(module, (_BatchNorm, Plain)):
-            module.register_forward_hook(partial(hook, name))
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        probe(x)
+        if isinstance(module, (_BatchNorm, Replacement)):
+            module.register_forward_hook(partial(site, _label(name, module)))
+        elif layer is not None and any(p.ndim >= 2 for p in module.parameters(recurse=False)):
+            module.register_forward_hook(partial(layer, _label(name, module)))
+    with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(loss is not None):
+        output = probe(x)
+        if loss is not None:
+            loss(output).backward()

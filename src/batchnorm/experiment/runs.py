@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .arms import build
 from .data import Data, Part
 from .run_log import PROBE, RunLog
-from .study_networks import MakeNetwork, build
+from .study_networks import MakeNetwork
 
-Arm = Literal["batch norm", "plain", "raw"]
+Arm = Literal["batch norm", "plain", "layer norm", "group norm", "raw"]
 
 MARKS = 40  # times a run is scored, at evenly spaced steps
+LOOK_EVERY = 4  # scores for each look inside
 DIVERGED = 1.1  # times the loss of the best constant prediction
 
 Tick = Callable[[int], None]
@@ -34,6 +38,7 @@ class Setting:
     steps: int
     optimizer: str = "sgd"
     record: bool = True
+    samples: int | None = None  # of the training part that the run may see; None for all
 
 
 @dataclass
@@ -52,7 +57,7 @@ class Run:
     log: RunLog = field(default_factory=RunLog)
 
     def to_dict(self) -> dict[str, Any]:
-        names = ("arm", "rate", "seed", "batch_size", "optimizer")
+        names = ("arm", "rate", "seed", "batch_size", "optimizer", "samples")
         measured = ("steps", "curve", "losses", "final_loss", "diverged", "train_score", "score", "test_score")
         return {n: getattr(self.setting, n) for n in names} | {n: getattr(self, n) for n in measured}
 
@@ -60,9 +65,11 @@ class Run:
 def train(make_network: MakeNetwork, data: Data, setting: Setting, tick: Tick = lambda steps: None) -> Run:
     """Trains one arm. The same setting gives the same numbers; a seed fixes weights, order of batches and dropout."""
     run = Run(setting)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*not finite", RuntimeWarning)  # of the layer: `diverged` says it
         torch.manual_seed(setting.seed)
-        network = build(make_network, data, setting.seed, normalised=setting.arm == "batch norm")
+        network = build(make_network, data, setting.seed, setting.arm)
+        data = replace(data, train=data.train.head(setting.samples or len(data.train)))
         finite = _descend(network, data, setting, run, tick)
         run.diverged = not finite or run.final_loss > DIVERGED * chance_loss(data)
         if run.diverged:
@@ -89,8 +96,9 @@ def _descend(network: nn.Module, data: Data, setting: Setting, run: Run, tick: T
             done = step
             run.steps.append(step)
             run.curve.append(score(network, data.validation.head(), data))
-            if setting.record and len(run.steps) % 2:
-                run.log.look(network, data.train.x[:PROBE], step)
+            if setting.record and len(run.steps) % LOOK_EVERY == 1:
+                probe = data.train.head(PROBE)
+                run.log.look(network, probe.x, partial(loss_of, y=probe.y, data=data), step)
         if step == setting.steps:
             break
         x, y = next(batches)
@@ -103,8 +111,6 @@ def _descend(network: nn.Module, data: Data, setting: Setting, run: Run, tick: T
         loss.backward()
         if step in marks:
             run.losses.append(value)
-            if setting.record:
-                run.log.take_gradients(network, step)
         optimizer.step()
         if step >= 0.9 * setting.steps - 1:
             tail.append(value)
@@ -157,9 +163,9 @@ def chance_loss(data: Data) -> float:
     return -torch.special.xlogy(shares, shares).sum().item()
 
 
-def chance_score(data: Data) -> float:
-    """The validation score of that prediction: the share of the largest class, or an R² of 0."""
+def chance_score(data: Data, part: Literal["validation", "test"] = "validation") -> float:
+    """That prediction's score on a part: the share of the largest class of the training part, or an R² of 0."""
     if data.task == "regression":
         return 0.0
     commonest = data.train.y.bincount().argmax()
-    return (data.validation.y == commonest).double().mean().item()
+    return (getattr(data, part).head().y == commonest).double().mean().item()

@@ -7,23 +7,32 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from .arms import named_arms
 from .data import Data, InputError
+from .runs import Arm
+from .workers import cores
 
 STEPS = 360  # a run's length where no number of epochs is given
 QUICK_STEPS = 120
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 QUICK_RATES = (0.1, 1.0, 10.0)
 ADAM = 0.01  # Adam's rates are about a hundredth of SGD's
-BATCH_SIZES = (2, 4, 16, 64)
-QUICK_BATCH_SIZES = (2, 16, 64)
-SAMPLES, QUICK_SAMPLES = 2000, 640  # seen by each run of the batch size claim
+BATCH_SIZES = (2,)  # beside the sweep's own
+SAMPLES, QUICK_SAMPLES = 5000, 2000  # seen by each run of the batch size claim
+FEW = 100  # samples of the setting that overfits, or a third of the training part where that is less
 
 
 @dataclass(frozen=True)
 class Settings:
-    """rates: learning rates of the sweep; steps: updates a run; samples: seen by each run over batch sizes."""
+    """How much is run.
 
+    arms: the pair that is compared first. rates: learning rates of the sweep; it grows past them if `grows`. steps:
+    updates a run. samples: seen by each run over batch sizes. few: training samples of the setting that overfits.
+    """
+
+    arms: tuple[Arm, ...]
     rates: tuple[float, ...]
+    grows: bool
     seeds: tuple[int, ...]
     batch_size: int
     epochs: int
@@ -31,9 +40,13 @@ class Settings:
     optimizer: str
     batch_sizes: tuple[int, ...]
     samples: int
+    few: int
+    workers: int
+    threads: int
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """What the numbers depend on: not how many processes made them."""
+        return {name: value for name, value in asdict(self).items() if name not in ("workers", "threads")}
 
 
 def choose(
@@ -46,17 +59,21 @@ def choose(
     batch_size: int | None = None,
     batch_sizes: Sequence[int] | None = None,
     optimizer: str = "sgd",
+    norms: str = "batch,none",
+    workers: int | None = None,
+    threads: int = 1,
     quick: bool = False,
 ) -> Settings:
     """Fills in what was not asked for, by the size of the data; InputError for what cannot be run."""
     if optimizer not in ("sgd", "adam"):
         raise InputError(f"optimizer {optimizer!r}: expected sgd or adam")
+    grows = rates is None
     if rates is None:
         rates = [r * (ADAM if optimizer == "adam" else 1) for r in (QUICK_RATES if quick else RATES)]
     if not rates or not all(math.isfinite(r) and r > 0 for r in rates):
         raise InputError(f"learning rates {list(rates)}: expected numbers above 0")
     seeds = (2 if quick else 3) if seeds is None else seeds
-    for name, value in (("seeds", seeds), ("epochs", epochs), ("batch size", batch_size)):
+    for name, value in (("seeds", seeds), ("epochs", epochs), ("batch size", batch_size), ("workers", workers)):
         if value is not None and value < 1:
             raise InputError(f"{name} {value}: expected at least 1")
     samples = len(data.train)
@@ -67,11 +84,13 @@ def choose(
     per_epoch = samples // batch_size
     if epochs is None:
         epochs = max(1, round((QUICK_STEPS if quick else STEPS) / per_epoch))
-    sizes = batch_sizes or [b for b in (QUICK_BATCH_SIZES if quick else BATCH_SIZES) if b <= samples // 2]
-    if len(set(sizes)) < 2 or min(sizes) < 2 or max(sizes) > samples:
-        raise InputError(f"batch sizes {list(sizes)}: expected two or more, from 2 to {samples}")
+    sizes = BATCH_SIZES if batch_sizes is None else batch_sizes
+    if not sizes or min(sizes) < 2 or max(sizes) > samples:
+        raise InputError(f"batch sizes {list(sizes)}: expected one or more, from 2 to {samples}")
     return Settings(
+        arms=named_arms(norms),
         rates=tuple(sorted(set(map(float, rates)))),
+        grows=grows,
         seeds=tuple(range(seed, seed + seeds)),
         batch_size=batch_size,
         epochs=epochs,
@@ -79,4 +98,7 @@ def choose(
         optimizer=optimizer,
         batch_sizes=tuple(sorted(set(sizes))),
         samples=max(QUICK_SAMPLES if quick else SAMPLES, max(sizes)),
+        few=min(FEW, samples // 3),
+        workers=workers or cores(),
+        threads=threads,
     )

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from .wording import WORDING
 
-Verdict = Literal["holds", "does not hold here", "not measured"]
+Verdict = Literal["holds", "within its spread", "does not hold here", "not measured"]
 
 
 class NotMeasured(Exception):  # noqa: N818  # a finding, not a fault
@@ -20,10 +20,12 @@ class Claim:
     """One claim as it came out here.
 
     effects: one number a seed, in the wording's unit, positive where the claim is right; median and spread (the
-    standard deviation over seeds) are theirs. `figure` says the result in words, `detail` holds every number behind it.
+    standard deviation over seeds) are theirs. `sentence` gives the result in one plain sentence, `figure` in numbers,
+    `detail` holds every number behind it.
     """
 
     number: int
+    sentence: str = ""
     figure: str = ""
     effects: list[float] = field(default_factory=list)
     median: float | None = None
@@ -40,12 +42,21 @@ class Claim:
     def unit(self) -> str:
         return WORDING[self.number].unit
 
+    @property
+    def by_construction(self) -> bool:
+        """True for what the arithmetic of the layer guarantees: measured, but not a discovery."""
+        return WORDING[self.number].kind == "construction"
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | asdict(WORDING[self.number])
 
 
 def judge(claim: Claim) -> Claim:
-    """Sets median, spread and verdict: a claim holds if the median effect is above 0 by more than the spread."""
+    """Sets median, spread and verdict.
+
+    A claim holds if the median effect is above 0 by more than the spread, and does not hold if it is 0 in every seed or
+    below 0 by as much as the spread. Between the two, other seeds could change the sign: within its spread.
+    """
     claim.median = statistics.median(claim.effects)
     if len(claim.effects) < 2:
         claim.verdict, claim.reason = "not measured", "one seed has no spread to judge by; use two or more"
@@ -54,8 +65,9 @@ def judge(claim: Claim) -> Claim:
     effect = f"{claim.median:.3g} ± {claim.spread:.2g} {claim.unit}"
     if claim.median > claim.spread:
         claim.verdict, claim.reason = "holds", f"the effect, {effect}, is beyond its spread over seeds"
-    elif claim.median > 0:
-        claim.verdict, claim.reason = "does not hold here", f"the effect, {effect}, is within its spread over seeds"
+    elif claim.median > -claim.spread:
+        claim.verdict = "within its spread"
+        claim.reason = f"the effect, {effect}, may be chance: other seeds could differ"
     else:
         claim.verdict, claim.reason = "does not hold here", f"the effect, {effect}, does not point that way"
     return claim

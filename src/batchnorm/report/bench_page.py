@@ -8,7 +8,7 @@ from typing import Any
 
 from .bench_words import NAMES, SIZES, aims, at_least, doubts, load, measured, quartiles, shape, spread
 from .document import document
-from .figures import blank
+from .plotly_parts import blank
 
 Result = dict[str, Any]
 COLORS = {"torch": "#e0782f", "compiled": "#9a63d8", "converted": "#8d99ae", "fused": "#2f7de1"}

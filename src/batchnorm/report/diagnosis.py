@@ -7,7 +7,7 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 from .document import document
-from .figures import LAYER_COLORS, Figure, bars, blank
+from .plotly_parts import LAYER_COLORS, Figure, bars, blank
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,6 +17,7 @@ Result = dict[str, Any]
 STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 SLUGS = {"error": "fails", "warning": "warns", "info": "open"}
 MOST = 4  # layers named in a row of the terminal
+MOST_HEALTHY = 20  # listed in the terminal
 CAPTIONS = {
     "figure-gap": "How much of the gap between training and evaluation each layer makes at the output, in its σ.",
     "figure-stale": "How far each population is from what the layer sees in training, and how far chance takes it.",
@@ -27,7 +28,7 @@ CAPTIONS = {
 
 
 def show(result: Result, console: Console) -> None:
-    """One row a finding, worst first; a line if there is none."""
+    """One row a finding, worst first; then one row a layer, healthy or not."""
     from rich.table import Table
     from rich.text import Text
 
@@ -44,8 +45,34 @@ def show(result: Result, console: Console) -> None:
             cure = Text.assemble(f["cause"], ("\n→ " + f["cure"], "bold"))
             table.add_row(Text(f["severity"], style=STYLES[f["severity"]]), found, Text(_where(f)), cure)
         console.print(table)
+    if result["layers"]:
+        console.print(_layers(result))
     for note in result["notes"]:
         console.print(Text(f"note: {note}", style="dim"))
+
+
+def _layers(result: Result) -> Any:
+    """Every layer with its worst finding and what it holds; of very many healthy ones, the first."""
+    from rich.table import Table
+    from rich.text import Text
+
+    worst: dict[str, str] = {}
+    for f in result["findings"]:  # worst first
+        for name in f["layers"]:
+            worst.setdefault(name, f["severity"])
+    healthy = [name for name in result["layers"] if name not in worst]
+    hidden = set(healthy[MOST_HEALTHY:])
+    table = Table(title=Text(f"{len(healthy)} of {len(result['layers'])} layers healthy"), title_justify="left")
+    for column in ("", "layer", "channels", "updates", "σ, smallest – median – largest", "|γ|"):
+        table.add_column(column, overflow="fold")
+    for name, numbers in result["layers"].items():
+        if name not in hidden:
+            severity = worst.get(name, "healthy")
+            values = (_words(numbers.get(key)) for key in ("channels", "updates", "σ", "γ"))
+            table.add_row(Text(severity, style=STYLES.get(severity, "green")), Text(name), *map(Text, values))
+    if hidden:
+        table.add_row("", f"and {len(hidden)} healthy layers more", "", "", "", "")
+    return table
 
 
 def page(result: Result) -> str:

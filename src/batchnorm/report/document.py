@@ -1,4 +1,4 @@
-"""A page that needs nothing besides itself: style, script, plotly.js and the figures' data are in it."""
+"""A page that needs nothing besides itself: style, script, figures and, where asked for, plotly.js are in it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import json
 from html import escape
 from importlib.resources import files
 from typing import Any
+
+from .chart import color_variables
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
@@ -19,13 +21,16 @@ def plotly(part: str) -> Any:
         raise ImportError("the report needs plotly: pip install 'batchnorm[study]'") from error
 
 
-def document(title: str, body: str, figures: dict[str, dict[str, Any]]) -> str:
+def document(title: str, body: str, figures: dict[str, dict[str, Any]] | None = None, script: str = "") -> str:
     """HTML around a body, which holds an empty element for each plotly figure, by its id.
 
-    plotly.js is inlined once; a content security policy forbids every request. The title is escaped here, the body is
-    not.
+    Without figures plotly is not needed and the page is small. With them plotly.js is inlined once. A content security
+    policy forbids every request. The title is escaped here, the body is not.
     """
-    data = json.dumps(figures).replace("<", "\\u003c")
+    library = f"<script>{plotly('offline').get_plotlyjs()}</script>\n" if figures else ""
+    if figures:
+        data = json.dumps(figures).replace("<", "\\u003c")
+        script = f"const FIGURES = {data};\n{part('figures.js')}{script}"
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -35,19 +40,19 @@ def document(title: str, body: str, figures: dict[str, dict[str, Any]]) -> str:
 <meta http-equiv="Content-Security-Policy" content="{POLICY}">
 <link rel="icon" href="data:,">
 <title>{escape(title)}</title>
-<style>{_part("page.css")}</style>
-<script>{plotly("offline").get_plotlyjs()}</script>
-</head>
+<style>:root {{ {color_variables(dark=False)} }}
+@media (prefers-color-scheme: dark) {{ :root {{ {color_variables(dark=True)} }} }}
+{part("page.css")}</style>
+{library}</head>
 <body>
 <main>
 {body}
 </main>
-<script>const FIGURES = {data};
-{_part("page.js")}</script>
+{f"<script>{script}</script>" if script else ""}
 </body>
 </html>
 """
 
 
-def _part(name: str) -> str:
+def part(name: str) -> str:
     return (files(__package__) / name).read_text(encoding="utf-8")

@@ -1,219 +1,163 @@
-"""One interactive figure or two for each claim, from the claim's `detail`."""
+"""A chart or two for each claim, from the claim's `detail`."""
 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from .document import plotly
+from .chart import Chart, Panel, Series
 
 Claim = dict[str, Any]
-Figure = dict[str, Any]
 
-COLORS = {"batch norm": "#2f7de1", "plain": "#e0782f", "raw": "#9a63d8"}
-NAMES = {"batch norm": "with batch norm", "plain": "without", "raw": "raw table"}
-ARMS = ("batch norm", "plain")
-LAYER_COLORS = ("#0b84a5", "#f0a30a", "#6f4e7c", "#7fb24c", "#ca472f", "#4fb3a9", "#9a6b4f", "#8d99ae")
-
-
-def figures(claim: Claim) -> list[Figure]:
-    """Plotly figures as plain values ({"data": …, "layout": …}) with colours for either theme; none if not measured."""
-    if not claim["detail"]:
-        return []
-    return [figure.to_plotly_json() for figure in DRAW[claim["number"]](claim["detail"])]
+ARM_COLORS = {"batch norm": "batch", "plain": "plain", "raw": "raw", "layer norm": "layer", "group norm": "group"}
+NAMES = {"batch norm": "batch norm", "plain": "without", "raw": "raw table", "layer norm": "layer norm",
+         "group norm": "group norm"}  # fmt: skip
+LAYERS = 8  # drawn as lines of one figure, at most
 
 
-def blank(x: str, y: str, height: int = 340, **layout: Any) -> Any:
-    """A figure with axes of these titles and nothing in it, in colours for either theme."""
-    figure = plotly("graph_objects").Figure()
-    figure.update_layout(
-        template="none",
-        height=height,
-        margin={"l": 62, "r": 14, "t": 44, "b": 52},
-        paper_bgcolor="rgba(0,0,0,0)",
-        plot_bgcolor="rgba(0,0,0,0)",
-        legend={"orientation": "h", "y": 1, "yref": "container", "yanchor": "top", "x": 0},
-        hovermode="closest",
-        **layout,
-    )
-    figure.update_xaxes(title_text=x)
-    figure.update_yaxes(title_text=y, automargin=True)
-    return figure
+def figures(claim: Claim) -> list[Chart]:
+    """The charts of a claim; none if it was not measured."""
+    return DRAW[claim["number"]](claim["detail"]) if claim["detail"] else []
 
 
-def _lines(figure: Any, arms: dict[str, Any], names: dict[str, str]) -> None:
-    for arm, curves in arms.items():
-        for i, (steps, values) in enumerate(zip(curves["steps"], curves["curves"], strict=True)):
-            figure.add_scatter(
-                x=steps,
-                y=values,
-                mode="lines",
-                name=f"{names[arm]}, rate {curves['rate']:g}",
-                legendgroup=arm,
-                showlegend=i == 0,
-                line={"color": COLORS[arm], "width": 2},
-                opacity=1 if i == 0 else 0.55,
-                hovertemplate="step %{x}: %{y:.3f}<extra>" + names[arm] + "</extra>",
-            )
+def _lines(arms: dict[str, Any], names: dict[str, str]) -> list[Series]:
+    return [
+        Series("line", steps, values, ARM_COLORS[arm], f"{names[arm]}, rate {curves['rate']:g}", faint=i > 0)
+        for arm, curves in sorted(arms.items(), key=lambda found: list(ARM_COLORS).index(found[0]))
+        for i, (steps, values) in enumerate(zip(curves["steps"], curves["curves"], strict=True))
+    ]
 
 
-def _race(detail: dict[str, Any]) -> list[Any]:
-    figure = blank("step", f"validation {detail['score']}")
-    _lines(figure, detail["arms"], NAMES | {"plain": "normalised table"} if "raw" in detail["arms"] else NAMES)
-    return [figure]
+def _race(detail: dict[str, Any]) -> list[Chart]:
+    names = NAMES | {"plain": "normalised table"} if "raw" in detail["arms"] else NAMES
+    series = _lines(detail["arms"], names)
+    charts = [Chart([Panel(series, "step", f"validation {detail['score']}")], "Validation score through training")]
+    if losses := detail.get("losses"):
+        panel = Panel(_lines(losses, names), "step", "training loss (log scale)", log_y=True)
+        charts.append(Chart([panel], "Training loss through training"))
+    return charts
 
 
-def _with_spread(detail: dict[str, Any], x: list[float], title: str) -> Any:
-    figure = blank(title, f"validation {detail['score']}")
-    for arm, scores in detail["scores"].items():
-        median = scores["median"]
-        figure.add_scatter(
-            x=x,
-            y=median,
-            mode="lines+markers",
-            name=NAMES[arm],
-            line={"color": COLORS[arm], "width": 2},
-            marker={"size": 8},
-            error_y=bars(median, scores["low"], scores["high"]),
-        )
-    figure.update_xaxes(type="log", tickvals=x, ticktext=[f"{value:g}" for value in x])
-    return figure
+def _with_spread(detail: dict[str, Any], x: list[float], title: str, *more: Series) -> Chart:
+    series = [
+        Series("line", x, found["median"], ARM_COLORS[arm], NAMES[arm], found["low"], found["high"], marked=True)
+        for arm, found in detail["scores"].items()
+    ]
+    # the largest rates may be many, and are a decade apart or half of one
+    panel = Panel([*series, *more], title, f"validation {detail['score']}", log_x=True, x_ticks=_spaced(x, 9))
+    return Chart([panel], f"Validation score by {title}")
 
 
-def bars(median: list[Any], low: list[Any], high: list[Any]) -> dict[str, Any]:
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [None if None in (h, m) else h - m for h, m in zip(high, median, strict=True)],
-        "arrayminus": [None if None in (lo, m) else m - lo for lo, m in zip(low, median, strict=True)],
-        "thickness": 1.5,
-    }
+def _steadier(detail: dict[str, Any]) -> list[Chart]:
+    ends = [detail["rates"][0], detail["rates"][-1]]
+    lines = [Series("line", ends, [detail["bar"]] * 2, "soft", "works above", dashed=True)]
+    if detail.get("chance") is not None:
+        lines.append(Series("line", ends, [detail["chance"]] * 2, "c7", "chance", dashed=True))
+    return [_with_spread(detail, detail["rates"], "learning rate (log scale)", *lines)]
 
 
-def _steadier(detail: dict[str, Any]) -> list[Any]:
-    figure = _with_spread(detail, detail["rates"], "learning rate")
-    figure.add_scatter(
-        x=[detail["rates"][0], detail["rates"][-1]],
-        y=[detail["bar"]] * 2,
-        mode="lines",
-        name="works above",
-        line={"color": "#8a8f98", "dash": "dot", "width": 1.5},
-    )
-    return [figure]
+def _distribution(detail: dict[str, Any]) -> list[Chart]:
+    panels = []
+    for arm, trace in detail["trace"].items():
+        series = [
+            Series("line", trace["steps"], [point[k] for point in trace["percentiles"]], ARM_COLORS[arm], dashed=k != 1)
+            for k in range(3)
+        ]
+        title = f"{NAMES[arm]}: 15th, 50th and 85th percentile at {trace['layer']}"
+        panels.append(Panel(series, "step", "value", title))
+    layers = list(detail["drift"]["batch norm"])
+    drift = [_bars(NAMES[arm], ARM_COLORS[arm], found, layers) for arm, found in detail["drift"].items()]
+    return [
+        Chart(panels, "Percentiles of a typical input through training", height=200),
+        Chart([Panel(drift, "", "drift, in widths", names=layers)], "Drift of every layer"),
+    ]
 
 
-def _distribution(detail: dict[str, Any]) -> list[Any]:
-    trace = _stacked(2, "step", "value", ["with batch norm", "without"])
-    for row, arm in enumerate(ARMS, 1):
-        steps, points = detail["trace"][arm]["steps"], detail["trace"][arm]["percentiles"]
-        for k, (name, dash) in enumerate((("15th", "dot"), ("50th", "solid"), ("85th", "dot"))):
-            trace.add_scatter(
-                x=steps,
-                y=[p[k] for p in points],
-                mode="lines",
-                name=name,
-                showlegend=False,
-                line={"color": COLORS[arm], "width": 2.5 if k == 1 else 1.5, "dash": dash},
-                fill="tonexty" if k else None,
-                row=row,
-                col=1,
-            )
-    bars = blank("layer (module)", "drift, widths", barmode="group")
-    for arm, layers in detail["drift"].items():
-        _bar(bars, NAMES[arm], COLORS[arm], layers)
-    return [trace, bars]
+def _bars(label: str, color: str, groups: dict[str, list[float]], names: Sequence[str]) -> Series:
+    found = [groups[name] for name in names]
+    median, low, high = ([function(values) for values in found] for function in (statistics.median, min, max))
+    return Series("bars", names, median, color, label, low, high)
 
 
-def _bar(figure: Any, name: str, color: str, groups: dict[str, list[float]]) -> None:
-    median = [statistics.median(values) for values in groups.values()]
-    low, high = [min(v) for v in groups.values()], [max(v) for v in groups.values()]
-    figure.add_bar(
-        x=list(groups), y=median, name=name, marker_color=color, error_y=bars(median, low, high) | {"color": "#8a8f98"}
-    )
-    figure.update_xaxes(type="category")
+def _mean_and_deviation(detail: dict[str, Any]) -> list[Chart]:
+    layers = list(detail["layers"])
+    series = [
+        Series("points", layers, [max(detail["layers"][n][key], 1e-9) for n in layers], color, label)
+        for label, key, color in (("|mean|", "mean", "c0"), ("|deviation − 1|", "std", "c1"))
+    ]
+    tolerance = Series("line", layers, [0.01] * len(layers), "soft", "tolerance", dashed=True)
+    panel = Panel([*series, tolerance], "", "distance (log scale)", names=layers, log_y=True)
+    return [Chart([panel], "Distance by layer")]
 
 
-def _stacked(rows: int, x: str, y: str, titles: list[str], columns: int = 1, height: int = 420) -> Any:
-    figure = plotly("subplots").make_subplots(
-        rows, columns, subplot_titles=titles, shared_xaxes=columns == 1, vertical_spacing=0.14
-    )
-    figure.update_layout(blank("", "", height).layout)
-    figure.update_annotations(font_size=13)
-    for column in range(1, columns + 1):
-        figure.update_xaxes(title_text=x, row=rows, col=column)
-    figure.update_yaxes(title_text=y, col=1)
-    return figure
-
-
-def _mean_and_deviation(detail: dict[str, Any]) -> list[Any]:
-    figure = blank("layer (module)", "distance")
-    for name, key, color in (("|mean|", "mean", LAYER_COLORS[0]), ("|deviation − 1|", "std", LAYER_COLORS[1])):
-        layers = detail["layers"]
-        figure.add_scatter(
-            x=list(layers),
-            y=[layer[key] for layer in layers.values()],
-            mode="markers",
-            name=name,
-            marker={"size": 12, "color": color},
-        )
-    figure.update_xaxes(type="category")
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
-    return [figure]
-
-
-def _shape(detail: dict[str, Any]) -> list[Any]:
-    figure = _stacked(1, "value", "values", ["before", "after"], columns=2, height=320)
-    for column, (key, color) in enumerate((("before", COLORS["plain"]), ("after", COLORS["batch norm"])), 1):
+def _shape(detail: dict[str, Any]) -> list[Chart]:
+    panels = []
+    for key, color in (("before", "plain"), ("after", "batch")):
         edges, counts = detail[key]["edges"], detail[key]["counts"]
         middles = [(a + b) / 2 for a, b in pairwise(edges)]
-        figure.add_bar(x=middles, y=counts, marker_color=color, showlegend=False, row=1, col=column)
-    figure.update_layout(bargap=0.04)
-    return [figure]
+        panels.append(Panel([Series("bars", middles, counts, color)], "value", "values", f"{key} batch norm"))
+    return [
+        Chart(panels, "A channel before and after, each on its own axis", columns=2, equal_x=False),
+        Chart(panels, "The same on one axis", columns=1, height=170),
+    ]
 
 
-def _gradients(detail: dict[str, Any]) -> list[Any]:
-    figure = _stacked(2, "step", "gradient, rms", ["with batch norm", "without"], height=460)
-    for row, arm in enumerate(ARMS, 1):
-        names = _spaced(list(detail["layers"][arm]), len(LAYER_COLORS))
-        for i, name in enumerate(names):
-            values = detail["layers"][arm][name]
-            figure.add_scatter(
-                x=detail["steps"][arm][: len(values)],
-                y=values,
-                mode="lines",
-                name=name,
-                legendgroup=str(i),
-                showlegend=row == 1,
-                line={"color": LAYER_COLORS[i], "width": 2},
-                row=row,
-                col=1,
+def _gradients(detail: dict[str, Any]) -> list[Chart]:
+    panels, legend = [], []
+    for arm, layers in detail["layers"].items():
+        names = _spaced(list(layers), LAYERS)
+        panels.append(
+            Panel(
+                [Series("line", detail["steps"][arm][: len(layers[n])], _positive(layers[n]), f"c{i}", n)
+                 for i, n in enumerate(names)],
+                "step", "gradient (log scale)", NAMES[arm], log_y=True,
             )
-    figure.update_yaxes(type="log", exponentformat="power", dtick=1)
-    return [figure]
+        )  # fmt: skip
+        legend += [(name, f"c{i}", False) for i, name in enumerate(names)]
+    through = Chart(panels, "Gradient of each layer through training", height=200, legend=tuple(dict.fromkeys(legend)))
+    return [through, _start(detail["start"])]
 
 
-def _spaced(names: list[str], most: int) -> list[str]:
+def _start(start: dict[str, Any]) -> Chart:
+    """Signal and gradient from layer to layer before the first step: vanishing and exploding to be seen."""
+    panels = []
+    for key, title in (("signal", "size of the signal, forward"), ("gradient", "size of the gradient, backward")):
+        names = list(next(iter(start[key].values())))
+        series = [
+            Series("line", [n for n in names if n in found], _positive([found[n] for n in names if n in found]),
+                   ARM_COLORS[arm], NAMES[arm], marked=True)
+            for arm, found in start[key].items()
+        ]  # fmt: skip
+        panels.append(Panel(series, "", "size (log scale)", title, names=names, log_y=True))
+    return Chart(panels, "Signal and gradient by layer before the first step", height=200, equal_y=False)
+
+
+def _positive(values: Sequence[float]) -> list[float | None]:
+    """A logarithmic axis has no place for 0."""
+    return [value if value is not None and value > 0 else None for value in values]
+
+
+def _spaced(names: list[Any], most: int) -> list[Any]:
     """At most so many, evenly taken, first and last among them."""
     if len(names) <= most:
         return names
     return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]
 
 
-def _overfitting(detail: dict[str, Any]) -> list[Any]:
-    figure = blank("", detail["score"], barmode="group")
-    for arm in detail["train"]:
-        _bar(
-            figure, NAMES[arm], COLORS[arm], {"training": detail["train"][arm], "validation": detail["validation"][arm]}
-        )
-    low = min(min(values) for part in ("train", "validation") for values in detail[part].values())
-    if low > 0.5:
-        figure.update_yaxes(range=[2 * low - 1.05 if low > 0.6 else 0, 1.02])
-    return [figure]
+def _overfitting(detail: dict[str, Any]) -> list[Chart]:
+    panels = []
+    for title, parts in detail["groups"].items():
+        series = [
+            _bars(NAMES[arm], ARM_COLORS[arm], {part: parts[part][arm] for part in parts}, list(parts))
+            for arm in parts["training"]
+        ]
+        panels.append(Panel(series, "", detail["score"], title, names=list(parts)))
+    return [Chart(panels, "Score on the training and the validation part", columns=len(panels))]
 
 
-DRAW: dict[int, Callable[[dict[str, Any]], list[Any]]] = {
+DRAW: dict[int, Callable[[dict[str, Any]], list[Chart]]] = {
     1: _race,
     2: _steadier,
     3: _distribution,
@@ -222,5 +166,5 @@ DRAW: dict[int, Callable[[dict[str, Any]], list[Any]]] = {
     6: _race,
     7: _gradients,
     8: _overfitting,
-    9: lambda detail: [_with_spread(detail, detail["sizes"], "batch size")],
+    9: lambda detail: [_with_spread(detail, detail["sizes"], "batch size (log scale)")],
 }

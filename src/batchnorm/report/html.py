@@ -4,34 +4,47 @@ from __future__ import annotations
 
 from html import escape
 from typing import Any
+from urllib.parse import quote
 
-from .document import document
-from .figures import figures
+from .document import document, part
+from .figures import NAMES, figures
+from .interactive import interactive as to_plotly
+from .summary import summary
+from .svg import draw
+from .tone import badge, tone
 
 Result = dict[str, Any]
 
 
-def page(result: Result) -> str:
+def page(result: Result, interactive: bool = False) -> str:
     """Self-contained HTML for a study's dict (as in report.json): summary cards, then each claim with its figures.
 
-    plotly.js is inlined once; a content security policy forbids every request. Text from files and networks is escaped.
-    Raises ImportError, naming the extra to install, if plotly is missing.
+    interactive: figures of plotly, with plotly.js in the page (5 MB); raises ImportError, naming the extra to install,
+    if plotly is missing. Otherwise figures are drawn here. Text from files and networks is escaped.
     """
-    drawn = {claim["number"]: figures(claim) for claim in result["claims"]}
-    specs = {f"figure-{n}-{i}": spec for n, specs in drawn.items() for i, spec in enumerate(specs)}
+    charts = {claim["number"]: figures(claim) for claim in result["claims"]}
+    specs: dict[str, dict[str, Any]] = {}
+    drawn: dict[int, list[str]] = {}
+    for number, found in charts.items():
+        names = [f"figure-{number}-{i}" for i in range(len(found))]
+        if interactive:
+            specs |= {name: to_plotly(chart) for name, chart in zip(names, found, strict=True)}
+        drawn[number] = [
+            f'<div class="plot" id="{name}">{"" if interactive else draw(chart)}</div>'
+            for name, chart in zip(names, found, strict=True)
+        ]
     body = f"""{_header(result)}
 <nav class="cards" aria-label="Claims">
 {"".join(_card(claim) for claim in result["claims"])}
 </nav>
-{"".join(_section(claim, len(drawn[claim["number"]])) for claim in result["claims"])}
+{"".join(_section(claim, drawn[claim["number"]]) for claim in result["claims"])}
 {_appendix(result)}"""
-    return document(f"Batch norm study: {result['network']} on {result['data']['name']}", body, specs)
+    title = f"Batch norm study: {result['network']} on {result['data']['name']}"
+    return document(title, body, specs, part("summary.js"))
 
 
 def _header(result: Result) -> str:
     data, settings = result["data"], result["settings"]
-    holds = sum(claim["verdict"] == "holds" for claim in result["claims"])
-    judged = sum(claim["verdict"] != "not measured" for claim in result["claims"])
     facts = (
         ("network", result["network"]),
         ("data", f"{data['name']}, {data['task']}"),
@@ -44,23 +57,33 @@ def _header(result: Result) -> str:
         ("optimizer", f"{settings['optimizer']}, batches of {settings['batch_size']}"),
     )
     chips = "".join(f"<div><dt>{name}</dt><dd>{escape(str(value))}</dd></div>" for name, value in facts)
+    picture = "data:image/svg+xml," + quote(summary(result))
     return f"""<header>
 <p class="eyebrow">batchnorm study</p>
 <h1>What does batch norm do for this network?</h1>
-<p class="lead"><strong>{holds} of {judged}</strong> claims that could be judged hold here.{_scores(result)}</p>
+<p class="lead">{escape(result["headline"])}</p>
 {_interrupted(result)}
+{"".join(f'<p class="note">{escape(note)}</p>' for note in result["notes"])}
+{_scores(result)}
+<p class="keep">Keep the summary: <a id="summary-svg" download="summary.svg" href="{picture}">SVG</a>
+<a id="summary-png" download="summary.png" href="#">PNG</a></p>
 <dl class="facts">{chips}</dl>
 </header>"""
 
 
 def _scores(result: Result) -> str:
-    scores = result["scores"]
-    if not scores:
+    """Every arm at its own best rate; the pair alone is in the headline already."""
+    if len(result["scores"]) < 3:
         return ""
-    means = {arm: _mean(values["test"]) for arm, values in scores.items()}
+    rows = "".join(
+        f"<tr><td>{escape(NAMES[arm])}</td><td>{found['rate']:g}</td><td>{_mean(found['validation'])}</td>"
+        f"<td>{_mean(found['test'])}</td></tr>"
+        for arm, found in result["scores"].items()
+    )
+    head = "<th>arm</th><th>best rate</th><th>validation</th><th>test</th>"
     return (
-        f" Test {escape(result['data']['score'])}, each arm at its own best learning rate, mean over seeds: "
-        f"<strong>{means['batch norm']}</strong> with batch norm, <strong>{means['plain']}</strong> without."
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+        f'<p class="caption">{escape(result["data"]["score"])}, mean over seeds; the claims compare the first two.</p>'
     )
 
 
@@ -77,22 +100,18 @@ def _interrupted(result: Result) -> str:
 
 
 def _card(claim: dict[str, Any]) -> str:
-    return f"""<a class="card {_slug(claim)}" href="#claim-{claim["number"]}">
+    return f"""<a class="card {tone(claim)}" href="#claim-{claim["number"]}">
 <span class="top">
 <span class="title"><span class="number">{claim["number"]}</span>{escape(claim["title"])}</span>{_badge(claim)}
 </span>
-<span class="figure">{escape(claim["figure"] or claim["reason"])}</span>
+<span class="figure">{escape(claim["sentence"] or claim["reason"])}</span>
 <span class="effect">{_effect(claim)}</span>
 </a>
 """
 
 
 def _badge(claim: dict[str, Any]) -> str:
-    return f'<span class="badge {_slug(claim)}">{escape(claim["verdict"])}</span>'
-
-
-def _slug(claim: dict[str, Any]) -> str:
-    return {"holds": "holds", "does not hold here": "fails"}.get(claim["verdict"], "open")
+    return f'<span class="badge {tone(claim)}">{escape(badge(claim))}</span>'
 
 
 def _effect(claim: dict[str, Any]) -> str:
@@ -102,17 +121,19 @@ def _effect(claim: dict[str, Any]) -> str:
     return escape(f"effect {claim['median']:.3g}{spread} {claim['unit']}")
 
 
-def _section(claim: dict[str, Any], drawn: int) -> str:
+def _section(claim: dict[str, Any], drawn: list[str]) -> str:
     number = claim["number"]
-    plots = "".join(f'<div class="plot" id="figure-{number}-{i}"></div>' for i in range(drawn))
     seeds = ", ".join("∞" if e is None else f"{e:.3g}" for e in claim["effects"])
-    by_seed = f"<p>Seed by seed: {seeds}.</p>" if seeds else ""
+    by_seed = f"<p>Effect, seed by seed: {seeds} {escape(claim['unit'])}.</p>" if seeds else ""
     how = f"<details><summary>How it is measured</summary><p>{escape(claim['rule'])}</p>{by_seed}</details>"
+    reason = claim["reason"][:1].upper() + claim["reason"][1:]
+    small = ". ".join(part for part in (claim["figure"][:1].upper() + claim["figure"][1:], reason) if part)
     return f"""<section id="claim-{number}">
 <h2><span class="number">{number}</span>{escape(claim["title"])} {_badge(claim)}</h2>
-<p class="statement">{escape(claim["statement"])}</p>
-<p>{escape(claim["figure"])}{": " if claim["figure"] else ""}{escape(claim["reason"])}.</p>
-<div class="plots">{plots}</div>
+<p class="caption">The claim: {escape(claim["statement"])}</p>
+<p class="statement">{escape(claim["sentence"])}</p>
+<p class="caption">{escape(small)}.</p>
+<div class="plots">{"".join(drawn)}</div>
 {f'<p class="caption">{escape(claim["explanation"])}</p>' if drawn else ""}
 {how}
 </section>
@@ -120,7 +141,7 @@ def _section(claim: dict[str, Any], drawn: int) -> str:
 
 
 def _appendix(result: Result) -> str:
-    names = ("arm", "rate", "batch_size", "seed", "train_score", "score", "test_score", "diverged")
+    names = ("arm", "rate", "batch_size", "samples", "seed", "train_score", "score", "test_score", "diverged")
     rows = "".join("<tr>" + "".join(f"<td>{_cell(run[n])}</td>" for n in names) + "</tr>" for run in result["runs"])
     head = "".join(f"<th>{n.replace('_', ' ')}</th>" for n in names)
     versions = escape(", ".join(f"{k} {v}" for k, v in result["environment"].items()))
@@ -134,6 +155,6 @@ def _appendix(result: Result) -> str:
 
 
 def _cell(value: Any) -> str:
-    if isinstance(value, bool):
+    if value is None or isinstance(value, bool):
         return "yes" if value else ""
     return escape(f"{value:.4g}" if isinstance(value, float) else str(value))

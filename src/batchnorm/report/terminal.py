@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .tone import STYLES, badge, tone
+
 if TYPE_CHECKING:
     from rich.console import Console
 
-STYLES = {"holds": "green", "does not hold here": "yellow", "not measured": "dim"}
-
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """One row a claim: its figure, the effect with its spread over seeds (where there is room), the verdict."""
+    """The headline; one row a claim: a sentence, the effect with its spread over seeds (where there is room), the
+    verdict, coloured by whether it is good news; and the notes.
+    """
     from rich.table import Table
     from rich.text import Text
 
@@ -24,11 +26,14 @@ def show(result: dict[str, Any], console: Console) -> None:
         table.add_column("effect ± spread")
     table.add_column("verdict")
     for claim in result["claims"]:
-        found = Text(claim["figure"] or claim["reason"])
-        verdict = Text(claim["verdict"], style=STYLES[claim["verdict"]])
+        found = Text(claim["sentence"] or claim["reason"])
+        verdict = Text(badge(claim), style=STYLES[tone(claim)])
         effect = [Text(_effect(claim))] if roomy else []
         table.add_row(str(claim["number"]), Text(claim["title"]), found, *effect, verdict)
     console.print(table)
+    console.print(Text(result["headline"]))
+    for note in result["notes"]:
+        console.print(Text(note, style="dim"))
     if result["interrupted"]:
         done, planned = result["runs_finished"], result["runs_planned"]
         console.print(

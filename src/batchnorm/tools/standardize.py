@@ -2,8 +2,9 @@
 
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, Self, overload
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -29,13 +30,15 @@ class Standardize(nn.Module):
     forward pass in training takes its input in before it normalises, until `freeze`.
 
     Args:
-        num_features: C, the size of dimension `axis`.
+        num_features: C, the size of dimension `axis`; None takes it from the first batch of `fit` or `partial_fit`, or
+            from a state_dict.
         axis: the dimension of the features; 1 for (N, C) and (N, C, H, W), −1 for (N, L, C).
         clip: the largest |y|, or None; what was clipped is not restored by `inverse`.
         running: update in `forward` while training, as observations in reinforcement learning need.
 
     Shape:
-        input and output of `forward` and `inverse`: any with C at `axis`; same dtype (integers become the default).
+        input and output of `forward` and `inverse`: any with C at `axis`; same dtype (integers become the default). A
+        NumPy array gives a NumPy array.
 
     Raises:
         RuntimeError: used before it was fitted. ValueError: another number of features, infinite values.
@@ -47,6 +50,8 @@ class Standardize(nn.Module):
     tensor([ 1.2247, -1.2247,  0.0000])
     >>> torch.equal(layer.inverse(layer(data)), data)
     True
+    >>> bn.Standardize().fit(data.numpy())(data.numpy())[:, 0].round(4)
+    array([ 1.2247, -1.2247,  0.    ], dtype=float32)
 
     Source of the merge: Chan, Golub & LeVeque 1983, equation 2.1.
     """
@@ -57,7 +62,7 @@ class Standardize(nn.Module):
 
     def __init__(
         self,
-        num_features: int,
+        num_features: int | None = None,
         *,
         axis: int = 1,
         clip: float | None = None,
@@ -70,7 +75,7 @@ class Standardize(nn.Module):
         self.num_features, self.axis, self.clip, self.running = num_features, axis, clip, running
         self.names: list[str] | None = None
         for name in ("count", "mean", "m2"):
-            self.register_buffer(name, torch.zeros(num_features, dtype=torch.float64, device=device))
+            self.register_buffer(name, torch.zeros(num_features or 0, dtype=torch.float64, device=device))
 
     @property
     def moments(self) -> Moments:
@@ -110,10 +115,13 @@ class Standardize(nn.Module):
         >>> layer.mean.item(), layer.count.item()
         (11.5, 30.0)
         """
-        total = _nothing(self)
+        total = None
         for x in streams.tensors(batches, columns):
-            total = total.merge(self._of(x, None))
+            total = _added(total, self._of(x, None))
+        total = _nothing(self) if total is None else total
         if group := resolve(process_group):
+            if self.num_features is None:
+                raise ValueError("expected Standardize(num_features) with a process group: a rank may have no batch")
             own = Moments(*(t.unsqueeze(0) for t in (total.count, total.mean, total.m2)))  # type: ignore[union-attr]
             total = pooled_over_ranks(own, group, "Standardize").channels()
         if not torch.as_tensor(total.count).any():
@@ -136,10 +144,10 @@ class Standardize(nn.Module):
         if mask is not None:  # whole, since the two belong together
             mask, x = (torch.cat(list(values)) for values in (streams.tensors(mask), pieces))
             pieces = iter([x])
-        total = self.moments
+        total = self.moments if self.num_features is not None else None
         for piece in pieces:
-            total = total.merge(self._of(piece, mask))
-        self._set(total)
+            total = _added(total, self._of(piece, mask))
+        self._set(_nothing(self) if total is None else total)
         return self
 
     def merge(self, *others: "Standardize | Moments") -> Self:
@@ -150,6 +158,8 @@ class Standardize(nn.Module):
         >>> a.merge(b).mean.item(), a.count.item()
         (3.0, 3.0)
         """
+        if others:
+            self._take_width(others[0].mean.numel())
         total = self.moments
         for other in others:
             if other.mean.shape != self.mean.shape:
@@ -163,7 +173,13 @@ class Standardize(nn.Module):
         self.running = False
         return self
 
-    def forward(self, x: Tensor) -> Tensor:
+    @overload
+    def forward(self, x: Tensor) -> Tensor: ...
+    @overload
+    def forward(self, x: np.ndarray) -> np.ndarray: ...
+    def forward(self, x: Tensor | np.ndarray) -> Tensor | np.ndarray:
+        if isinstance(x, np.ndarray):
+            return self._on_array(self.forward, x)
         if self.running and self.training:
             self.partial_fit(x.detach())
         high, low, scale, dtype = self._constants(x)
@@ -171,8 +187,14 @@ class Standardize(nn.Module):
         y = (centered / scale).to(dtype)
         return y if self.clip is None else y.clamp(-self.clip, self.clip)
 
-    def inverse(self, y: Tensor) -> Tensor:
+    @overload
+    def inverse(self, y: Tensor) -> Tensor: ...
+    @overload
+    def inverse(self, y: np.ndarray) -> np.ndarray: ...
+    def inverse(self, y: Tensor | np.ndarray) -> Tensor | np.ndarray:
         """y·σ + mean: the data again, from what `forward` made of it (or a network that predicts in its units)."""
+        if isinstance(y, np.ndarray):
+            return self._on_array(self.inverse, y)
         high, low, scale, dtype = self._constants(y)
         x = y * scale if low is None else y.to(high.dtype) * scale + low
         return (x + high).to(dtype)
@@ -180,6 +202,13 @@ class Standardize(nn.Module):
     def extra_repr(self) -> str:
         changed = [f"{k}={getattr(self, k)!r}" for k in ("clip", "running") if getattr(self, k)]
         return ", ".join([f"{self.num_features}, axis={self.axis}", *changed])
+
+    def _on_array(self, function: Callable[[Tensor], Tensor], array: np.ndarray) -> np.ndarray:
+        """The function of a tensor, applied to a copy of an array of any layout or byte order."""
+        tensors = [function(x.to(self.mean.device)).cpu() for x in streams.tensors(np.array(array, order="C"))]
+        empty = torch.zeros(array.shape, dtype=torch.get_default_dtype())
+        found: np.ndarray = (torch.cat(tensors) if tensors else empty).detach().numpy()
+        return found
 
     def _constants(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor, torch.dtype]:
         """The mean, in one part (float64) or two, and σ, shaped to broadcast over `x`; and the dtype of the output."""
@@ -196,10 +225,17 @@ class Standardize(nn.Module):
         return high, (mean - high).to(wide), scale.to(wide), dtype
 
     def _check(self, x: Tensor) -> None:
-        if not -x.dim() <= self.axis < x.dim() or x.shape[self.axis] != self.num_features:
+        if self.num_features is not None and self._width(x) != self.num_features:
             raise ValueError(
                 f"expected {self.num_features} features in dimension {self.axis}, got a shape of {tuple(x.shape)}"
             )
+        self._need_data()
+
+    def _width(self, x: Tensor) -> int | None:
+        """How many features x has; None if it has no dimension `axis`."""
+        return x.shape[self.axis] if -x.dim() <= self.axis < x.dim() else None
+
+    def _need_data(self) -> None:
         if not torch.compiler.is_compiling() and not torch.jit.is_tracing() and not self._fitted():
             raise RuntimeError("Standardize has not seen any data: call fit or partial_fit, or load a state_dict")
 
@@ -211,14 +247,14 @@ class Standardize(nn.Module):
 
     def _of(self, x: Tensor, mask: Tensor | None) -> Moments:
         """The moments of one batch, each (C,), NaN and masked values left out."""
-        if not -x.dim() <= self.axis < x.dim() or x.shape[self.axis] != self.num_features:
-            raise ValueError(
-                f"expected {self.num_features} features in dimension {self.axis}, got a batch of {tuple(x.shape)}"
-            )
+        width = self._width(x)
+        if width is None or self.num_features not in (None, width):
+            count = "" if self.num_features is None else f"{self.num_features} "
+            raise ValueError(f"expected {count}features in dimension {self.axis}, got a batch of {tuple(x.shape)}")
         if mask is not None:
             x = torch.where(mask.to(x.device).bool(), x.to(torch.promote_types(x.dtype, torch.float32)), torch.nan)
         if x.numel() == 0:
-            return _nothing(self)
+            return Moments(*(self.mean.new_zeros(width) for _ in range(3)))
         parts = [_piece(piece) for piece in _pieces(x.detach(), self.axis % x.dim())]
         total = Moments(*(torch.stack(part) for part in zip(*parts, strict=True))).pooled().channels()
         if infinite := (~total.mean.isfinite()).nonzero().flatten().tolist():
@@ -226,9 +262,23 @@ class Standardize(nn.Module):
         return total
 
     def _set(self, total: Moments) -> None:
+        self._take_width(len(torch.as_tensor(total.mean)))
         with torch.no_grad():
             for name in ("count", "mean", "m2"):
                 getattr(self, name).copy_(getattr(total, name))
+
+    def _take_width(self, width: int) -> None:
+        """Gives the layer its number of features, if it had none."""
+        if self.num_features is None:
+            self.num_features = width
+            for name in ("count", "mean", "m2"):
+                setattr(self, name, getattr(self, name).new_zeros(width))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any, **kwargs: Any) -> None:
+        stored = state_dict.get(f"{prefix}mean")
+        if isinstance(stored, Tensor) and stored.dim() == 1:
+            self._take_width(len(stored))
+        super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Follow the model to a device, but not to a dtype: statistics in half precision would be wrong for good."""
@@ -238,6 +288,15 @@ class Standardize(nn.Module):
             new = fn(old.float() if lacks_double else old)
             setattr(self, name, new if new.dtype == old.dtype or lacks_double else old.to(new.device))
         return self
+
+
+def _added(total: Moments | None, part: Moments) -> Moments:
+    """The moments of both; ValueError if the batches have different numbers of features."""
+    if total is None:
+        return part
+    if total.mean.shape != part.mean.shape:
+        raise ValueError(f"expected {total.mean.numel()} features, as in the batches before, got {part.mean.numel()}")
+    return total.merge(part)
 
 
 def _nothing(layer: Standardize) -> Moments:

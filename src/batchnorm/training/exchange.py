@@ -38,6 +38,7 @@ class MicroBatchExchange:
 
     def summed(self, values: Tensor, ranks: Group | None, label: str) -> Tensor:
         """The sum of every micro-batch's `values`."""
+        values = values.detach()  # one more owner: it stays in memory while this waits
         return self._meet("backward", label, values, lambda owns: _summed(owns, ranks, label))
 
     def holds(self, *tensors: Tensor | None) -> None:

@@ -85,8 +85,7 @@ class Parked:
 
     def leave(self) -> None:
         """Move out every tensor that is still held and has its memory to itself."""
-        if self._next is not None and (kept := self._next()) is not None:
-            kept.forget()
+        self._forget_next()
         with past_function_modes():
             self._leave()
 
@@ -109,6 +108,10 @@ class Parked:
     def _fetch_next(self) -> None:
         if self._next is not None and (kept := self._next()) is not None:
             kept.fetch(self.parking.pool)
+
+    def _forget_next(self, but: Kept | None = None) -> None:
+        if self._next is not None and (kept := self._next()) is not None and kept is not but:
+            kept.forget()
 
     def come_back(self) -> None:
         """Bring it back."""
@@ -137,11 +140,14 @@ class Parked:
             return saved
         with past_function_modes():
             kept = self._keep(saved)
-        kept.before, self._last = self._last, weakref.ref(kept)
+        if kept.before is None and (self._last is None or self._last() is not kept):  # not saved once already
+            kept.before = self._last
+            self._last = weakref.ref(kept)
         return kept
 
     def _unpack(self, saved: Any, unpack: Callable[[Any], Tensor] | None) -> Tensor:
         if isinstance(saved, Kept):
+            self._forget_next(but=saved)
             self._next = saved.before  # backward passes go the other way
             self._fetch_next()
             with past_function_modes():

@@ -46,7 +46,11 @@ class Kept:
 
     def covers(self, tensor: Tensor) -> bool:
         """Whether the memory of a tensor at the same address is kept here, as it is now."""
-        return version(tensor) == self.version and (self.outer is None or self.original() is not None)
+        if version(tensor) != self.version:
+            return False
+        original = None if self.outer is None else self.original()
+        # a tensor that lives may have been given other memory (`.data`, `bn.big_batch(offload=)`)
+        return self.outer is None or (original is not None and _address(original) == _address(tensor))
 
     def is_all_of(self, tensor: Tensor) -> bool:
         """Whether a tensor at the same address is this one."""
@@ -139,6 +143,10 @@ class Saved:
     def replace(self, source: Source) -> None:
         source.add_reader()
         self.source = source
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def geometry(tensor: Tensor) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@ from tests.support.primitives import MASKS, check_primitives, magnitude
 
 pytestmark = needs_native
 
+
 @pytest.mark.parametrize("virtual", [0, 1, 3, 4, 100])
 @pytest.mark.parametrize("mask", MASKS)
 @every_place

@@ -53,18 +53,7 @@ def test_every_launch_touches_each_element_once(shape, rows, virtual):
 @pytest.mark.parametrize("rows", [False, True], ids=["planes", "rows"])
 def test_beyond_31_bits(rows):
     """The last tile of 2³¹ values and more ends with the last value, and the kernel's own offsets say so too."""
-    import triton
-    import triton.language as tl
-
-    from batchnorm.backends.triton.elementwise import locate
-
-    @triton.jit
-    def offsets_kernel(out, kept, group, tile, t, A, C, S, GROUP, ROWS: tl.constexpr, P: tl.constexpr, Q: tl.constexpr,
-                       WIDE: tl.constexpr):  # fmt: skip
-        base, offsets, inside, _, _ = locate(t, group + tl.program_id(0), tile, A, C, S, GROUP, ROWS, P, Q, WIDE)
-        where = tl.arange(0, P)[:, None] * Q + tl.arange(0, Q)[None, :]
-        tl.store(out + where, base + offsets)
-        tl.store(kept + where, inside.to(tl.int32))
+    from tests.backends.triton.offsets import offsets_kernel
 
     for shape in ((4, 70000, 125, 125), (70000, 33000), (3, 3, 40000, 40000)):
         v = plan.view(shape, rows)
@@ -97,7 +86,7 @@ def test_bytes(shape, rows, dtype):
     call = calls.Call(shape, rows, dtype)
     x, grad, weight = call.tensor(), call.tensor(), torch.empty(shape[1], device="meta")
     on_chip = plan.whole(plan.view(shape, rows), x.itemsize) is not None
-    assert on_chip == (torch.Size((*shape[:1], *shape[2:])).numel() <= (500 if rows else 2000))
+    assert on_chip == (torch.Size((*shape[:1], *shape[2:])).numel() <= (8192 * x.itemsize // 64 if rows else 2048))
     with launch.recording() as forward:
         _, statistics = launch.forward(x, None, weight, weight, *[None] * 6, 0.1, 1e-5, "relu", True)
     with launch.recording() as backward:
@@ -105,7 +94,7 @@ def test_bytes(shape, rows, dtype):
     assert (len(forward), trips(forward)) == ((1, 2) if on_chip else (2, 3))
     assert (len(backward), trips(backward)) == ((1, 3) if on_chip else (2, 5))
     tables = [t for launch in (*forward, *backward) if (t := launch.arguments.get("table")) is not None]
-    assert all(t.nbytes <= 0.05 * x.nbytes for t in tables)
+    assert all(t.nbytes <= 0.06 * x.nbytes for t in tables)
 
 
 def test_a_share_is_counted_exactly_in_float32():

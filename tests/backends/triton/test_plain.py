@@ -1,4 +1,4 @@
-"""The plain and the frozen case both ways under the interpreter: against the oracle, what is remembered, what is exact."""
+"""The plain and the frozen case both ways under the interpreter: the oracle, the population, offsets, order."""
 
 import pytest
 import torch
@@ -25,7 +25,9 @@ PLACES = ("contiguous", "channels_last")
 SHAPES = [(4, 3, 16), (4, 3, 17), (3, 2, 5), (2, 5, 1), (16, 5), (17, 5), (40, 6), (3, 2, 4, 5), (5, 3, 33)]
 
 
-def forward(x, *, residual=None, weight=None, bias=None, population=(None,) * 4, momentum=0.1, activation=None, skip=True):
+def forward(
+    x, *, residual=None, weight=None, bias=None, population=(None,) * 4, momentum=0.1, activation=None, skip=True
+):
     return launch.forward(x, residual, weight, bias, None, None, *population, momentum, 1e-5, activation, skip)
 
 
@@ -130,22 +132,24 @@ def test_a_drift_within_the_batch():
 @pytest.mark.parametrize("place", PLACES)
 def test_every_order_of_arrival_gives_the_same_bits(place):
     """Whichever program comes last merges, and each merges in the same order."""
-    x, residual, grad = tensors((7, 2, 4, 3), torch.float32, place)
+    x, residual, grad = tensors((6, 2, 3, 4), torch.float32, place)
     given = launch.prepare(x)
     programs = plan.reduction(given.view, 4).programs
-    assert programs >= 4
+    assert programs >= 3
 
     def step():
         population = *parameters(2)[:2], torch.tensor(0), torch.tensor(0)
         torch.manual_seed(0)
         population[0].zero_(), population[1].fill_(1)
         y, statistics = forward(x, residual=residual, population=population, activation="silu")
-        grads = launch.backward(grad, x, residual, None, None, statistics, 1e-5, "silu", False, [True, True, False, False])
+        grads = launch.backward(
+            grad, x, residual, None, None, statistics, 1e-5, "silu", False, [True, True, False, False]
+        )
         sums = launch.backward_reduce(grad, x, *statistics.unsqueeze(1), residual, "silu")
         return y, statistics, *population, *grads, *sums
 
     right = step()
-    orders = [list(range(programs))[::-1], torch.randperm(programs).tolist(), torch.randperm(programs).tolist()]
+    orders = [list(range(programs))[::-1], torch.randperm(programs).tolist()]
     orders += [[*range(1, programs), 0]]
     for order in orders:
         with arriving(order):

@@ -22,11 +22,11 @@ Shape = tuple[int, ...]
 # that do not, few channels and many, odd sizes and multiples of 16; a volume of more than 2³¹ values last.
 PLANES: tuple[Shape, ...] = (
     (32, 64, 112, 112), (32, 512, 7, 7), (64, 256, 14, 14), (128, 1024, 7, 7), (256, 48, 3), (8, 16, 63, 65),
-    (2, 3, 300, 301), (2, 16, 8, 8), (4, 70000, 125, 125),
+    (2, 3, 300, 301), (2, 16, 8, 8), (1, 1, 48), (1, 2, 40000), (4, 70000, 125, 125),
 )  # fmt: skip
 ROWS: tuple[Shape, ...] = (
-    (32, 64, 56, 56), (4096, 1024), (256, 1024), (64, 37), (5000, 37), (9000, 5), (4096, 16), (2, 64, 16, 28, 28),
-    (70000, 33000),
+    (32, 64, 56, 56), (4096, 1024), (256, 1024), (64, 37), (5000, 37), (9000, 5), (4096, 16), (2, 3),
+    (2, 64, 16, 28, 28), (70000, 33000),
 )  # fmt: skip
 
 
@@ -98,10 +98,15 @@ def every_call() -> Iterator[Call]:
             yield Call(shape, rows, dtype, "silu", residual, mask, virtual)
 
 
+def heaviest() -> Iterator[Call]:
+    """For every tile the calls that need the most registers: gelu, a residual, and without or with a mask of values."""
+    layouts = [(shape, False) for shape in PLANES] + [(shape, True) for shape in ROWS]
+    for (shape, rows), dtype in itertools.product(layouts, (torch.float32, torch.bfloat16)):
+        yield Call(shape, rows, dtype, "gelu", True)
+        yield Call(shape, rows, dtype, "gelu", True, "values", max(1, shape[0] // 2))
+
+
 def sample() -> Iterator[Call]:
-    """A few calls in which each kernel, layout, dtype and kind of mask occurs."""
-    yield Call((32, 64, 112, 112), False, torch.bfloat16, "relu", True)
-    yield Call((64, 256, 14, 14), False, torch.float32, "gelu", True)
-    yield Call((32, 64, 56, 56), True, torch.float32, "silu", True, "values", 16)
-    yield Call((256, 1024), True, torch.float16, "hardswish", False)
-    yield Call((4, 70000, 125, 125), False, torch.float32, None, False, "positions")
+    """Two calls with every kernel, one of planes and one of rows."""
+    yield Call((32, 256, 14, 14), False, torch.float32, "gelu", True)
+    yield Call((256, 1024), True, torch.bfloat16, "gelu", True)

@@ -1,7 +1,8 @@
 """Compile every kernel that the launcher can ask for ahead of time, without a device, and show what it needs.
 
-    python -m batchnorm.backends.triton.compile            every specialisation, for every target: takes an hour
-    python -m batchnorm.backends.triton.compile --sample   a few, in a minute
+    python -m batchnorm.backends.triton.compile              every specialisation, for every target: takes hours
+    python -m batchnorm.backends.triton.compile --heaviest   of every tile those that need the most registers
+    python -m batchnorm.backends.triton.compile --sample     every kernel once for planes and once for rows
 
 Status 1 if one does not compile, spills registers to memory, or needs more than the smallest card of its target has.
 """
@@ -10,7 +11,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from batchnorm.backends.triton.calls import Call, every_call, sample
+from batchnorm.backends.triton.calls import Call, every_call, heaviest, sample
 from batchnorm.backends.triton.launch import Launch
 
 TARGETS = {
@@ -60,7 +61,7 @@ class Specialisation(NamedTuple):
 
 
 class Needs(NamedTuple):
-    """The resources of a compiled kernel: registers a thread, bytes of them spilled to memory, bytes of shared memory."""
+    """The resources of a compiled kernel: registers of a thread, bytes that it spills to memory, shared memory."""
 
     registers: int
     spilled: int
@@ -94,6 +95,30 @@ def specialisations(calls: Iterable[Call]) -> Iterator[Specialisation]:
             if found.key not in seen:
                 seen.add(found.key)
                 yield found
+
+
+def chosen(arguments: list[str]) -> list[Specialisation]:
+    """Those that the command line asks for."""
+    if "--sample" in arguments:
+        return _first_of_each(sample(), lambda s: (s.launch.name, s.launch.plan.view.rows))
+    if "--heaviest" in arguments:
+        return _first_of_each(
+            heaviest(),
+            lambda s: (
+                s.launch.name,
+                s.launch.plan[1:3],
+                s.launch.arguments["x"].dtype,
+                s.launch.arguments.get("MASK"),
+            ),
+        )
+    return list(specialisations(every_call()))
+
+
+def _first_of_each(calls: Iterable[Call], kind: Callable[[Specialisation], Any]) -> list[Specialisation]:
+    found: dict[Any, Specialisation] = {}
+    for s in specialisations(calls):
+        found.setdefault(kind(s), s)
+    return list(found.values())
 
 
 def compiled(s: Specialisation, target: GPUTarget) -> Needs:
@@ -138,7 +163,7 @@ def complaint(needs: Needs, target: GPUTarget) -> str:
 
 def main(arguments: list[str]) -> int:
     """Print the table; the status."""
-    found, bad = list(specialisations(sample() if "--sample" in arguments else every_call())), 0
+    found, bad = chosen(arguments), 0
     print(f"{len(found)} specialisations, {len(TARGETS)} targets: registers/shared bytes each")
     with tempfile.TemporaryDirectory() as cache:
         triton.knobs.cache.dir = cache

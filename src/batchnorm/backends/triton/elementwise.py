@@ -1,6 +1,8 @@
 """Activations, their slopes, and the addresses and loads of tiles: what all kernels share.
 
 Values are converted to float32 as they are loaded. Statistics arrive in float64; a mean is used as two floats.
+
+No function returns from within a branch: Triton compiles what stands after it all the same.
 """
 
 import triton
@@ -81,12 +83,15 @@ def locate(
     if ROWS:
         first, column = begin + tl.cast(t, tl.int64) * P, tile * Q
         inside = (first + p < end) & (column + q < C)
-        return first * C + column, far * C + q, inside, first, p + tl.zeros_like(q)
-    across = tl.cdiv(S, Q)
-    first, column = begin + tl.cast(t // across, tl.int64) * P, (t % across) * Q
-    inside = (first + p < end) & (column + q < S)
-    # one sample after another: C·S alone may exceed 32 bits, which `far` then has not
-    return (first * C + tile) * S + column, far * C * S + q, inside, first * S + column, far * S + q
+        base, offsets, position, positions = first * C + column, far * C + q, first, p + tl.zeros_like(q)
+    else:
+        across = tl.cdiv(S, Q)
+        first, column = begin + tl.cast(t // across, tl.int64) * P, (t % across) * Q
+        inside = (first + p < end) & (column + q < S)
+        # one sample after another: C·S alone may exceed 32 bits, which `far` then has not
+        base, offsets = (first * C + tile) * S + column, far * C * S + q
+        position, positions = first * S + column, far * S + q
+    return base, offsets, inside, position, positions
 
 
 @triton.jit
@@ -98,21 +103,18 @@ def read(pointer, base, offsets, inside):
 @triton.jit
 def weights(mask, base, offsets, position, positions, inside, MASK: tl.constexpr):
     """The weights of a tile's values; 0 outside. MASK: 0, all count; 1, a weight each position; 2, each value."""
-    if MASK == 0:
-        return inside.to(tl.float32)
-    elif MASK == 1:
-        return tl.load(mask + position + positions, mask=inside, other=0.0)
-    else:
-        return tl.load(mask + base + offsets, mask=inside, other=0.0)
+    w = inside.to(tl.float32)
+    if MASK == 1:
+        w = tl.load(mask + position + positions, mask=inside, other=0.0)
+    elif MASK == 2:
+        w = tl.load(mask + base + offsets, mask=inside, other=0.0)
+    return w
 
 
 @triton.jit
 def over(values, ROWS: tl.constexpr):
     """Sums (K,) of a tile's values by channel, always in the same order."""
-    if ROWS:
-        return tl.sum(values, 0)
-    else:
-        return tl.sum(tl.sum(values, 1, keep_dims=True), 0)
+    return tl.sum(values, 0) if ROWS else tl.sum(tl.sum(values, 1, keep_dims=True), 0)
 
 
 @triton.jit

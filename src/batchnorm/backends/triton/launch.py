@@ -293,9 +293,10 @@ def backward(
         dresidual = torch.empty_like(given.x) if needs[1] else None
         dweight = torch.empty_like(weight) if weight is not None and needs[2] else None
         dbias = torch.empty_like(bias) if bias is not None and needs[3] else None
-        arguments = {
-            "extra": given.alike(extra, "the residual"), "mean": statistics[0], "weight": vector(given, weight, "weight"),
-            "bias": vector(given, bias, "bias"), "dweight": dweight, "dbias": dbias, "ACTIVATION": activation,
+        arguments: dict[str, Any] = {
+            "extra": given.alike(extra, "the residual"), "mean": statistics[0],
+            "weight": vector(given, weight, "weight"), "bias": vector(given, bias, "bias"),
+            "dweight": dweight, "dbias": dbias, "ACTIVATION": activation,
             "BY_OUTPUT": extra is not None and activation in BY_OUTPUT,
         }  # fmt: skip
         grad = given.required(grad, "the gradient")

@@ -10,15 +10,16 @@ The sizes below are reasoned, not measured: docs/gpu.md shows how to measure the
 from functools import lru_cache
 from typing import NamedTuple
 
-TILE = 2048  # values: 16 a thread with 4 warps, four loads of 16 bytes each for float32
+TILE = 1024  # values: 8 a thread with 4 warps, a load of 16 bytes for bfloat16; with 16, a kernel spills (compile.py)
 SEGMENT = 256  # bytes of a row in a tile: whole cache lines, and still many programs side by side
 WHOLE = 8192  # values of a tile that stays on chip: 16 a thread with 16 warps; with 32, kernels spill (compile.py)
 WHOLE_SEGMENT = 64  # bytes of a row in such a tile: two sectors; a wider tile would hold fewer rows
 PROGRAMS = 2048  # of a reduction: 16 of 4 warps for each of an H100's 132 multiprocessors; the same number on any card,
 # so that results do not depend on the card
-LEAST = {False: 4, True: 16}  # tiles of a share, planes and rows: the table of partial results stays below 5 % of x
+# Tiles of a share, planes and rows: the table of partial results is about 5 % of x at most.
+LEAST = {False: 8, True: 32}
 MOST = 4096  # tiles of a share: float32 counts its values exactly
-APPLIED = 4  # tiles of a share that is only read and written: per-channel values are loaded once for all
+APPLIED = 8  # tiles of a share that is only read and written: per-channel values are loaded once for all
 MERGED = 1024  # entries of the table that are merged at a time
 
 
@@ -123,7 +124,7 @@ def whole(v: View, itemsize: int) -> Plan | None:
 
 
 def _tile(v: View, itemsize: int) -> tuple[int, int]:
-    widest = SEGMENT // itemsize if v.rows else TILE // 2  # of a plane: 4 or 2 KiB, and two samples at a time
+    widest = SEGMENT // itemsize if v.rows else TILE // 2  # of a plane: 2 or 1 KiB, and two samples at a time
     Q = min(power_of_two(v.channels if v.rows else v.inner), widest)
     return min(power_of_two(v.group), TILE // Q), Q
 
