@@ -60,7 +60,7 @@ def measure(entry: zoo.Entry, train: bool = True) -> Row:
     for name, use in after.items():
         if use.kind in ("activation", "addition"):
             follows.setdefault(use.call, []).append(name)
-    error = difference(model, fused, x) if train else 0.0
+    error = difference(copy.deepcopy(model), fused, x) if train else 0.0
     missed = [names[0] for names in follows.values() if not took & set(names)]
     return Row(
         str(entry),
