@@ -16,7 +16,7 @@ def returned_memory() -> Iterator[None]:
     """Have glibc map every block of 128 KiB or more by itself, as it does in a process that has just started.
 
     Later it keeps freed blocks of up to 32 MiB, in each thread apart: with a thread for each micro-batch that was most
-    of the memory of a step. (ResNet-18, 16 micro-batches of 8 images of 96 pixels, highest VmRSS over a step: 498 MiB in
+    of the memory of a step. (ResNet-18, 16 micro-batches of 8 images of 96 pixels, highest VmRSS of a step: 498 MiB in
     place of 105.) Whoever has set glibc's thresholds keeps them; other allocators are left alone.
     """
     mallopt = None if any(name in os.environ for name in SETTINGS) else _mallopt()
