@@ -1,14 +1,16 @@
-"""Writes the figures of performance.md from saved runs of the benchmark, so that no figure is typed by hand.
+"""Writes the figures of performance.md and memory.md from saved runs of the benchmark: no figure is typed by hand.
 
     batchnorm bench --targets --output bench
     batchnorm bench --block relu --no-networks --output bench-compiled
+    batchnorm bench --recompute --output bench-recompute
 
     python docs/figures.py REPORT.json...   # takes new runs into docs/measured/, then writes
     python docs/figures.py                  # writes again from docs/measured/
     python docs/figures.py --readme         # prints the table for the README
 
-A run with --targets becomes docs/measured/targets.json, and one beside torch.compile docs/measured/compiled.json. The
-text between `<!-- figures: NAME -->` and `<!-- end -->` in a page is replaced.
+A run with --targets becomes docs/measured/targets.json, one beside torch.compile docs/measured/compiled.json, and one
+with --recompute docs/measured/recompute.json. The text between `<!-- figures: NAME -->` and `<!-- end -->` in a page is
+replaced.
 """
 
 import json
@@ -20,10 +22,11 @@ from typing import Any
 
 from batchnorm.benchmark import targets
 from batchnorm.report import bench_markdown as markdown
+from batchnorm.report import recompute_table
 from batchnorm.report.bench_chart import chart
 
 HERE = Path(__file__).parent
-PAGE = HERE / "performance.md"
+PAGE, MEMORY_PAGE = HERE / "performance.md", HERE / "memory.md"
 CHART = HERE / "images" / "bench.svg"
 SECTION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOTHING = "*Not measured yet.*\n"
@@ -42,6 +45,10 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "memory": ("targets", markdown.memory),
     "compiled": ("compiled", lambda result: markdown.run(result) + "\n" + markdown.totals(result, "compiled")),
 }
+# The same for memory.md.
+MEMORY_SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "recompute": ("recompute", recompute_table.markdown),
+}
 
 
 def take(report: Path, folder: Path) -> None:
@@ -51,13 +58,23 @@ def take(report: Path, folder: Path) -> None:
         SystemExit: the run is one that no section shows.
     """
     result = json.loads(report.read_text(encoding="utf-8"))
-    against_compile = any("compiled" in case["ratios"] for case in result["cases"])
-    name = "targets" if result["settings"]["targets"] else "compiled" if against_compile else None
+    name = _kind(result)
     if name is None or result["settings"]["quick"] or result["interrupted"]:
-        sys.exit(f"{report}: expected a whole run with --targets, or one beside torch.compile; no --quick")
+        sys.exit(
+            f"{report}: expected a whole run with --targets, with --recompute, or beside torch.compile; no --quick"
+        )
     folder.mkdir(exist_ok=True)
-    text = json.dumps(_short(result), ensure_ascii=False, separators=(",", ":")).replace('{"dtype"', '\n{"dtype"')
+    text = json.dumps(_short(result), ensure_ascii=False, separators=(",", ":"))
+    text = text.replace('{"dtype"', '\n{"dtype"').replace('{"name"', '\n{"name"')
     (folder / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _kind(result: Result) -> str | None:
+    if "steps" in result:
+        return "recompute"
+    if result["settings"]["targets"]:
+        return "targets"
+    return "compiled" if any("compiled" in case["ratios"] for case in result["cases"]) else None
 
 
 def _short(value: Any) -> Any:
@@ -71,14 +88,14 @@ def _short(value: Any) -> Any:
 def saved(folder: Path) -> dict[str, Result]:
     """The runs in the folder, by name, beside the aims as they stand today."""
     runs = {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in folder.glob("*.json")}
-    return {name: run | {"targets": targets.rows(run)} for name, run in runs.items()}
+    return {name: run | {"targets": targets.rows(run)} if "cases" in run else run for name, run in runs.items()}
 
 
-def filled(page: str, runs: dict[str, Result]) -> str:
+def filled(page: str, runs: dict[str, Result], sections: dict[str, Any] = SECTIONS) -> str:
     """The page with every section written anew, as not measured if there is no run for it."""
 
     def section(match: re.Match[str]) -> str:
-        run, write = SECTIONS[match[2]]
+        run, write = sections[match[2]]
         return f"{match[1]}\n{write(runs[run]) if run in runs else NOTHING}\n{match[3]}"
 
     return SECTION.sub(section, page)
@@ -92,7 +109,8 @@ def main(arguments: list[str], folder: Path = HERE / "measured") -> None:
     if "--readme" in arguments:
         print(markdown.readme(runs["targets"]) if "targets" in runs else NOTHING, end="")
         return
-    PAGE.write_text(filled(PAGE.read_text(encoding="utf-8"), runs), encoding="utf-8")
+    for page, sections in ((PAGE, SECTIONS), (MEMORY_PAGE, MEMORY_SECTIONS)):
+        page.write_text(filled(page.read_text(encoding="utf-8"), runs, sections), encoding="utf-8")
     if "targets" in runs:
         CHART.write_text(chart(runs["targets"]), encoding="utf-8")
 

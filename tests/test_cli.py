@@ -14,11 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 
 from batchnorm import cli
-from batchnorm.benchmark import big_batch_steps, comparison
+from batchnorm.benchmark import big_batch_steps, comparison, memory_networks, memory_of_steps
 from batchnorm.benchmark.cases import LAYOUTS, Case
+from batchnorm.benchmark.memory_networks import _head
 from batchnorm.benchmark.targets import PAIRS, TARGETS
+from batchnorm.benchmark.whole_networks import Builder
 from batchnorm.layers import BatchNorm
 from tests.support.commands import call
 
@@ -193,6 +196,7 @@ BENCH = ("bench", "--quick", "--no-compile", "--no-networks", "--seconds", "0")
         (("bench", "--layout", "rows"), "--layout rows: expected one of contiguous, channels_last, both"),
         (("bench", "--block", "plain", "--block", "tanh"), "--block tanh: expected one of plain, relu, add-relu"),
         (("bench", "--targets", "--block", "relu"), "--targets chooses dtypes, layouts and blocks itself"),
+        (("bench", "--recompute", "--targets"), "--recompute chooses networks itself: leave out --targets"),
         (("bench", "--big-batch", "--dtype", "float32"), "--big-batch measures networks: leave out --targets, --dtype"),
     ],
 )
@@ -270,6 +274,24 @@ def test_bench_interrupted(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
     assert "Interrupted: only what was measured until then" in capsys.readouterr().out
     found = json.loads((folder / "bench" / "report.json").read_text(encoding="utf-8"))
     assert len(found["cases"]) == 1
+
+
+def test_bench_recompute(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """On one network, in place of all."""
+    network = {"tiny": lambda fused: nn.Sequential(*Builder(fused).conv(3, 4, 3, "silu"), *_head(4))}
+    monkeypatch.setattr(memory_networks, "MEMORY_NETWORKS", network)
+    monkeypatch.setattr(memory_of_steps, "MEMORY_NETWORKS", network)
+    monkeypatch.setattr(memory_of_steps, "AIMS", {"tiny": 0.8})
+    monkeypatch.setattr(memory_of_steps, "peak_of_a_step", lambda name, kind, *sizes: 1000 + len(kind))
+    assert call(monkeypatch, "bench", "--recompute", "--quick", "--seconds", "0") == 0
+    out, _ = capsys.readouterr()
+    found = json.loads((folder / "bench" / "report.json").read_text(encoding="utf-8"))
+    (step,) = found["steps"]
+    assert step["kept"]["recompute"] <= step["kept"]["fused"] < step["kept"]["torch"]
+    assert set(step["times"]) == {"recompute", "chain", "checkpoint"}
+    assert re.search(r"tiny +kept +0 MiB +0\.\d\d +0\.\d\d", out)
+    assert re.search(r"resident +0 MiB +1\.00", out)
+    assert "bench/report.json" in out
 
 
 def test_version(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -307,7 +307,8 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
 def _by_torch(call: Call, moving: Moving | None, count: int) -> tuple[Tensor, Moments | None]:
     x, rules = call.input, call.rules
     operands = x, call.residual, call.weight, call.bias
-    launches = not x.is_cpu or backends.forced() == "aten"  # a CPU launches nothing: float64 costs little there
+    asked = None if torch.compiler.is_compiling() else backends.forced()
+    launches = not x.is_cpu or asked == "aten"  # a CPU launches nothing: float64 costs little there
     if moving is None or not launches:
         y, mean, var = aten.by_batch(*operands, call.eps, rules.activation)
         dtype = reference.statistics_dtype(x)

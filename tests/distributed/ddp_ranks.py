@@ -55,6 +55,10 @@ def main(rank: int, world_size: int, folder: Path) -> None:
             for ours in (True, False):
                 model = DistributedDataParallel(network(ours), broadcast_buffers=broadcast)
                 results[forwards, broadcast, ours] = train(model, rank, forwards)
+        for sync in (False, True):
+            for recompute in (False, True):
+                own = bn.convert(network(True), fuse=True, sync=sync, recompute=recompute)
+                results[forwards, sync, recompute, "recompute"] = train(DistributedDataParallel(own), rank, forwards)
     torch.save(results, folder / f"{rank}.pt")
     dist.barrier()
     dist.destroy_process_group()

@@ -74,3 +74,12 @@ def test_the_broadcast_matters(results, forwards):
 def test_every_forward_is_counted(results):
     for times in (1, 2):
         assert results[0][times, True, True]["1.num_batches_tracked"] == 3 * times
+
+
+@forwards
+@pytest.mark.parametrize("sync", [False, True])
+def test_the_same_bits_with_recompute(results, forwards, sync):
+    for seen in results:
+        without, with_it = (seen[forwards, sync, recompute, "recompute"] for recompute in (False, True))
+        assert without.keys() == with_it.keys()
+        assert all(torch.equal(value, with_it[name]) for name, value in without.items())

@@ -15,6 +15,7 @@ from batchnorm.benchmark.targets import PAIRS, rows
 from batchnorm.benchmark.totals import totals
 from batchnorm.report import bench_markdown as markdown
 from batchnorm.report.bench_chart import chart
+from tests.report.test_recompute_table import RESULT
 
 Result = dict[str, Any]
 DOCS = Path(__file__).parents[2] / "docs"
@@ -89,6 +90,9 @@ def test_the_page_is_written_from_what_is_saved(figures: ModuleType) -> None:
     assert figures.filled(page, runs) == page, "run python docs/figures.py"
     if "targets" in runs:
         assert figures.CHART.read_text(encoding="utf-8") == chart(runs["targets"])
+    memory = figures.MEMORY_PAGE.read_text(encoding="utf-8")
+    assert figures.filled(memory, runs, figures.MEMORY_SECTIONS) == memory, "run python docs/figures.py"
+    assert re.findall(r"<!-- figures: (\w+) -->", memory) == list(figures.MEMORY_SECTIONS)
 
 
 def test_every_section_has_its_place(figures: ModuleType) -> None:
@@ -141,6 +145,15 @@ def test_runs_that_show_nothing_are_refused(
     with pytest.raises(SystemExit, match=r"report\.json: expected a whole run with --targets"):
         figures.take(report, tmp_path / "measured")
     assert not (tmp_path / "measured").exists()
+
+
+def test_a_run_under_recompute_is_taken(figures: ModuleType, tmp_path: Path) -> None:
+    report, folder = tmp_path / "report.json", tmp_path / "measured"
+    report.write_text(json.dumps(RESULT), encoding="utf-8")
+    figures.take(report, folder)
+    runs = figures.saved(folder)
+    written = figures.filled(figures.MEMORY_PAGE.read_text(encoding="utf-8"), runs, figures.MEMORY_SECTIONS)
+    assert "| MobileNetV2 | kept | 100 MiB | 0.70 | 0.36 | 0.35 | 0.08 | 0.40 |" in written
 
 
 def test_aims_are_those_of_today(figures: ModuleType, result: Result, tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.multiprocessing.reductions import StorageWeakRef
 
 import batchnorm as bn
+from batchnorm.core.recipes import of_thread
+from batchnorm.core.torch_internals import function_mode_on_top, saved_tensors_hooks_on_top
 
 
 class Residual(nn.Module):
@@ -110,3 +113,28 @@ def kept(model: nn.Module, x: Tensor, forward: Callable[..., Tensor] | None = No
         storages.pop(p.untyped_storage().data_ptr(), None)
     del y
     return sum(storages.values())
+
+
+class Changed(nn.Module):
+    """Convolution, norm, a change in place, convolution."""
+
+    def __init__(self, change) -> None:
+        super().__init__()
+        self.conv1, self.norm, self.conv2 = nn.Conv2d(3, 4, 3), bn.BatchNorm2d(4), nn.Conv2d(4, 2, 3)
+        self.change = change
+
+    def forward(self, x):
+        y = self.norm(self.conv1(x))
+        self.change(y)
+        return self.conv2(y)
+
+
+def storage_of(y: torch.Tensor) -> StorageWeakRef:
+    return StorageWeakRef(y.untyped_storage())
+
+
+def open_now() -> bool:
+    """Whether anything of a forward pass is left in this thread."""
+    return any(
+        found is not None for found in (of_thread.listener, saved_tensors_hooks_on_top(), function_mode_on_top())
+    )

@@ -299,3 +299,27 @@ def test_a_hook_on_an_accumulated_gradient_runs_once():
     handle.remove()
     case.in_parts(case.model)
     assert len(seen) == 1
+
+
+def test_sparse_gradients_stay_sparse_and_hooks_skip_what_got_none():
+    class Embeds(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.norm = nn.Embedding(10, 3, sparse=True), nn.BatchNorm1d(3)
+            self.unused = nn.Parameter(torch.ones(3))
+
+        def forward(self, x):
+            return self.norm(self.table(x))
+
+    model = Embeds().double()
+    seen = []
+    model.unused.grad = torch.ones(3, dtype=torch.float64)
+    model.unused.register_post_accumulate_grad_hook(seen.append)
+    whole, parts = copy.deepcopy(model), model
+    case = Task(model, lambda y: y.pow(3).sum(), torch.randint(0, 10, (11,)))
+    for _ in range(2):
+        case.big(whole)
+        case.in_parts(parts)
+    assert parts.table.weight.grad.is_sparse
+    torch.testing.assert_close(parts.table.weight.grad.to_dense(), whole.table.weight.grad.to_dense())
+    assert not seen

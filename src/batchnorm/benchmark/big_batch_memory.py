@@ -54,7 +54,7 @@ def main() -> None:
 
 
 def _from_now() -> int | None:
-    """What is resident now, from which the highest mark starts anew."""
+    """Let the highest mark start anew from what is resident now; returns that."""
     try:
         CLEAR.write_text("5")
     except OSError:

@@ -67,7 +67,7 @@ def measure(seconds: float, quick: bool, progress: Progress = lambda done, total
 
 
 def _exact(name: str, sizes: Sizes) -> Result:
-    """How far all gradients are from those of one big batch, relative, in float64: in parts, and accumulated."""
+    """The relative distance of all gradients from those of one big batch, in float64: in parts, and accumulated."""
     samples, micro, pixels = sizes.exact
     x, labels = steps.images(samples, pixels, "contiguous")
     x = (x + torch.linspace(-1, 1, samples).reshape(-1, 1, 1, 1)).double()

@@ -159,7 +159,7 @@ MEMORY_NETWORKS: dict[str, Callable[[bool], nn.Sequential]] = {
     "Darknet-53": darknet53,
     "DenseNet-121": densenet121,
     "ResNet-50": resnet50,
-    "ResNet-50 with SiLU": partial(resnet50, activation="silu"),
+    "ResNet-50 SiLU": partial(resnet50, activation="silu"),
 }
 
 VARIANTS = ("torch", "fused", "recompute", "chain", "checkpoint")

@@ -28,7 +28,7 @@ AIMS = {
     "Darknet-53": 0.55,
     "DenseNet-121": 0.50,
     "ResNet-50": 0.68,
-    "ResNet-50 with SiLU": 0.45,
+    "ResNet-50 SiLU": 0.45,
 }
 TIME_AIM = 1.05
 TIMED = VARIANTS[1:]

@@ -32,7 +32,7 @@ def test_compiled_as_eager(make: Make) -> None:
     """Under torch.compile: outputs, gradients and running statistics of several steps."""
     eager = make(3, torch.float64)
     layer = copy.deepcopy(eager)
-    torch._dynamo.reset()
+    torch.compiler.reset()
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     for got, wanted in zip(steps(layer, compiled), steps(eager, eager), strict=True):
         torch.testing.assert_close(got, wanted)

@@ -107,6 +107,15 @@ def saved_tensors_hooks_on_top() -> SavedTensorHooks | None:
     return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
 
+def saved_tensors_hooks_allowed() -> bool:
+    """Whether hooks may be opened: torch.func's transforms, and users, forbid them for a while.
+
+    Without `_saved_tensors_hooks_get_disabled_error_message` of `torch._C._autograd`, a model under `bn.recompute`
+    would fail there.
+    """
+    return torch._C._autograd._saved_tensors_hooks_get_disabled_error_message() is None
+
+
 def past_function_modes() -> AbstractContextManager[None]:
     """Leave out `__torch_function__` of modes and subclasses.
 

@@ -26,8 +26,8 @@ def same_distribution(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             3,
-            sentence=f"Through training, the inputs of a layer move by {with_norm:.2f} of their own width with batch "
-            f"norm, by {without:.2f} without.",
+            sentence=f"Through training, the inputs of a layer move by {_widths(with_norm)} of their own width with "
+            f"batch norm, by {_widths(without)} without.",
             effects=[
                 math.log2(max(b, 1e-12) / max(a, 1e-12))
                 for a, b in zip(per_seed["batch norm"], per_seed["plain"], strict=True)
@@ -35,6 +35,10 @@ def same_distribution(evidence: Evidence) -> Claim:
             detail={"drift": drifts, "trace": {arm: _trace(best[arm][0]) for arm in ARMS}},
         )
     )
+
+
+def _widths(drift: float) -> str:
+    return f"{drift:.2f}" if drift < 10 else f"{float(f'{drift:.2g}'):,.0f} times"
 
 
 def _drifts(runs: list[Run]) -> dict[str, list[float]]:
@@ -157,7 +161,7 @@ def _times(ratio: float) -> str:
     if 0.1 <= ratio < 10:
         return f"{ratio:.2g} times"
     value = max(ratio, 1 / ratio)
-    digits = f"{float(f'{value:.2g}'):,.0f}" if value < 1e6 else f"{value:.0e}"
+    digits = f"{float(f'{value:.2g}'):,.0f}" if value < 1e15 else f"{value:.0e}"
     return f"{digits} times" if ratio > 1 else f"1/{digits} of"
 
 

@@ -104,10 +104,14 @@ def _card(claim: dict[str, Any]) -> str:
 <span class="top">
 <span class="title"><span class="number">{claim["number"]}</span>{escape(claim["title"])}</span>{_badge(claim)}
 </span>
-<span class="figure">{escape(claim["sentence"] or claim["reason"])}</span>
+<span class="figure">{escape(claim["sentence"] or _capital(claim["reason"]) + ".")}</span>
 <span class="effect">{_effect(claim)}</span>
 </a>
 """
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _badge(claim: dict[str, Any]) -> str:
@@ -126,8 +130,7 @@ def _section(claim: dict[str, Any], drawn: list[str]) -> str:
     seeds = ", ".join("∞" if e is None else f"{e:.3g}" for e in claim["effects"])
     by_seed = f"<p>Effect, seed by seed: {seeds} {escape(claim['unit'])}.</p>" if seeds else ""
     how = f"<details><summary>How it is measured</summary><p>{escape(claim['rule'])}</p>{by_seed}</details>"
-    reason = claim["reason"][:1].upper() + claim["reason"][1:]
-    small = ". ".join(part for part in (claim["figure"][:1].upper() + claim["figure"][1:], reason) if part)
+    small = ". ".join(_capital(part) for part in (claim["figure"], claim["reason"]) if part)
     return f"""<section id="claim-{number}">
 <h2><span class="number">{number}</span>{escape(claim["title"])} {_badge(claim)}</h2>
 <p class="caption">The claim: {escape(claim["statement"])}</p>

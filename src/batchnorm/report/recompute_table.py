@@ -28,12 +28,15 @@ def show(result: Result, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    found = Table(title=Text(_title(result)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    found = Table(
+        title=Text(_title(result)), title_justify="left", box=SIMPLE_HEAD, pad_edge=False, collapse_padding=True
+    )
     for i, head in enumerate(HEADS):
-        found.add_column(head, justify="right" if i > 1 else "left", no_wrap=i < 2)
+        found.add_column(head, justify="right" if i > 1 else "left", no_wrap=i < 3, min_width=len(head))
     for network in result["steps"]:
-        for i, cells in enumerate(rows(network)):
-            found.add_row(*map(Text, cells), end_section=i == len(rows(network)) - 1)
+        lines = rows(network, roomy=console.width >= 100)
+        for i, cells in enumerate(lines):
+            found.add_row(*map(Text, cells), end_section=i == len(lines) - 1)
     if result["steps"]:
         console.print(found)
         console.print(LEGEND, style="dim", highlight=False)
@@ -59,12 +62,12 @@ def _title(result: Result) -> str:
     return f"memory and time of a step of {batches(result['steps'])}, float32"
 
 
-def rows(network: Result) -> list[list[str]]:
-    """What the network keeps, its resident memory where the system tells it, and its time."""
+def rows(network: Result, roomy: bool = True) -> list[list[str]]:
+    """What the network keeps, its resident memory where the system tells it, and its time: if roomy with quartiles."""
     found = [[network["name"], *_sizes(network, "kept"), f"{network['aim']:.2f}"]]
     if network["resident"] is not None:
         found.append(["", *_sizes(network, "resident"), f"{network['aim']:.2f}"])
-    times = ["" if kind == "fused" else _time(network["times"][kind]) for kind in KINDS]
+    times = ["" if kind == "fused" else _time(network["times"][kind], roomy) for kind in KINDS]
     return [*found, ["", "time", "", *times, f"{network['time_aim']:.2f}"]]
 
 
@@ -73,8 +76,9 @@ def _sizes(network: Result, what: str) -> list[str]:
     return [what, f"{torchs / 2**20:.0f} MiB", *(f"{network[what][kind] / torchs:.2f}" for kind in KINDS)]
 
 
-def _time(time: Result) -> str:
-    return "?" if time["doubt"] else f"{time['median']:.2f} ({quartiles(time)})"
+def _time(time: Result, roomy: bool) -> str:
+    between = f" ({quartiles(time)})" if roomy else ""
+    return "?" if time["doubt"] else f"{time['median']:.2f}{between}"
 
 
 def _doubts(result: Result) -> list[str]:

@@ -93,7 +93,7 @@ def big_batch(
         loss = _scalar(loss_fn(outputs) if targets is None else loss_fn(outputs, targets))
         apart = {id(leaf) for leaf in tree_leaves(outputs)}
         leaves = {id(t): t for t in [*leaves_of([loss, *crew.roots()]), *model.parameters()] if id(t) not in apart}
-        with as_one_backward(leaves.values(), replicas.mean), without_autocast():
+        with as_one_backward(leaves.values(), replicas.reduce), without_autocast():
             torch.autograd.backward(loss)
             _through(crew.backward(outputs), "backward", progress)
     return loss.detach()

@@ -82,7 +82,7 @@ class Crew:
         return whole
 
     def roots(self) -> list[Tensor]:
-        """Where the backward passes start, and where they hand gradients on to the caller's inputs."""
+        """The tensors that backward passes start from: the outputs, and inputs that have a graph of their own."""
         outputs = [leaf for found in self._outputs for leaf in found.leaves if isinstance(leaf, Tensor)]
         return outputs + [source for batch in self.batches for source in batch.sources]
 

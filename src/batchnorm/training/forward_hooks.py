@@ -7,7 +7,13 @@ import torch
 from torch import nn
 
 from batchnorm.core.recipes import of_thread
-from batchnorm.core.torch_internals import function_mode_on_top, in_checkpoint, recomputing, unwatched
+from batchnorm.core.torch_internals import (
+    function_mode_on_top,
+    in_checkpoint,
+    recomputing,
+    saved_tensors_hooks_allowed,
+    unwatched,
+)
 from batchnorm.layers import BatchNorm
 from batchnorm.training.forward_pass import ForwardPass
 from batchnorm.training.operations import Operations
@@ -56,7 +62,7 @@ class Hooks:
         """Before a forward pass: open, if gradients are wanted and no call is under way."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not unwatched():
             return
-        if recomputing() or in_checkpoint():
+        if recomputing() or in_checkpoint() or not saved_tensors_hooks_allowed():
             return
         if self._opened(module):  # an interrupt went past `close`, or the module calls itself
             _end()

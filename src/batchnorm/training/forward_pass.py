@@ -19,6 +19,7 @@ class Output(NamedTuple):
     """A tensor whose recipe is known, as long as it lives and nobody writes to it."""
 
     tensor: TensorWeakRef
+    removal: "weakref.ref[Tensor]"
     dtype: torch.dtype
     geometry: tuple[object, ...]
     version: int
@@ -89,11 +90,12 @@ class ForwardPass:
             sources = [None if t is None else self.source(t) for t in inputs]
             self.remember(output, compute, sources, residual is not None)
 
-    def awaits(self, output: Tensor, inputs: Sequence[Tensor | None], differentiated: bool | None = None) -> bool:
-        """Whether a recipe for the output from these inputs would be used."""
+    def awaits(self, output: Tensor, inputs: Sequence[Tensor | None] = (), differentiated: bool | None = None) -> bool:
+        """Whether a recipe for the output from these inputs would be used: not for a part of another tensor, say."""
         differentiated = output.requires_grad if differentiated is None else differentiated
-        plain = all(t is None or _address(t) for t in (output, *inputs))
-        return differentiated and plain and self.on_top()
+        if not differentiated or not self.on_top() or not all(t is None or _address(t) for t in (output, *inputs)):
+            return False
+        return output.untyped_storage().nbytes() == output.numel() * output.element_size()
 
     def remember(
         self, output: Tensor, compute: Callable[..., Tensor], sources: Sequence[Source | None], is_block: bool = False
@@ -101,9 +103,10 @@ class ForwardPass:
         """Take the recipe of an output from sources, unless it needs too many outputs of blocks."""
         links = max((s.links for s in sources if s is not None), default=0) + is_block
         if links <= self.links:
-            recipe = Recipe(compute, sources, links)
+            recipe, outputs, address = Recipe(compute, sources, links), self._outputs, _address(output)
+            removal = weakref.ref(output, lambda _: outputs.pop(address, None))  # its inputs may go with it
             facts = output.dtype, geometry(output), version(output)
-            self._outputs[_address(output)] = Output(TensorWeakRef(output), *facts, recipe)
+            outputs[address] = Output(TensorWeakRef(output), removal, *facts, recipe)
             for tensor, saved in self._latest:  # its own node saved the output before there was a recipe
                 if tensor is output:
                     saved.replace(recipe)

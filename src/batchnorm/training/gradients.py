@@ -32,14 +32,12 @@ Gradients = dict[int, Tensor]  # by the id of the leaf
 
 
 @contextmanager
-def as_one_backward(
-    leaves: Iterable[Tensor], reduce: Callable[[Gradients], Gradients] = lambda sums: sums
-) -> Iterator[None]:
-    """What backward passes inside add to the gradients of `leaves` is added when all are done.
+def as_one_backward(leaves: Iterable[Tensor], reduce: Callable[[Gradients], Gradients] | None = None) -> Iterator[None]:
+    """Gradients that backward passes inside give to `leaves` are added to `.grad` when all are done.
 
     If one fails, every `.grad` is what it was. Hooks that run after a gradient was added to
     (`register_post_accumulate_grad_hook`) run once, at the end. `reduce` takes the sums of old and new gradients, and
-    returns what becomes of them.
+    returns the gradients in place of them.
     """
     leaves = [leaf for leaf in leaves if leaf.requires_grad and leaf.is_leaf]
     before = [leaf.grad for leaf in leaves]
@@ -49,23 +47,28 @@ def as_one_backward(
         leaf.grad = None
         post_accumulate_hooks(leaf).clear()
         handles.append(leaf.register_post_accumulate_grad_hook(_Owned()))
-    sums: Gradients = {}
+    reduced: Gradients = {}
     try:
         yield
-        with torch.no_grad():
-            pairs = zip(leaves, before, strict=True)
-            sums = reduce({id(leaf): total for leaf, old in pairs if (total := _sum(old, leaf.grad)) is not None})
+        news = [leaf.grad for leaf in leaves]
+        if reduce is not None:
+            sums = {id(leaf): _sum(old, new) for leaf, old, new in zip(leaves, before, news, strict=True)}
+            reduced = reduce({key: total for key, total in sums.items() if total is not None})
     finally:
         for leaf, old, own_hooks, handle in zip(leaves, before, hooks, handles, strict=True):
             handle.remove()
             leaf.grad = old
             if own_hooks:
                 post_accumulate_hooks(leaf).update(own_hooks)
-    for leaf, old, own_hooks in zip(leaves, before, hooks, strict=True):
-        if id(leaf) in sums:
-            leaf.grad = _in_place(old, sums[id(leaf)])
-            for hook in own_hooks.values():
-                hook(leaf)
+    for leaf, old, new, own_hooks in zip(leaves, before, news, hooks, strict=True):
+        if id(leaf) in reduced:
+            leaf.grad = _written(old, reduced[id(leaf)])
+        elif new is not None:
+            leaf.grad = _added(old, new)
+        else:
+            continue
+        for hook in own_hooks.values():
+            hook(leaf)
 
 
 class _Owned:
@@ -84,11 +87,21 @@ class _Owned:
         self.first = False
 
 
+@torch.no_grad()
 def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
     return old + new if old is not None and new is not None else new if old is None else old
 
 
+# As torch adds: in place, so that whoever holds the gradient sees the sum; sparse gradients anew.
+
+
 @torch.no_grad()
-def _in_place(old: Tensor | None, new: Tensor) -> Tensor:
-    """As torch adds in place: whoever holds the gradient sees the sum."""
+def _added(old: Tensor | None, new: Tensor) -> Tensor:
+    if old is None:
+        return new
+    return old + new if old.is_sparse or new.is_sparse else old.add_(new)
+
+
+@torch.no_grad()
+def _written(old: Tensor | None, new: Tensor) -> Tensor:
     return new if old is None or old is new or old.is_sparse or new.is_sparse else old.copy_(new)

@@ -1,8 +1,8 @@
 """Cheap operations on outputs of batch norms, whose results are computed again as well.
 
 Concatenations (DenseNet, Inception, U-Net) are rebuilt from their parts. Products with something small
-(squeeze-and-excitation) are multiplied again. Sums (residual blocks that add after the activation) are added again.
-Maxima are taken again.
+(squeeze-and-excitation) are multiplied again. Sums (residual blocks), activations that the norms do not do themselves
+and maxima in windows are computed again.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,10 +20,18 @@ from batchnorm.training.saved_tensors import Recipe, Source
 
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
-SUMS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__}
-POOLS = {torch.max_pool1d, torch.max_pool2d, torch.max_pool3d, F.max_pool1d, F.max_pool2d, F.max_pool3d}
-SEEN = CONCATENATIONS | PRODUCTS | SUMS | POOLS
+SUMS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__}
+# Functions of one tensor, and the same out of place.
+OF_ONE: dict[Callable[..., Any], Callable[..., Tensor]] = {
+    **{f: f for f in (F.relu, F.relu6, F.hardtanh, F.leaky_relu, F.silu, F.gelu, F.hardswish, F.elu, F.mish)},
+    **dict.fromkeys((torch.relu, torch.relu_, F.relu_, Tensor.relu, Tensor.relu_), torch.relu),
+    **{f: f for f in (torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)},
+    **{f: f for f in (F.max_pool1d, F.max_pool2d, F.max_pool3d)},
+}
+SEEN = CONCATENATIONS | PRODUCTS | SUMS | OF_ONE.keys()
 SMALL = 16  # a factor with at most one value for so many of the result's
+
+Plan = tuple[Callable[..., Tensor], list[Source], bool]  # of a recipe: function, inputs, whether it is a block's output
 
 
 class Operations(TorchFunctionMode):
@@ -36,24 +44,42 @@ class Operations(TorchFunctionMode):
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        result = func(*args, **kwargs) if kwargs else func(*args)
-        if func in SEEN and not torch.compiler.is_compiling():
+        kwargs = kwargs or {}
+        if func not in SEEN or torch.compiler.is_compiling():
+            return func(*args, **kwargs)
+        with past_function_modes():  # the operation may be in place: what it changes is looked up before
+            plan = self._plan(func, args, kwargs)
+        result = func(*args, **kwargs)
+        if type(result) is Tensor:
             with past_function_modes():
                 if func in CONCATENATIONS:
-                    self._concatenation(result, *args, **(kwargs or {}))
-                elif func in POOLS:
-                    self._pool(result, func, *args, **(kwargs or {}))
-                elif not kwargs and len(args) == 2 and all(type(t) is Tensor for t in args):
-                    (self._product if func in PRODUCTS else self._sum)(result, *args)
+                    plan = self._concatenation(result, *args, **kwargs)
+                elif func in PRODUCTS and not kwargs and len(args) == 2:
+                    plan = self._product(result, *args)
+                if plan is not None and self.forward_pass.awaits(result):
+                    self.forward_pass.remember(result, *plan)
         return result
+
+    def _plan(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | None:
+        passing = self.forward_pass
+        if not args or not all(type(t) is Tensor for t in (args if func in SUMS else args[:1])):
+            return None
+        if func in OF_ONE and passing.computes(args[0]):
+            settings = {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs
+            return partial(_of_one, OF_ONE[func], args[1:], settings), [passing.source(args[0])], False
+        # the sum takes the place of what a block adds to: one of the terms has to be a recipe for it to pay
+        same = func in SUMS and len(args) == 2 and not kwargs and args[0].shape == args[1].shape
+        if same and any(map(passing.computes, args)) and all(map(passing.holds, args)):
+            return torch.add, [passing.source(t) for t in args], True
+        return None
 
     def _concatenation(
         self, result: Tensor, tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None, out: Any = None
-    ) -> None:
+    ) -> Plan | None:
         """Parts cost no more than the result, even those that nothing else keeps."""
         passing = self.forward_pass
         if out is not None or not passing.awaits(result, tensors):
-            return
+            return None
         compute = partial(_joined, dim if axis is None else axis)
         sources: list[Source] = []
         for part in tensors:
@@ -61,27 +87,20 @@ class Operations(TorchFunctionMode):
             source = passing.source(part if part.requires_grad or passing.holds(part) else part.clone())
             nested = isinstance(source, Recipe) and _are_the_same(source.compute, compute)
             sources.extend(source.inputs if nested else [source])  # type: ignore[attr-defined]
-        passing.remember(result, compute, sources)
+        return compute, sources, False
 
-    def _product(self, result: Tensor, *factors: Tensor) -> None:
+    def _product(self, result: Tensor, *factors: Any) -> Plan | None:
         passing = self.forward_pass
+        if not all(isinstance(t, Tensor) for t in factors):
+            return None
         small = min(factors, key=Tensor.numel)
-        if small.numel() * SMALL <= result.numel() and all(map(passing.holds, factors)):
-            passing.record(result, torch.mul, factors)
-
-    def _sum(self, result: Tensor, *terms: Tensor) -> None:
-        """The sum takes the place of what a block adds to: one of the terms has to be a recipe for it to pay."""
-        passing = self.forward_pass
-        if terms[0].shape == terms[1].shape and any(map(passing.computes, terms)) and all(map(passing.holds, terms)):
-            passing.record(result, torch.add, terms, residual=terms[0])
-
-    def _pool(self, result: Any, pool: Callable[..., Tensor], input: Tensor, *window: Any, **more: Any) -> None:
-        if type(result) is Tensor and self.forward_pass.computes(input):  # not with indices
-            self.forward_pass.record(result, partial(_pooled, pool, window, more), [input])
+        if small.numel() * SMALL > result.numel() or not all(map(passing.holds, factors)):
+            return None
+        return torch.mul, [passing.source(t) for t in factors], False
 
 
-def _pooled(pool: Callable[..., Tensor], window: tuple[Any, ...], more: dict[str, Any], x: Tensor) -> Tensor:
-    return pool(x, *window, **more)
+def _of_one(function: Callable[..., Tensor], more: tuple[Any, ...], settings: dict[str, Any], x: Tensor) -> Tensor:
+    return function(x, *more, **settings)
 
 
 def _joined(dim: int, *parts: Tensor) -> Tensor:

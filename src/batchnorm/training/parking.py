@@ -42,7 +42,7 @@ class Parking:
 
 @contextmanager
 def parking(offload: Any, model: nn.Module) -> Iterator[Parking | None]:
-    """Where the micro-batches of `model` wait, as `big_batch(offload=)` asks for; None: in memory."""
+    """The place where micro-batches of `model` wait, as `big_batch(offload=)` asks for; None: in memory."""
     shelf = shelf_for(offload)
     if shelf is None:
         yield None

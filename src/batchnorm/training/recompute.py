@@ -20,16 +20,16 @@ def recompute(model: nn.Module, chain: bool = False) -> Iterator[None]:
     A convolution, linear or pooling layer keeps its input for its gradient. Where that is the output of a batch norm of
     ours, with its activation and residual, it follows from the norm's own input, which is kept too, and from statistics
     of each channel. The same kernel computes it when the backward pass asks for it: every gradient is the same, bit for
-    bit. Concatenations, maxima, sums and scaled channels of such outputs are computed again as well.
+    bit. Activations, concatenations, maxima, sums and scaled channels of such outputs are computed again as well.
 
     The output of a residual block also needs the block's input. By default every second block of a stage keeps its
     output, so that no more than one is computed on the way to another. With `chain` up to 64 blocks follow from one
     another: less is kept, and in the backward pass the outputs of a whole stage are there at once.
 
     It takes effect in calls of the model, or of any of its modules, with gradients; the backward pass may run outside
-    the `with`. Activations have to be those of the norms: ``bn.convert(model, fuse=True)``. Nothing changes inside
-    activation checkpoints, under backend "reference", and under torch.compile, whose partitioner does the same by
-    itself. Where torch's operator serves, it runs once more as a whole.
+    the `with`. Activations that are those of the norms, as ``bn.convert(model, fuse=True)`` makes them, cost no pass of
+    their own. Nothing changes inside activation checkpoints, under backend "reference", and under torch.compile, whose
+    partitioner does the same by itself. Where torch's operator serves, it runs once more as a whole.
 
     Args:
         model: its batch norms of ours count, but for layers with ``recompute=False``.

@@ -1,5 +1,7 @@
 """DistributedDataParallel around a model that runs in micro-batches: buffers before, one reduction after."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
@@ -31,13 +33,17 @@ class Replicas:
         if self.wrapper is not None:
             torch_internals.broadcast_buffers(self.wrapper)
 
+    @property
+    def reduce(self) -> Callable[[dict[int, Tensor]], dict[int, Tensor]] | None:
+        """`mean`, if the wrapper would reduce gradients now; None without a wrapper and within `no_sync`."""
+        return self.mean if self.wrapper is not None and self.wrapper.require_backward_grad_sync else None
+
     def mean(self, gradients: dict[int, Tensor]) -> dict[int, Tensor]:
-        """The gradients, by the id of their parameter, as means over the ranks; within `no_sync` as they are.
+        """The gradients, by the id of their parameter, as means over the ranks.
 
         A parameter that has a gradient on some ranks counts as zero on the others.
         """
-        if self.wrapper is None or not self.wrapper.require_backward_grad_sync:
-            return gradients
+        assert self.wrapper is not None
         group = self.wrapper.process_group
         parameters = [p for p in self.model.parameters() if p.requires_grad]
         present = torch.tensor([id(p) in gradients for p in parameters], dtype=torch.int32, device=parameters[0].device)

@@ -1,4 +1,4 @@
-"""Where tensors are kept while nobody computes with them: a file, or the memory of the host."""
+"""Places for tensors while nobody computes with them: a file, or the memory of the host."""
 
 import tempfile
 import threading

@@ -11,7 +11,7 @@ from batchnorm.core import torch_internals
 
 
 class ThreadState:
-    """What the thread that makes it has set; `run` calls a function with the same in another thread.
+    """The settings of the thread that makes it; `run` calls a function with the same in another thread.
 
     Carried over are context variables (`bn.backend`), autocast, saved-tensor hooks, function modes (a default device
     is one), dispatch modes, and the current CUDA device and stream. The default dtype, the number of threads and the

@@ -28,13 +28,12 @@ def tile_offsets(p, group, tile, t):
     return at.ravel()
 
 
-def programs(p):
-    """(group, channel tile, its tiles) of every program, in the order of the grid."""
+def program(p, index):
+    """(group, channel tile, its tiles) of a program of the grid."""
     v = p.view
     count = -(-v.group // p.P) * (1 if v.rows else -(-v.inner // p.Q))
-    for program in range(p.programs):
-        tile, split, group = program % p.tiles, program // p.tiles % p.splits, program // p.tiles // p.splits
-        yield group, tile, range(split * p.per, min((split + 1) * p.per, count))
+    tile, split, group = index % p.tiles, index // p.tiles % p.splits, index // p.tiles // p.splits
+    return group, tile, range(split * p.per, min((split + 1) * p.per, count))
 
 
 @pytest.mark.parametrize("virtual", [0, 3])
@@ -43,7 +42,7 @@ def programs(p):
 def test_every_launch_touches_each_element_once(shape, rows, virtual):
     for launch in calls.Call(shape, rows, torch.float32, "silu", True, virtual=virtual).launches():
         touched = Counter[int]()
-        for group, tile, tiles in programs(launch.plan):
+        for group, tile, tiles in (program(launch.plan, i) for i in range(launch.plan.programs)):
             for t in tiles:
                 touched.update(tile_offsets(launch.plan, group, tile, t).tolist())
         assert set(touched) == set(range(torch.Size(shape).numel())), launch.name
@@ -59,7 +58,7 @@ def test_beyond_31_bits(rows):
         v = plan.view(shape, rows)
         assert (numel := torch.Size(shape).numel()) > 2**31
         for p in (plan.reduction(v, 2), plan.elementwise(v, 2)):
-            for group, tile, tiles in ((0, 0, range(1)), list(programs(p))[-1]):
+            for group, tile, tiles in ((0, 0, range(1)), program(p, p.programs - 1)):
                 out, kept = torch.zeros(p.P, p.Q, dtype=torch.int64), torch.zeros(p.P, p.Q, dtype=torch.int32)
                 offsets_kernel[(1,)](out, kept, group, tile, tiles[-1], v.outer, v.channels, v.inner, v.group, v.rows,
                                      p.P, p.Q, p.wide)  # fmt: skip

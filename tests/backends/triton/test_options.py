@@ -93,6 +93,17 @@ def test_what_it_cannot_serve_is_an_error():
             bn.BatchNorm1d(3, device="meta")(torch.ones(4, 3, device="meta"))
 
 
+def test_dtypes_that_no_kernel_reads_go_to_the_reference():
+    from batchnorm.backends import reference
+    from batchnorm.core import ops
+
+    with bn.backend("triton"):
+        bn.BatchNorm1d(3)(drifting(4, 3))  # registers the operators
+    x = drifting(4, 3, dtype=torch.float64)
+    for got, right in zip(ops.moments(x)[1:], reference.moments(x)[1:], strict=True):
+        assert torch.equal(got, right)
+
+
 def test_a_recomputation_gives_the_same_bits():
     """`bn.recompute` computes y again by `normalize`, from the statistics that the forward pass saved."""
     from batchnorm.core import ops
