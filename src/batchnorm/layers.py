@@ -17,10 +17,6 @@ from batchnorm.core.torch_internals import recomputing, transformed, unwatched
 from batchnorm.core.validation import Call, check_number, in_words
 from batchnorm.functional import Moving, dense, is_everyday, normalized
 
-# The counter in the state of a frozen layer is an int32, of shape (1,) if γ and β are frozen as well: files of tensors
-# alone keep both, and torch's layers load both.
-DIMENSIONS_OF_FROZEN = {"statistics": 0, "all": 1}
-
 
 def _option(name: str) -> Any:
     """An option as an attribute of the layer, kept in its rules."""
@@ -336,7 +332,8 @@ class BatchNorm(_BatchNorm):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         counter = f"{prefix}num_batches_tracked"
         if self.frozen and counter in destination and not keep_vars:
-            shape = (1,) * DIMENSIONS_OF_FROZEN[self.frozen]
+            # files of tensors alone keep the dtype and the shape, and torch's layers load both
+            shape = (1,) if self.frozen == "all" else ()
             destination[counter] = destination[counter].to(torch.int32).reshape(shape)
         if self.frozen and hasattr(destination, "_metadata"):  # beside the tensors, where torch's layers look past it
             destination._metadata[prefix[:-1]]["frozen"] = self.frozen
@@ -347,7 +344,7 @@ class BatchNorm(_BatchNorm):
             self.add_bank(name, affine=f"{banks}{name}.weight" in state_dict)
         frozen = local_metadata.get("frozen")
         if (counter := state_dict.get(f"{prefix}num_batches_tracked")) is not None and counter.dtype is torch.int32:
-            frozen = frozen or next(f for f, dimensions in DIMENSIONS_OF_FROZEN.items() if counter.dim() == dimensions)
+            frozen = frozen or ("all" if counter.dim() else "statistics")
             state_dict[f"{prefix}num_batches_tracked"] = counter.to(torch.int64).reshape(())
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
         if frozen:

@@ -173,3 +173,63 @@ def test_a_traced_model_with_a_residual_in_a_body_can_be_folded() -> None:
     folded = bn.fold(fused, x)
     assert len(folded.report.into) == 1
     torch.testing.assert_close(folded(x), model.eval()(x), rtol=1e-4, atol=1e-5)
+
+
+class UltralyticsConv(nn.Module):
+    """A convolution, its batch norm and activation, with a second way for deployment."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn, self.act = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4), nn.SiLU(inplace=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.act(self.bn(self.conv(x)))
+
+    def forward_fuse(self, x: Tensor) -> Tensor:
+        return self.act(self.conv(x))
+
+
+class UltralyticsBottleneck(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cv1, self.cv2, self.add = UltralyticsConv(), UltralyticsConv(), True
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.cv2(self.cv1(x)) if self.add else self.cv2(self.cv1(x))
+
+
+class TransformersConv(nn.Module):
+    def __init__(self, activation: str | None) -> None:
+        super().__init__()
+        self.convolution, self.normalization = nn.Conv2d(4, 4, 1, bias=False), nn.BatchNorm2d(4)
+        self.activation = nn.ReLU() if activation else nn.Identity()
+
+    def forward(self, input: Tensor) -> Tensor:
+        hidden_state = self.convolution(input)
+        hidden_state = self.normalization(hidden_state)
+        return self.activation(hidden_state)
+
+
+class TransformersLayer(nn.Module):
+    """The shortcut has a batch norm of its own and comes last: it adds the other branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shortcut = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+        self.layer = nn.Sequential(TransformersConv("relu"), TransformersConv(None))
+        self.activation = nn.ReLU()
+
+    def forward(self, hidden_state: Tensor) -> Tensor:
+        residual = hidden_state
+        hidden_state = self.layer(hidden_state)
+        residual = self.shortcut(residual)
+        hidden_state += residual
+        return self.activation(hidden_state)
+
+
+def test_blocks_as_ultralytics_has_them() -> None:
+    check(UltralyticsBottleneck(), ["silu", "silu"])
+
+
+def test_blocks_as_transformers_has_them() -> None:
+    check(TransformersLayer(), ["relu", "relu", None])

@@ -186,7 +186,7 @@ ACTIVATION_MODULES = [
 
 
 @pytest.mark.parametrize("in_place", [False, True])
-@pytest.mark.parametrize("activation", ACTIVATION_MODULES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATION_MODULES, ids=lambda a: str(a).split(" at 0x")[0])
 @pytest.mark.parametrize("chain", [False, True])
 def test_the_same_bits_unfused(activation, in_place, chain) -> None:
     blocks = [Unfused(activation, in_place) for _ in range(3)]
