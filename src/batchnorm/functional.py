@@ -369,16 +369,10 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
         input, (residual, mask) = dense(input, residual, mask)
         input = torch.where(mask > 0, input, 0)  # whatever stands there, NaN too
         residual = None if residual is None else torch.where(mask > 0, residual, 0)
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():
-        # A standard operator: exporters know it, and compilers fuse it with its neighbours.
-        follows = residual is not None or activation is not None
-        widens = follows and input.itemsize == 2 and not (torch.compiler.is_exporting() or torch.jit.is_tracing())
-        weight, bias = call.weight, call.bias
-        if widens:  # what follows is computed in float32 too, as the kernels do
-            input, mean, var = input.float(), mean.float(), var.float()
-            residual, weight, bias = (None if t is None else t.float() for t in (residual, weight, bias))
-        y = aten.by_population(input, residual, weight, bias, mean, var, call.eps, activation)
-        y = y.to(call.input.dtype) if widens else y
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # a standard operator, which every exporter knows
+        y = aten.by_population(input, residual, call.weight, call.bias, mean, var, call.eps, activation)
+    elif torch.compiler.is_compiling():  # plain operations, which compilers fuse with their neighbours
+        y = _in_plain_operations(input, residual, call, mean, var)
     elif input.numel() == 0:
         return _of_nothing(call)
     elif route == "operators":
@@ -387,12 +381,16 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
         if route == "aten":
             y = _by_population_of_torch(call._replace(input=input, residual=residual), mean, var)
         else:
-            x, (residual,) = dense(input, residual)
-            constant = Standard.of_population(mean, var, call.eps)
-            y = channel_math.forward(
-                reference, x, call.weight, call.bias, constant, Details(residual, activation)
-            )  # fmt: skip
+            y = _in_plain_operations(input, residual, call, mean, var)
     return y if mask is None else torch.where(mask > 0, y, 0)
+
+
+def _in_plain_operations(x: Tensor, residual: Tensor | None, call: Call, mean: Tensor, var: Tensor) -> Tensor:
+    x, (residual,) = dense(x, residual)
+    constant = Standard.of_population(mean, var, call.eps)
+    return channel_math.forward(
+        reference, x, call.weight, call.bias, constant, Details(residual, call.rules.activation)
+    )  # fmt: skip
 
 
 def _by_population_of_torch(call: Call, mean: Tensor, var: Tensor) -> Tensor:

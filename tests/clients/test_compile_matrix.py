@@ -10,7 +10,7 @@ from tests.support.option_matrix import SETTINGS, Setting, compare
 
 
 @pytest.mark.filterwarnings("ignore:.*not finite:RuntimeWarning")
-@settings(max_examples=60, deadline=None, phases=[Phase.generate])  # to shrink takes minutes
+@settings(max_examples=40, deadline=None, phases=[Phase.generate])  # to shrink takes minutes
 @given(SETTINGS)
 def test_every_combination_agrees_with_the_oracle_when_compiled(s: Setting) -> None:
     """The tracer, functionalization and the partitioner, without the compiler of kernels behind them."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from .bench_words import aims, at_least, batches, doubts, judged, load, measured, quartiles, shape, spread
+from .bench_doubts import say_doubts
+from .bench_words import aims, at_least, batches, doubts, judged, measured, quartiles, shape, spread
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,13 +38,7 @@ def show(result: Result, console: Console) -> None:
     targets = [row for row in result["targets"] if result["settings"]["targets"] or row["measured"] is not None]
     if targets:
         console.print(_targets(targets, roomy))
-    for line in doubts(result):
-        console.print(f"not to be trusted: {line}", style="yellow", markup=False, highlight=False)
-    console.print(load(result["load"]), style="dim", highlight=False)
-    for note in result["notes"]:
-        console.print(f"note: {note}", markup=False, highlight=False)
-    if result["interrupted"]:
-        console.print("Interrupted: only what was measured until then is shown.", style="yellow")
+    say_doubts(console, result, doubts(result))
 
 
 def _table(title: str, *columns: str) -> Table:

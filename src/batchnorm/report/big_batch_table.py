@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .bench_doubts import say_doubts
 from .bench_markdown import run, table
-from .bench_words import load, quartiles
+from .bench_words import quartiles
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,13 +32,7 @@ def show(result: Result, console: Console) -> None:
             found.add_row(*map(Text, row))
         if cells:
             console.print(found)
-    for line in doubts(result):
-        console.print(f"not to be trusted: {line}", style="yellow", markup=False, highlight=False)
-    console.print(load(result["load"]), style="dim", highlight=False)
-    for note in result["notes"]:
-        console.print(f"note: {note}", markup=False, highlight=False)
-    if result["interrupted"]:
-        console.print("Interrupted: only what was measured until then is shown.", style="yellow")
+    say_doubts(console, result, doubts(result))
 
 
 def markdown(result: Result) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from .bench_doubts import say_doubts
 from .bench_markdown import run, table
-from .bench_words import batches, load, quartiles
+from .bench_words import batches, quartiles
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,13 +41,7 @@ def show(result: Result, console: Console) -> None:
     if result["steps"]:
         console.print(found)
         console.print(LEGEND, style="dim", highlight=False)
-    for line in _doubts(result):
-        console.print(f"not to be trusted: {line}", style="yellow", markup=False, highlight=False)
-    console.print(load(result["load"]), style="dim", highlight=False)
-    for note in result["notes"]:
-        console.print(f"note: {note}", markup=False, highlight=False)
-    if result["interrupted"]:
-        console.print("Interrupted: only what was measured until then is shown.", style="yellow")
+    say_doubts(console, result, _doubts(result))
 
 
 def markdown(result: Result) -> str:
