@@ -41,7 +41,7 @@ gpu: $(VENV)/dev.installed          ## the kernels for GPUs without one: interpr
 	  BATCHNORM_COMPILE=1 $(BIN)/python -m pytest -n $(JOBS) tests/backends/triton $(ARGS)
 
 doctest: $(VENV)/dev.ready          ## the examples in the docstrings
-	@$(BIN)/python -m pytest --doctest-modules --ignore src/batchnorm/conformance src
+	@$(BIN)/python -m pytest --doctest-modules --ignore src/batchnorm/conformance --ignore src/batchnorm/backends/triton src
 
 examples: $(VENV)/dev.ready         ## the gallery, each in a process of its own
 	@for f in examples/*.py; do echo "$$f"; $(BIN)/python -W error -W "$(NOTICE)" $$f >/dev/null || exit 1; done

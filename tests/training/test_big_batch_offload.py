@@ -46,7 +46,7 @@ def test_what_waits_is_not_in_memory(tmp_path, monkeypatch):
         for t in filter(lambda o: issubclass(type(o), torch.Tensor), gc.get_objects()):  # dead proxies have no class
             if t.layout is not torch.strided or t.is_nested:
                 continue  # another test's
-            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+            sizes[t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
         large = sum(size for size in sizes.values() if size == activation)
         most[meetings[0].where] = max(large // activation, most.get(meetings[0].where, 0))
         return meet(meetings)
