@@ -23,7 +23,7 @@ def main(rank: int, folder: str) -> None:
         except RuntimeError as error:
             said = str(error)
     print(said)
-    assert "1, step 3: rank 0 of 2" in said
+    assert "1: BatchNorm1d(4), step 3: rank 0 of 2" in said
     assert torch.equal(model[1].running_mean, before)  # not half updated: save from here
 
 
