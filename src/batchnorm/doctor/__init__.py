@@ -1,4 +1,4 @@
-"""What is wrong with a network's batch norms, in words, with evidence and cure."""
+"""The doctor: faults of a network's batch norms in words, with evidence and cure."""
 
 from __future__ import annotations
 

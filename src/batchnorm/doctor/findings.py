@@ -1,4 +1,4 @@
-"""What the doctor says: rules, the findings they make, and the report that holds them."""
+"""Rules, the findings they make, and the report that holds them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Rule:
         return [self.finding(evidence)] if evidence else []
 
     def finding(self, evidence: Evidence) -> Finding:
-        """What is said of layers that have this fault."""
+        """The text about layers that have this fault."""
         layers = tuple(name for name in evidence if name != OUTPUT)
         return Finding(self.severity, self.name, layers, self.what, self.cause, self.cure, evidence)
 
@@ -75,7 +75,7 @@ class Report:
         return max((f.severity for f in self.findings), key=SEVERITIES.index, default=None)
 
     def reaches(self, severity: str) -> bool:
-        """Whether something at least as bad was found."""
+        """True if something at least as bad was found."""
         return self.worst is not None and SEVERITIES.index(self.worst) >= SEVERITIES.index(severity)
 
     def to_dict(self) -> dict[str, Any]:

@@ -29,7 +29,7 @@ SWITCHED = 2  # batches on which single layers are switched: one forward pass a 
 
 @dataclass
 class Measured:
-    """What the data showed: each layer, the gap at the output, and what single layers do to it."""
+    """Measurements on data: each layer, the gap at the output, and the effect of single layers on it."""
 
     layers: dict[str, Seen]
     always_eval: set[str]
@@ -42,7 +42,7 @@ class Measured:
 
 @dataclass
 class Gap:
-    """How far two outputs for the same batches are apart, in units of the spread of what is expected."""
+    """The distance of two outputs for the same batches, in units of the spread of the expected one."""
 
     squares: float = 0.0
     spread: float = 0.0

@@ -1,4 +1,4 @@
-"""What every batch norm of a model is seen to do while data go through: hooks that only look."""
+"""Observations of every batch norm of a model while data go through it, by hooks that only look."""
 
 from __future__ import annotations
 

@@ -200,7 +200,7 @@ def unreached(found: Measured) -> Evidence:
 
 
 def numbers(found: Measured, name: str) -> dict[str, Any]:
-    """What was measured of a layer, for the report; None where there was nothing to measure."""
+    """The measurements of a layer, for the report; None if there was nothing to measure."""
     s = found.layers[name]
     within, between = spread(s)
     off, chance = stale(s)
@@ -221,7 +221,7 @@ def gap(s: Seen) -> float:
 
 
 def stale(s: Seen) -> tuple[float, float]:
-    """How far the population is from all the batches together, and how far chance would take it, in σ."""
+    """Distances in σ: of the population from all the batches together, and that which chance explains."""
     population = _population(s)
     if population is None or not s.halves:
         return 0.0, 0.0
@@ -244,7 +244,7 @@ def apart(batch: Moments, reference: tuple[Tensor, Tensor]) -> float:
 
 
 def independent(s: Seen) -> float | None:
-    """How many independent values tell as much of a channel's mean as a batch does (times the batches that share)."""
+    """The number of independent values that tell as much of a channel's mean as a batch does, times those that share."""
     within, between = spread(s)
     noise = within or between
     return s.sharing / noise if len(s.halves) >= 4 and noise > 0 else None

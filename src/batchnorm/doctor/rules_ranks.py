@@ -1,4 +1,4 @@
-"""Whether the ranks of a process group remember the same."""
+"""The rule that all ranks of a process group have the same running statistics."""
 
 from __future__ import annotations
 

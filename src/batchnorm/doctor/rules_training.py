@@ -13,7 +13,7 @@ EXPLODING = 1e3  # times the layer's usual gradient
 
 @dataclass(frozen=True)
 class Reading:
-    """What one look at one layer gave; `usual` is the median of earlier gradients, once there are a few."""
+    """One reading of one layer; `usual` is the median of earlier gradients, once there are a few."""
 
     layer: str
     step: int

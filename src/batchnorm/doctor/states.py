@@ -1,4 +1,4 @@
-"""What a batch norm remembers, from a model or from the keys of a state dict."""
+"""The state of a batch norm, from a model or from the keys of a state dict."""
 
 from __future__ import annotations
 

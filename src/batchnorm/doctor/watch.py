@@ -70,7 +70,7 @@ def watch(
 
 @dataclass
 class Watch:
-    """What `watch` has seen: `records` (a dict a layer and reading) and `findings`; `report()` gives both."""
+    """The records of `watch` (a dict a layer and reading) and its `findings`; `report()` gives both."""
 
     model: nn.Module
     layers: dict[str, _BatchNorm]

@@ -1,4 +1,4 @@
-"""What normalisation does for a network, measured: the study."""
+"""The study: the effects of normalisation on a network, measured."""
 
 from __future__ import annotations
 

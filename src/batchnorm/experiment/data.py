@@ -1,4 +1,4 @@
-"""What a study trains on: three parts in memory, checked once."""
+"""The data of a study: three parts in memory, checked once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EVALUATION_LIMIT = 2000  # samples of a part that are scored, so that scoring st
 
 
 class InputError(ValueError):
-    """What the caller handed in cannot be studied; the message is one line and says what to change."""
+    """Raised for input that cannot be studied; the message is one line and says what to change."""
 
 
 def needs(package: str) -> InputError:

@@ -1,4 +1,4 @@
-"""Which runs a study makes, in which order."""
+"""The runs of a study, in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study found, as numbers, JSON and a page."""
+"""The result of a study, as numbers, JSON and a page."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .verdict import Claim
 
 @dataclass
 class Study:
-    """What a study found. `claims` come in order; `to_json()` and `save()` hold every number behind them."""
+    """The result of a study. `claims` come in order; `to_json()` and `save()` hold every number behind them."""
 
     network: str
     data: Data

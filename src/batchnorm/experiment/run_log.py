@@ -1,4 +1,4 @@
-"""What is seen inside a network while it trains. Nothing here changes the network."""
+"""Observations inside a network while it trains. Nothing here changes the network."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def rank_correlation(x: Tensor, y: Tensor) -> Tensor:
 
 
 def drift(percentiles: list[Tensor]) -> float:
-    """How far a site's percentiles moved: one number.
+    """The distance that a site's percentiles moved, as one number.
 
     Per channel, the standard deviation over training of its 15th, 50th and 85th percentile (averaged over the three),
     in units of the channel's own width, the mean distance between the outer two. The median over channels.

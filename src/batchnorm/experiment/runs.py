@@ -29,7 +29,7 @@ Tick = Callable[[int], None]
 
 @dataclass(frozen=True)
 class Setting:
-    """What one run varies."""
+    """The settings that differ between runs."""
 
     arm: Arm
     rate: float
@@ -43,7 +43,7 @@ class Setting:
 
 @dataclass
 class Run:
-    """What came out of a run. Scores are accuracy or R²; `curve` is on the validation part, one a marked step."""
+    """The results of a run. Scores are accuracy or R²; `curve` is on the validation part, one a marked step."""
 
     setting: Setting
     steps: list[int] = field(default_factory=list)

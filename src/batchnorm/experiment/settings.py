@@ -1,4 +1,4 @@
-"""How much a study runs."""
+"""The extent of a study."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What each claim says, how its effect is defined, and what its figure shows."""
+"""The text of each claim, the definition of its effect, and the caption of its figure."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _ratio(ratio: Result | None, roomy: bool) -> Text:
-    """How many times faster ours is, with quartiles: beside it, or below if there is little room."""
+    """The speed-up of ours with its quartiles: beside it, or below if there is little room."""
     from rich.text import Text
 
     if ratio is None:

@@ -41,7 +41,7 @@ def doubts(result: Result) -> Iterator[str]:
 
 
 def load(found: Result) -> str:
-    """How busy the machine was."""
+    """The load of the machine."""
     before, after, others = (
         None if found[key] is None else f"{found[key]:.2f}" for key in ("before", "after", "others")
     )

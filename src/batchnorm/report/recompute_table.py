@@ -58,7 +58,7 @@ def _title(result: Result) -> str:
 
 
 def rows(network: Result, roomy: bool = True) -> list[list[str]]:
-    """What the network keeps, its resident memory where the system tells it, and its time: if roomy with quartiles."""
+    """Rows for the bytes kept, the resident memory where the system tells it, and the time, if roomy with quartiles."""
     found = [[network["name"], *_sizes(network, "kept"), f"{network['aim']:.2f}"]]
     if network["resident"] is not None:
         found.append(["", *_sizes(network, "resident"), f"{network['aim']:.2f}"])

@@ -64,7 +64,7 @@ class ForwardPass:
         self._forget_all_but(0)
 
     def on_top(self) -> bool:
-        """Whether a tensor that is saved now comes here: not inside an activation checkpoint, say."""
+        """True if a tensor that is saved now comes here: not inside an activation checkpoint, say."""
         top = saved_tensors_hooks_on_top()
         return top is not None and self._hooks is not None and top[0] is self._hooks.pack_hook
 
@@ -113,12 +113,12 @@ class ForwardPass:
         self._forget_all_but(0)
 
     def computes(self, tensor: Tensor) -> bool:
-        """Whether the tensor has a recipe."""
+        """True if the tensor has a recipe."""
         output = self._outputs.get(_address(tensor))
         return output is not None and output.source_of(tensor, _address(tensor)) is not None
 
     def holds(self, tensor: Tensor) -> bool:
-        """Whether the tensor is there anyway, or has a recipe."""
+        """True if the tensor is there anyway, or has a recipe."""
         kept = self._kept.get(_address(tensor))
         return type(tensor) is nn.Parameter or (kept is not None and kept.covers(tensor)) or self.computes(tensor)
 

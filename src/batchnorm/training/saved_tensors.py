@@ -45,7 +45,7 @@ class Kept:
             self.tensor = outer.pack(tensor)
 
     def covers(self, tensor: Tensor) -> bool:
-        """Whether the memory of a tensor at the same address is kept here, as it is now."""
+        """True if the memory of a tensor at the same address is kept here, as it is now."""
         if version(tensor) != self.version:
             return False
         original = None if self.outer is None else self.original()
@@ -53,7 +53,7 @@ class Kept:
         return self.outer is None or (original is not None and _address(original) == _address(tensor))
 
     def is_all_of(self, tensor: Tensor) -> bool:
-        """Whether a tensor at the same address is this one."""
+        """True if a tensor at the same address is this one."""
         facts = self.facts if self.outer is not None else (self.tensor.dtype, *geometry(self.tensor))
         return self.covers(tensor) and facts == (tensor.dtype, *geometry(tensor))
 
