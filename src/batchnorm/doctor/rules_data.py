@@ -244,7 +244,7 @@ def apart(batch: Moments, reference: tuple[Tensor, Tensor]) -> float:
 
 
 def independent(s: Seen) -> float | None:
-    """The number of independent values that tell as much of a channel's mean as a batch does, times those that share."""
+    """The number of independent values that tell as much of a channel's mean as a batch, times those that share."""
     within, between = spread(s)
     noise = within or between
     return s.sharing / noise if len(s.halves) >= 4 and noise > 0 else None
