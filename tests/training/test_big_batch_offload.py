@@ -1,8 +1,9 @@
 """What waits is moved out and comes back: the same step, bit for bit, in less memory."""
 
 import copy
-import gc
-import warnings
+import json
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import batchnorm as bn
-from batchnorm.training import crew, parking
+from batchnorm.training import parking
 from batchnorm.training.shelf import FileShelf, HostShelf, Kept, shelf_for
 from tests.support.big_batch_networks import TASKS, Task, classes, compare, pictures, resnet
+from tests.support.launch import ROOT
 from tests.training.test_big_batch_options import Checkpointed, task
 
 
@@ -34,35 +36,16 @@ def test_the_same_step_bit_for_bit(task, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_what_waits_is_not_in_memory(tmp_path, monkeypatch):
+def test_what_waits_is_not_in_memory(tmp_path):
     """At each meeting of all, no tensor of the size of an activation is left, however many micro-batches wait."""
-    model = bn.convert(resnet().model.float())
-    activation = 4 * 6 * 32 * 32 * 4  # the bytes of a micro-batch of the first layers
-    most = {}
-    meet = crew.combined
-
-    def combined(meetings):
-        sizes = {}
-        for t in filter(lambda o: issubclass(type(o), torch.Tensor), gc.get_objects()):  # dead proxies have no class
-            if t.layout is not torch.strided or t.is_nested:
-                continue  # another test's
-            sizes[t.untyped_storage()._cdata] = t.untyped_storage().nbytes()
-        large = sum(size for size in sizes.values() if size == activation)
-        most[meetings[0].where] = max(large // activation, most.get(meetings[0].where, 0))
-        return meet(meetings)
-
-    monkeypatch.setattr(crew, "combined", combined)
-    x = torch.randn(24, 3, 32, 32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # objects of torch that warn when they are looked at
-        for offload in (None, tmp_path):
-            most.clear()
-            bn.big_batch(model, F.cross_entropy, x, classes(24), micro_batch_size=4, offload=offload)
-            if offload is None:
-                assert most["forward"] >= 6
-                assert most["backward"] >= 12
-    assert most["forward"] <= 2, most  # one that just computed, and one fetched ahead
-    assert most["backward"] <= 3, most
+    command = [sys.executable, "-m", "tests.support.waiting_memory", str(tmp_path)]
+    ran = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200)
+    assert ran.returncode == 0, ran.stderr
+    without, with_offload = json.loads(ran.stdout)
+    assert without["forward"] >= 6
+    assert without["backward"] >= 12
+    assert with_offload["forward"] <= 2  # one that just computed, and one fetched ahead
+    assert with_offload["backward"] <= 3
 
 
 def test_views_and_writes_in_place_stay_right(tmp_path):
