@@ -17,15 +17,16 @@ nox.options.sessions = ["lint", "tests", "wheel"]
 nox.options.reuse_existing_virtualenvs = True
 
 PYTHONS = nox.project.python_versions(nox.project.load_toml("pyproject.toml"))
-# The last patch of each release from the oldest that the metadata admits, with the Pythons that its wheels are made for.
+# The last patch of each release since the oldest that the metadata admits, and the Pythons that its wheels are for.
 TORCH = {
     "2.8.0": PYTHONS[:3],
-    "2.9.1": PYTHONS[:3],
+    "2.9.1": PYTHONS,
     "2.10.0": PYTHONS,
     "2.11.0": PYTHONS,
     "2.12.1": PYTHONS,
     "2.13.0": PYTHONS,
     "2.14.1": PYTHONS,
+    "2.15.0": PYTHONS,
 }
 PAIRS = [(python, torch) for torch, pythons in TORCH.items() for python in pythons]
 

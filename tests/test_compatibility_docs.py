@@ -57,6 +57,7 @@ def test_the_table(compatibility: ModuleType) -> None:
 def test_outcomes_of_a_report(compatibility: ModuleType, tmp_path: Path) -> None:
     report = tmp_path / "report.xml"
     cases = "<testcase name='a'/><testcase name='b'><skipped/></testcase>"
-    cases += "<testcase classname='m' name='c'><failure/></testcase><testcase classname='m' name='d'><error/></testcase>"
+    cases += "<testcase classname='m' name='c'><failure/></testcase>"
+    cases += "<testcase classname='m' name='d'><error/></testcase>"
     report.write_text(f"<testsuites><testsuite>{cases}</testsuite></testsuites>")
     assert compatibility.outcomes(report) == (1, ["m::c", "m::d"], 1)

@@ -99,7 +99,7 @@ class FlaxBatchNorm(nn.Module):
 
 
 class _Jax(torch.autograd.Function):
-    """A function of JAX arrays, called with tensors; its derivative is one too, so that it has derivatives of any order."""
+    """A function of JAX arrays, called with tensors. Its derivative is one too: derivatives of every order exist."""
 
     @staticmethod
     def forward(ctx: Any, function: Callable[..., Any], *tensors: Tensor) -> tuple[Tensor, ...]:
