@@ -114,8 +114,8 @@ def filled(page: str, runs: list[Run]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    runs = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else []
     run = None if arguments == ["--write"] else measure(arguments)
+    runs = json.loads(KEPT.read_text(encoding="utf-8")) if KEPT.exists() else []  # another run may have ended meanwhile
     if run:
         runs = keep(run, runs)
         KEPT.write_text(json.dumps(runs, indent=1) + "\n", encoding="utf-8")

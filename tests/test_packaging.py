@@ -9,7 +9,6 @@ import os
 import re
 import subprocess
 import sys
-import sysconfig
 import tarfile
 import tomllib
 import zipfile
@@ -156,8 +155,10 @@ def installed(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
     visible = folder / "visible"
     visible.mkdir()
-    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
+    entries = [entry for place in sys.path if place.endswith("site-packages") for entry in Path(place).iterdir()]
+    for entry in reversed(entries):  # what stands first on the path is linked last
         if "batchnorm" not in entry.name and not entry.name.startswith(("pip", "setuptools")):
+            (visible / entry.name).unlink(missing_ok=True)
             (visible / entry.name).symlink_to(entry)
     packages = next(folder.glob("lib/python*/site-packages"))
     (packages / "visible.pth").write_text(f"{visible}\n")
