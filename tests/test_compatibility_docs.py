@@ -31,6 +31,7 @@ def test_the_page_is_that_of_the_kept_runs(compatibility: ModuleType) -> None:
     page, runs = compatibility.PAGE.read_text(encoding="utf-8"), json.loads(compatibility.KEPT.read_text())
     assert compatibility.filled(page, runs) == page
     assert {"2.13", "2.14"} <= {r["torch"].rpartition(".")[0] for r in runs}
+    assert len({r["python"] for r in runs}) > 1
 
 
 def test_the_tests_that_are_named_are_there(compatibility: ModuleType) -> None:
