@@ -1,13 +1,17 @@
 // The shell: header, language switch, the panels in order, sources. A language switch mounts every panel anew.
 import { el } from "./dom.js";
+import * as network from "./network/exports.js";
 import * as normalise from "./normalise.js";
+import * as backward from "./panels/backward.js";
 import * as batch from "./panels/batch.js";
 import * as evaluation from "./panels/evaluation.js";
+import * as faults from "./panels/faults.js";
+import * as learning from "./panels/network.js";
 import { languages, words } from "./words.js";
 
-const PANELS = [batch, evaluation];
+const PANELS = [batch, learning, evaluation, faults, backward];
 
-window.batchnormPlay = { normalise };
+window.batchnormPlay = { normalise, network };
 
 const page = document.getElementById("page");
 const asked = new URLSearchParams(location.search).get("lang");

@@ -134,3 +134,8 @@ function answers({ network, data }) {
   const inputs = data.test.inputs.subarray(0, SHOWN * data.features);
   return mostLikely(network.evaluate(inputs), data.classes);
 }
+
+/** Gradients as multiples of the last hidden layer's. */
+export function relative(gradients = []) {
+  return gradients.map((g) => g / gradients[gradients.length - 1]);
+}

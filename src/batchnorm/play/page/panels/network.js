@@ -4,7 +4,7 @@ import { lineChart } from "../charts.js";
 import { code } from "../code.js";
 import { button, select, slider } from "../controls.js";
 import { el, number, short } from "../dom.js";
-import { ARMS, DEFAULTS } from "../network/comparison.js";
+import { ARMS, DEFAULTS, relative } from "../network/comparison.js";
 import { DATASETS, dataset } from "../network/data.js";
 import { ACTIVATIONS } from "../network/layers.js";
 import { STARTS } from "../network/training.js";
@@ -222,11 +222,6 @@ function armView(arm, t) {
     if (found.histograms) drawStrip(strip, found.histograms, COLORS[arm]);
   }
   return { element, draw };
-}
-
-/** Gradients as multiples of the last hidden layer's. */
-export function relative(gradients = []) {
-  return gradients.map((g) => g / gradients[gradients.length - 1]);
 }
 
 const percent = (share) => number(100 * share, 0);

@@ -5,14 +5,14 @@ const CLASSES = ["--violet", "--green", "--red", "--grey"];
 const SIDE = 320;
 
 /** Background: the answer at each point, paler where the network is unsure. Dots: the samples in training. */
-export function drawField(canvas, { labels, sure }, { train }) {
+export function drawField(canvas, { labels, sure }, { train, classes }) {
   const context = sized(canvas, SIDE, SIDE);
   const colors = CLASSES.map(rgb);
   const image = new ImageData(FIELD, FIELD);
   labels.forEach((label, i) => {
     if (label < 0) return; // NaN: no answer, no colour
-    const unsure = Math.max(...[2, CLASSES.length].map((n) => 1 / n).filter((chance) => chance <= sure[i]), 0);
-    image.data.set([...colors[label], 40 + 140 * (sure[i] - unsure)], 4 * i);
+    const certainty = (sure[i] - 1 / classes) / (1 - 1 / classes);
+    image.data.set([...colors[label], 30 + 140 * certainty], 4 * i);
   });
   const small = new OffscreenCanvas(FIELD, FIELD);
   small.getContext("2d").putImageData(image, 0, 0);
