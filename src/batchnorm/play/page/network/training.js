@@ -24,7 +24,7 @@ export class Network {
 
   /** Adds to the gradients of the parameters, and writes on the tape the gradient at the input of each layer. */
   backward(gradients, tape) {
-    for (const entry of tape.toReversed()) {
+    for (const entry of [...tape].reverse()) {
       gradients = entry.layer.backward(gradients, entry.saved);
       entry.gradients = gradients;
     }
