@@ -136,12 +136,8 @@ def test_the_lines_of_panel_3_give_what_it_shows(tab: Any, capsys: pytest.Captur
     stale = float(mean.inner_text().replace("−", "-"))
     tab.get_by_role("button", name="Calibrate").click()
     lines = tab.locator("#evaluation .code code").inner_text()
-    # Calibration takes batches of the network as it is after training; the lines have one name for both.
-    batches = {"for batch in training_batches": "trained", "bn.calibrate(layer, training_batches)": "batches"}
-    for line, name in batches.items():
-        assert line in lines
-        lines = lines.replace(line, line.replace("training_batches", name))
-    names = {name: [column(batch).float() for batch in run[name]] for name in ("trained", "batches")}
-    exec(lines, {**names, "test": column(run["test"]).float()})
+    names = {"training_batches": "trained", "batches": "batches"}
+    data = {name: [column(batch).float() for batch in run[key]] for name, key in names.items()}
+    exec(lines, {**data, "test": column(run["test"]).float()})
     printed = [float(word) for word in capsys.readouterr().out.split()]
     assert printed == pytest.approx([stale, float(mean.inner_text().replace("−", "-"))], abs=6e-4)
