@@ -7,11 +7,13 @@ import * as batch from "./panels/batch.js";
 import * as evaluation from "./panels/evaluation.js";
 import * as faults from "./panels/faults.js";
 import * as learning from "./panels/network.js";
+import * as stream from "./stream.js";
 import { languages, words } from "./words.js";
 
 const PANELS = [batch, learning, evaluation, faults, backward];
 
-window.batchnormPlay = { normalise, network };
+// For the tests, which compare these numbers with the package's.
+window.batchnormPlay = { normalise, stream, network, words: Object.fromEntries(PANELS.map((panel) => [panel.id, panel.words])) };
 
 const page = document.getElementById("page");
 const asked = new URLSearchParams(location.search).get("lang");

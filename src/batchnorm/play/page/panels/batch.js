@@ -11,6 +11,7 @@ const LOW = -10;
 const HIGH = 10;
 const START = [1.2, 2, 2.6, 3.1, 4.4, 5.2, 6.3, 8.8];
 const MOST = 12;
+const MARGIN = 26; // of the axis, in pixels
 const EPSILONS = [1e-12, 1e-8, 1e-5, 1e-3, 0.01, 0.1, 1];
 
 const state = { points: [...START], chosen: 6, gamma: 1, beta: 0, eps: 1e-5 };
@@ -117,7 +118,7 @@ export function shares(sorted) {
 }
 
 export function mount(root, { t, docs }) {
-  const line = svg("svg", { class: "line", viewBox: "0 0 720 210", role: "group", "aria-label": t("line") });
+  const line = svg("svg", { class: "line", role: "group", "aria-label": t("line") });
   const controls = el("div", { class: "controls" });
   const verdict = el("p", { class: "verdict", role: "status" });
   const steps = el("ol", { class: "steps" });
@@ -158,6 +159,37 @@ export function mount(root, { t, docs }) {
   const front = svg("g");
   line.append(back, front);
 
+  // One unit of the drawing is one pixel, so that points are as large on a phone as on a desktop.
+  const measure = () => Math.round(line.getBoundingClientRect().width);
+  let width = measure();
+  const resize = new ResizeObserver(() => {
+    const now = measure();
+    if (now === width || now === 0) return;
+    width = now;
+    draw();
+  });
+  resize.observe(line);
+
+  function place(x) {
+    return MARGIN + ((x - LOW) / (HIGH - LOW)) * (width - 2 * MARGIN);
+  }
+
+  function band(mean, deviation, y) {
+    const from = Math.max(place(mean - deviation), 0);
+    const to = Math.min(place(mean + deviation), width);
+    return [
+      svg("rect", { class: "band", x: from, y: y - 20, width: Math.max(to - from, 1), height: 40, rx: 6 }),
+      svg("line", { class: "mean", x1: place(mean), x2: place(mean), y1: y - 24, y2: y + 24 }),
+    ];
+  }
+
+  function axis() {
+    return [
+      ...[50, 160].map((y) => svg("line", { class: "axis", x1: place(LOW), x2: place(HIGH), y1: y, y2: y })),
+      ...[-10, -5, 0, 5, 10].map((x) => svg("text", { x: place(x), y: 110, "text-anchor": "middle" }, number(x, 0))),
+    ];
+  }
+
   function build() {
     handles = state.points.map((_, i) => handle(i));
     outputs = state.points.map(() => svg("circle", { class: "after", cy: 160, r: 7 }));
@@ -181,8 +213,8 @@ export function mount(root, { t, docs }) {
     }
     function drag(event) {
       if (!element.hasPointerCapture(event.pointerId)) return;
-      const { left, width } = line.getBoundingClientRect();
-      move(i, value(((event.clientX - left) / width) * 720));
+      const { left } = line.getBoundingClientRect();
+      move(i, LOW + ((event.clientX - left - MARGIN) / (width - 2 * MARGIN)) * (HIGH - LOW));
     }
     return element;
   }
@@ -212,8 +244,10 @@ export function mount(root, { t, docs }) {
 
   function add() {
     if (state.points.length === MOST) return;
-    const widest = [...state.points].sort((a, b) => a - b);
-    state.points.push(Number(Math.max(LOW, widest[0] - 1).toFixed(1)));
+    const sorted = [...state.points].sort((a, b) => a - b);
+    const gaps = sorted.slice(1).map((x, i) => x - sorted[i]);
+    const widest = gaps.indexOf(Math.max(...gaps));
+    state.points.push(Number(((sorted[widest] + sorted[widest + 1]) / 2).toFixed(1)));
     state.chosen = state.points.length - 1;
     build();
   }
@@ -238,6 +272,7 @@ export function mount(root, { t, docs }) {
     const found = normalise(points, state);
     const after = moments(found.output);
     const spread = Math.sqrt(after.variance);
+    line.setAttribute("viewBox", `0 0 ${width} 210`);
     const sigma = Math.sqrt(found.variance);
     back.replaceChildren(
       ...band(found.mean, sigma, 50),
@@ -299,7 +334,7 @@ export function mount(root, { t, docs }) {
   function judge({ normalised, deviation }, sigma) {
     const spread = sigma / deviation;
     let [tone, text] = ["good", t("kept")];
-    if (sigma === 0) [tone, text] = ["warn", t("constantVerdict", { e: short(Math.sqrt(state.eps)) })];
+    if (state.points.every((x) => x === state.points[0])) [tone, text] = ["warn", t("constantVerdict", { e: short(Math.sqrt(state.eps)) })];
     else if (state.gamma === 0) [tone, text] = ["warn", t("collapsed")];
     else if (spread < 0.99) [tone, text] = ["warn", t("flattened", { s: number(spread, 3) })];
     else if (state.gamma < 0) [tone, text] = ["warn", t("mirrored")];
@@ -308,33 +343,12 @@ export function mount(root, { t, docs }) {
   }
 
   build();
-  return { destroy: chart.destroy };
-}
-
-function place(x) {
-  return 36 + ((x - LOW) / (HIGH - LOW)) * 648;
-}
-
-function value(position) {
-  return LOW + ((position - 36) / 648) * (HIGH - LOW);
-}
-
-function band(mean, deviation, y) {
-  const from = Math.max(place(mean - deviation), 0);
-  const to = Math.min(place(mean + deviation), 720);
-  return [
-    svg("rect", { class: "band", x: from, y: y - 20, width: Math.max(to - from, 1), height: 40, rx: 6 }),
-    svg("line", { class: "mean", x1: place(mean), x2: place(mean), y1: y - 24, y2: y + 24 }),
-  ];
-}
-
-function axis() {
-  const ticks = [-10, -5, 0, 5, 10];
-  return [
-    svg("line", { class: "axis", x1: place(LOW), x2: place(HIGH), y1: 50, y2: 50 }),
-    svg("line", { class: "axis", x1: place(LOW), x2: place(HIGH), y1: 160, y2: 160 }),
-    ...ticks.map((x) => svg("text", { x: place(x), y: 112, "text-anchor": "middle" }, number(x, 0))),
-  ];
+  return {
+    destroy() {
+      resize.disconnect();
+      chart.destroy();
+    },
+  };
 }
 
 function bracketed(x, decimals = 2) {

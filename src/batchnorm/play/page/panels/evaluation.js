@@ -53,7 +53,7 @@ export const words = {
     fine: "Both modes agree: in evaluation the outputs have mean {m} and standard deviation {s}.",
     fixed: "Calibrated: the running statistics are now those of {n} batches of the network as it is, taken together. In evaluation the outputs have mean {m} and standard deviation {s}.",
     failed: "Training stopped at step {step}: “Expected more than 1 value per channel when training”. One value has no variance. Leave the last batch out (drop_last=True), or use single=\"population\".",
-    python: "training_batches, test: your data",
+    python: "training_batches, batches, test: your data",
     docsPath: "tools/#calibrate",
     docsTitle: "Tools: Calibrate",
   },
@@ -94,7 +94,7 @@ export const words = {
     fine: "두 모드가 일치합니다. 평가 모드에서 출력의 평균은 {m}, 표준편차는 {s}입니다.",
     fixed: "보정했습니다. 이제 이동 평균 통계량은 현재 신경망에서 얻은 배치 {n}개를 합친 통계량입니다. 평가 모드에서 출력의 평균은 {m}, 표준편차는 {s}입니다.",
     failed: "{step}스텝에서 학습이 멈췄습니다: “Expected more than 1 value per channel when training”. 값이 하나뿐이면 분산을 구할 수 없습니다. 마지막 배치를 빼거나(drop_last=True) single=\"population\"을 쓰세요.",
-    python: "training_batches, test: 내 데이터",
+    python: "training_batches, batches, test: 내 데이터",
     docsPath: "tools/#calibrate",
     docsTitle: "Tools: Calibrate",
   },
@@ -110,7 +110,7 @@ for batch in training_batches:  # ${comment}
     layer(batch)
 layer.eval()
 stale = layer(test)
-calibration = bn.calibrate(layer, training_batches)
+bn.calibrate(layer, batches)
 exact = layer(test)
 print(stale.mean().item(), exact.mean().item())`;
 }
