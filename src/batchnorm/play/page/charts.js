@@ -1,6 +1,6 @@
 // Charts by uPlot: colours from CSS variables, sizes from the page, a text for those who cannot see them.
 import uPlot from "uplot";
-import { el } from "./dom.js";
+import { el, short } from "./dom.js";
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -88,7 +88,7 @@ function chart(parent, { label, keys, lines, xLabel, yLabel, xRange, yRange, log
       cursor: { show: false },
       padding: [8, 12, 0, 0],
       scales: { x: { time: false, range: limited(xRange) }, y: { distr: log ? 3 : 1, range: limited(yRange) } },
-      axes: [axis(xLabel, 28), axis(yLabel, 52)],
+      axes: [axis(xLabel, 28), { ...axis(yLabel, 52), ...(log ? { values: powers } : {}) }],
       series: [{}, ...lines],
     },
     [[], ...lines.map(() => [])],
@@ -114,6 +114,11 @@ function chart(parent, { label, keys, lines, xLabel, yLabel, xRange, yRange, log
       element.remove();
     },
   };
+}
+
+// Ticks of a logarithmic axis, which uPlot would write as 0 below 0.001; those that it leaves out are null.
+function powers(_, ticks) {
+  return ticks.map((tick) => (tick === null ? "" : short(tick)));
 }
 
 // uPlot asks for a range with the data's limits, which are null where there is no data.

@@ -88,20 +88,21 @@ print(layer.running_mean)      # of real values alone`,
         rows: [
           [t("sortedMean"), number(sorted[last], 4), number(shuffled[last], 4), number(exact.mean, 4)],
           [t("sortedAccuracy"), percent(accuracies.sorted), percent(accuracies.shuffled), t("none")],
-          [t("sortedCalibrated"), t("none"), percent(accuracies.calibrated), t("none")],
+          [t("sortedPass"), percent(accuracies.disturbed), percent(accuracies.calibrated), percent(accuracies.shuffled)],
         ],
         verdict: [
           "bad",
           t("sortedVerdict", {
             a: number(100 * accuracies.sorted, 0),
             b: number(100 * accuracies.shuffled, 0),
-            c: number(100 * accuracies.calibrated, 0),
+            c: number(100 * accuracies.disturbed, 0),
+            d: number(100 * accuracies.calibrated, 0),
           }),
         ],
       };
     },
     lines: () => `loader = DataLoader(data, batch_size=16, shuffle=True)  # while training
-bn.calibrate(model, loader)                             # a model that is trained: exact statistics
+bn.calibrate(model, loader)                             # afterwards: exact statistics
 print(model[0].running_mean)`,
   },
   micro: {

@@ -34,7 +34,7 @@ export const words = {
     paddingNone: "There is no padding now, so both columns agree. Move the slider to the left.",
 
     sorted: "Classes in order",
-    sortedSee: "The data is sorted by class and not shuffled, so each batch holds one class. The running mean follows the class that came last. The cure in training is to shuffle. A model that is already trained gets exact statistics from calibrate; what it failed to learn stays unlearned.",
+    sortedSee: "The data is sorted by class and not shuffled, so each batch holds one class. The running mean follows the class that came last. The cure in training is to shuffle. Statistics that were moved afterwards, by one pass over sorted data in training mode, are made exact again by calibrate; it cannot bring back what was never learned.",
     sortedSlider: "Epochs of training",
     sortedChart: "Running mean over one epoch: first all samples around −2, then all around 2",
     sortedOrder: "sorted",
@@ -42,8 +42,8 @@ export const words = {
     sortedExact: "exact",
     sortedMean: "running mean after the epoch",
     sortedAccuracy: "accuracy of a small network, new data",
-    sortedCalibrated: "the sorted one, after calibrate",
-    sortedVerdict: "Trained on sorted batches the network gets {a} % right, on shuffled ones {b} %. Exact statistics alone bring the first to {c} %.",
+    sortedPass: "trained well, then one sorted pass in training mode; cure: calibrate",
+    sortedVerdict: "Trained on sorted batches, the network gets {a} % right; on shuffled ones, {b} %. One sorted pass in training mode takes the good network to {c} %, and calibrate back to {d} %.",
 
     micro: "Micro-batches",
     microSee: "The batch of 32 does not fit into memory, so its gradient is added up over micro-batches. Each micro-batch is normalised by itself, so the sum is not the gradient of the batch of 32. big_batch lets all micro-batches share their moments, forward and backward.",
@@ -99,7 +99,7 @@ export const words = {
     paddingNone: "지금은 패딩이 없어서 두 열이 같습니다. 슬라이더를 왼쪽으로 옮겨 보세요.",
 
     sorted: "클래스 순서대로",
-    sortedSee: "데이터를 섞지 않아 클래스 순서로 정렬되어 있고, 배치마다 한 클래스만 들어 있습니다. 이동 평균은 마지막에 나온 클래스를 따라갑니다. 학습할 때의 해결책은 섞는 것입니다. 이미 학습된 모델은 calibrate로 정확한 통계량을 얻을 수 있지만, 배우지 못한 것까지 되살아나지는 않습니다.",
+    sortedSee: "데이터를 섞지 않아 클래스 순서로 정렬되어 있고, 배치마다 한 클래스만 들어 있습니다. 이동 평균은 마지막에 나온 클래스를 따라갑니다. 학습할 때의 해결책은 섞는 것입니다. 학습이 끝난 뒤 정렬된 데이터가 학습 모드로 한 번 지나가서 틀어진 통계량은 calibrate로 다시 정확하게 만들 수 있습니다. 다만 애초에 배우지 못한 것까지 되살리지는 못합니다.",
     sortedSlider: "학습 에포크 수",
     sortedChart: "한 에포크 동안의 이동 평균: 먼저 −2 근처의 표본 전부, 다음에 2 근처의 표본 전부",
     sortedOrder: "정렬됨",
@@ -107,8 +107,8 @@ export const words = {
     sortedExact: "정확한 값",
     sortedMean: "에포크가 끝난 뒤의 이동 평균",
     sortedAccuracy: "작은 신경망의 새 데이터 정확도",
-    sortedCalibrated: "정렬된 쪽에 calibrate를 적용한 뒤",
-    sortedVerdict: "정렬된 배치로 학습한 신경망의 정확도는 {a} %, 섞은 배치로 학습하면 {b} %입니다. 정확한 통계량만으로는 앞의 것이 {c} %가 됩니다.",
+    sortedPass: "잘 학습한 뒤 학습 모드로 정렬된 데이터를 한 번 통과 (해결책: calibrate)",
+    sortedVerdict: "정렬된 배치로 학습하면 정확도가 {a} %, 섞은 배치로 학습하면 {b} %입니다. 잘 학습된 신경망도 학습 모드에서 정렬된 데이터를 한 번 통과하면 {c} %로 떨어지고, calibrate를 적용하면 {d} %로 돌아옵니다.",
 
     micro: "마이크로배치",
     microSee: "크기 32인 배치가 메모리에 들어가지 않아 마이크로배치로 나누어 기울기를 더합니다. 마이크로배치마다 따로 정규화되므로 그 합은 크기 32인 배치의 기울기가 아닙니다. big_batch는 순전파와 역전파에서 모든 마이크로배치가 통계량을 함께 쓰게 합니다.",

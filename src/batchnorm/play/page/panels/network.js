@@ -22,9 +22,10 @@ const COLORS = { plain: "--blue", norm: "--orange" };
 export const PRESETS = {
   deep: {},
   exploding: { depth: 20, start: "large", rate: 0.01 },
-  fast: { depth: 6, start: "he", rate: 1 },
+  fast: { depth: 6, start: "he", rate: 0.3 },
+  he: { start: "he", rate: 0.01 },
   shallow: { depth: 3, start: "he", rate: 0.03 },
-  tiny: { depth: 3, start: "he", rate: 0.03, batchSize: 2 },
+  tiny: { depth: 3, start: "he", rate: 0.01, batchSize: 2 },
 };
 
 const state = { preset: "deep", settings: { ...DEFAULTS }, playing: true };
@@ -170,7 +171,7 @@ export function mount(root, { t, docs }) {
     losses.set(history.steps, history.losses, t("describeLoss", text));
     byLayer(gradients, shown.arms.map((arm) => relative(arm.gradients)));
     byLayer(spreads, shown.arms.map((arm) => arm.spreads ?? []));
-    const [tone, sentence] = judge(shown, state.settings, t);
+    const [tone, sentence] = judge(shown, state.settings, 1 / data.classes, t);
     verdict.className = `verdict ${tone}`;
     verdict.textContent = sentence;
     root.dataset.steps = steps;
@@ -227,19 +228,22 @@ function armView(arm, t) {
 const percent = (share) => number(100 * share, 0);
 
 /** The tone and the sentence for what the networks show so far. */
-export function judge({ steps, arms: [plain, norm] }, settings, t) {
+export function judge({ steps, arms: [plain, norm] }, settings, chance, t) {
   const values = { n: steps, a: percent(plain.accuracy), b: percent(norm.accuracy), s: settings.batchSize };
   if (plain.divergedAt && norm.divergedAt) return ["bad", t("bothDiverged")];
   if (norm.divergedAt) return ["bad", t("normDiverged", { n: norm.divergedAt })];
   if (plain.divergedAt) return ["good", `${t("diverged", { n: plain.divergedAt })} ${t("better", values)}`];
   if (steps < 100) return ["", t("early")];
+  if (Math.max(plain.accuracy, norm.accuracy) < 1.3 * chance) return ["bad", t("neither", values)];
   const gap = norm.accuracy - plain.accuracy;
-  if (gap > 0.05) return ["good", `${t("better", values)} ${reason(relative(plain.gradients)[0], t)}`];
+  if (gap > 0.05) return ["good", `${t("better", values)} ${reason(plain.gradients, t)}`];
   if (gap < -0.05) return ["bad", t(settings.batchSize <= 4 ? "worseTiny" : "worse", values)];
   return ["warn", t(Math.min(plain.accuracy, norm.accuracy) > 0.9 ? "both" : "similar", values)];
 }
 
-function reason(ratio, t) {
-  if (ratio < 0.1) return t("vanishing", { g: ratio > 0 ? short(ratio, 2) : "0" });
+function reason(gradients, t) {
+  if (gradients.every((gradient) => gradient === 0)) return t("dead");
+  const [ratio] = relative(gradients);
+  if (ratio < 0.1) return t("vanishing", { g: short(ratio, 2) });
   return ratio > 10 ? t("explodes", { g: short(ratio, 2) }) : "";
 }

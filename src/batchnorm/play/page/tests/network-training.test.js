@@ -34,9 +34,14 @@ test("large weights explode without batch norm", () => {
 });
 
 test("a large learning rate diverges without batch norm", () => {
-  const [plain, norm] = trained({ depth: 6, start: "he", rate: 1 }, 300);
+  const [plain, norm] = trained({ depth: 6, start: "he", rate: 0.3 }, 300);
   assert.ok(plain.divergedAt !== null || plain.accuracy < 0.8, `without ${plain.accuracy}`);
   assert.ok(norm.accuracy > 0.9, `with batch norm ${norm.accuracy}`);
+});
+
+test("He's first weights and a small rate do without batch norm", () => {
+  const [plain, norm] = trained({ start: "he", rate: 0.01 }, 500);
+  assert.ok(plain.accuracy > 0.95 && norm.accuracy > 0.95);
 });
 
 test("a shallow network at a small rate needs no batch norm", () => {
@@ -45,7 +50,7 @@ test("a shallow network at a small rate needs no batch norm", () => {
 });
 
 test("with batches of two batch norm does harm", () => {
-  const [plain, norm] = trained({ depth: 3, start: "he", rate: 0.03, batchSize: 2 }, 600);
+  const [plain, norm] = trained({ depth: 3, start: "he", rate: 0.01, batchSize: 2 }, 600);
   assert.ok(plain.accuracy > norm.accuracy + 0.05, `${plain.accuracy} without, ${norm.accuracy} with`);
 });
 
@@ -118,6 +123,9 @@ test("faults: the wrong numbers are wrong, and the cures cure", () => {
   assert.ok(Math.abs(sorted.at(-1) - exact.mean) > 1 && Math.abs(shuffled.at(-1) - exact.mean) < 0.5);
   const { accuracies } = sortedClasses();
   assert.ok(accuracies.shuffled > 0.9 && accuracies.sorted < accuracies.shuffled - 0.2, JSON.stringify(accuracies));
+
+  assert.ok(accuracies.disturbed < accuracies.shuffled - 0.1, JSON.stringify(accuracies));
+  assert.ok(Math.abs(accuracies.calibrated - accuracies.shuffled) < 0.03, JSON.stringify(accuracies));
 
   const { errors } = microBatches({ size: 4 });
   assert.ok(errors.added > 0.05 && errors.merged < 1e-12, JSON.stringify(errors));
