@@ -41,7 +41,7 @@ export function train({ steps, momentum, batchSize, single, seed = 5 }) {
 /** Values that the layer sees once training has stopped at `step`: for calibration in batches, and for a test. */
 export function after(step, batchSize, seed = 6) {
   const generator = random(seed);
-  const batches = Array.from({ length: Math.max(4, Math.ceil(256 / batchSize)) }, () => batch(generator, step, batchSize));
+  const batches = Array.from({ length: 1024 / batchSize }, () => batch(generator, step, batchSize));
   return { batches, test: batch(generator, step, TEST) };
 }
 

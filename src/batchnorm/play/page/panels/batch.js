@@ -120,6 +120,7 @@ export function shares(sorted) {
 export function mount(root, { t, docs }) {
   const line = svg("svg", { class: "line", role: "group", "aria-label": t("line") });
   const controls = el("div", { class: "controls" });
+  const buttons = el("div", { class: "controls" });
   const verdict = el("p", { class: "verdict", role: "status" });
   const steps = el("ol", { class: "steps" });
   const table = el("div", { class: "scroll", tabindex: "0", role: "region", "aria-label": t("table") });
@@ -130,15 +131,16 @@ export function mount(root, { t, docs }) {
     line,
     el("p", { class: "note" }, `${t("meanBand")}. ${t("keys")}`),
     controls,
+    buttons,
     verdict,
     el("div", { class: "columns" }, left, right),
     table,
   );
 
-  button(controls, { label: t("add"), onclick: add });
-  button(controls, { label: t("remove"), onclick: remove });
-  button(controls, { label: t("constant"), onclick: () => change({ points: state.points.map(() => 3) }) });
-  button(controls, { label: t("reset"), onclick: reset });
+  button(buttons, { label: t("add"), onclick: add });
+  button(buttons, { label: t("remove"), onclick: remove });
+  button(buttons, { label: t("constant"), onclick: () => change({ points: state.points.map(() => 3) }) });
+  button(buttons, { label: t("reset"), onclick: reset });
   const gamma = slider(controls, { label: t("gamma"), min: -2.5, max: 2.5, step: 0.1, value: state.gamma, format: (v) => number(v, 1), oninput: (v) => change({ gamma: v }) });
   const beta = slider(controls, { label: t("beta"), min: -2, max: 2, step: 0.1, value: state.beta, format: (v) => number(v, 1), oninput: (v) => change({ beta: v }) });
   const eps = slider(controls, { label: t("eps"), values: EPSILONS, value: state.eps, format: (v) => short(v), oninput: (v) => change({ eps: v }) });

@@ -53,7 +53,7 @@ export const words = {
     fine: "Both modes agree: in evaluation the outputs have mean {m} and standard deviation {s}.",
     fixed: "Calibrated: the running statistics are now those of {n} batches of the network as it is, taken together. In evaluation the outputs have mean {m} and standard deviation {s}.",
     failed: "Training stopped at step {step}: “Expected more than 1 value per channel when training”. One value has no variance. Leave the last batch out (drop_last=True), or use single=\"population\".",
-    python: "training_batches, batches, test: your data",
+    python: "training_batches, batches and test are your data",
     docsPath: "tools/#calibrate",
     docsTitle: "Tools: Calibrate",
   },
@@ -94,7 +94,7 @@ export const words = {
     fine: "두 모드가 일치합니다. 평가 모드에서 출력의 평균은 {m}, 표준편차는 {s}입니다.",
     fixed: "보정했습니다. 이제 이동 평균 통계량은 현재 신경망에서 얻은 배치 {n}개를 합친 통계량입니다. 평가 모드에서 출력의 평균은 {m}, 표준편차는 {s}입니다.",
     failed: "{step}스텝에서 학습이 멈췄습니다: “Expected more than 1 value per channel when training”. 값이 하나뿐이면 분산을 구할 수 없습니다. 마지막 배치를 빼거나(drop_last=True) single=\"population\"을 쓰세요.",
-    python: "training_batches, batches, test: 내 데이터",
+    python: "training_batches, batches, test는 내 데이터",
     docsPath: "tools/#calibrate",
     docsTitle: "Tools: Calibrate",
   },
@@ -103,10 +103,11 @@ export const words = {
 /** The lines of Python that do what the panel does. */
 export function lines({ momentum, single }, comment) {
   const option = single === "population" ? ', single="population"' : "";
-  return `import batchnorm as bn
+  return `# ${comment}
+import batchnorm as bn
 
 layer = bn.BatchNorm(1, momentum=${momentum}${option})
-for batch in training_batches:  # ${comment}
+for batch in training_batches:
     layer(batch)
 layer.eval()
 stale = layer(test)
