@@ -88,7 +88,7 @@ function chart(parent, { label, keys, lines, xLabel, yLabel, xRange, yRange, log
       cursor: { show: false },
       padding: [8, 12, 0, 0],
       scales: { x: { time: false, range: limited(xRange) }, y: { distr: log ? 3 : 1, range: limited(yRange) } },
-      axes: [axis(xLabel, 28), { ...axis(yLabel, 52), ...(log ? { values: powers } : {}) }],
+      axes: [axis(xLabel, 28), log ? decades(axis(yLabel, 52)) : axis(yLabel, 52)],
       series: [{}, ...lines],
     },
     [[], ...lines.map(() => [])],
@@ -116,9 +116,13 @@ function chart(parent, { label, keys, lines, xLabel, yLabel, xRange, yRange, log
   };
 }
 
-// Ticks of a logarithmic axis, which uPlot would write as 0 below 0.001; those that it leaves out are null.
-function powers(_, ticks) {
-  return ticks.map((tick) => (tick === null ? "" : short(tick)));
+// A logarithmic axis has a line a power of ten; uPlot would draw nine, and write 0 for what is below 0.001.
+function decades(axis) {
+  return {
+    ...axis,
+    values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))),
+    grid: { ...axis.grid, filter: (_, ticks) => ticks.map((tick) => (Number.isInteger(Number(Math.log10(tick).toFixed(9))) ? tick : null)) },
+  };
 }
 
 // uPlot asks for a range with the data's limits, which are null where there is no data.

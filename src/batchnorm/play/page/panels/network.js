@@ -58,22 +58,23 @@ export function mount(root, { t, docs }) {
   const setting = el("div", { class: "controls" });
   const verdict = el("p", { class: "verdict" });
   const arms = ARMS.map((arm) => armView(arm, t));
-  const charts = el("div", { class: "columns" });
+  const beside = el("div", { class: "beside" });
+  const below = el("div", { class: "columns" });
   root.append(
     el("p", { class: "see" }, t("see")),
     controls,
-    el("div", { class: "arms" }, ...arms.map(({ element }) => element)),
+    el("div", { class: "arms" }, ...arms.map(({ element }) => element), beside),
     verdict,
     setting,
-    charts,
-    el("p", { class: "note" }, t("honest")),
+    below,
   );
 
   const series = ARMS.map((arm) => ({ label: t(arm), color: COLORS[arm] }));
   const dotted = series.map((line) => ({ ...line, points: true }));
-  const gradients = lineChart(charts, { label: t("gradientChart"), series: dotted, xLabel: t("layerAxis"), log: true });
-  const losses = lineChart(charts, { label: t("lossChart"), series, xLabel: t("stepAxis"), log: true });
-  const spreads = lineChart(charts, { label: t("spreadChart"), series: dotted, xLabel: t("layerAxis"), log: true });
+  const gradients = lineChart(beside, { label: t("gradientChart"), series: dotted, xLabel: t("layerAxis"), log: true, height: 170 });
+  const losses = lineChart(beside, { label: t("lossChart"), series, xLabel: t("stepAxis"), log: true, height: 170 });
+  const spreads = lineChart(below, { label: t("spreadChart"), series: dotted, xLabel: t("layerAxis"), log: true });
+  below.append(el("p", { class: "note" }, t("honest")));
 
   const play = button(controls, { label: "", primary: true, onclick: () => run(!state.playing) });
   button(controls, { label: t("step"), onclick: step });

@@ -124,7 +124,7 @@ test("faults: the wrong numbers are wrong, and the cures cure", () => {
   const { accuracies } = sortedClasses();
   assert.ok(accuracies.shuffled > 0.9 && accuracies.sorted < accuracies.shuffled - 0.2, JSON.stringify(accuracies));
 
-  assert.ok(accuracies.disturbed < accuracies.shuffled - 0.1, JSON.stringify(accuracies));
+  assert.ok(accuracies.disturbed < accuracies.shuffled - 0.05, JSON.stringify(accuracies));
   assert.ok(Math.abs(accuracies.calibrated - accuracies.shuffled) < 0.03, JSON.stringify(accuracies));
 
   const { errors } = microBatches({ size: 4 });
