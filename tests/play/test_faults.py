@@ -95,7 +95,7 @@ def test_micro_batches(tab: Any) -> None:
     model = nn.Sequential(*layers, nn.Linear(8, 2))
     with torch.no_grad():
         for parameter, value in zip(model.parameters(), found["network"]["parameters"], strict=True):
-            parameter.copy_(doubles(value["value"]).reshape(parameter.shape))
+            parameter.copy_(doubles(value["value"], *parameter.shape))
 
     def gradient(model: nn.Module) -> torch.Tensor:
         return torch.cat([parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None])

@@ -23,7 +23,11 @@ def run(text: str, **names: Any) -> dict[str, Any]:
 def call(tab: Any, expression: str, argument: Any = None) -> Any:
     """A JavaScript function of the argument, with the engine as `network`; typed arrays come back as lists."""
     plain = "(v) => JSON.parse(JSON.stringify(v, (_, x) => ArrayBuffer.isView(x) ? Array.from(x, String) : x))"
-    return numbers(tab.evaluate(f"(a) => {{ const {{ network }} = batchnormPlay; return ({plain})(({expression})(a)); }}", argument))
+    return numbers(
+        tab.evaluate(
+            f"(a) => {{ const {{ network }} = batchnormPlay; return ({plain})(({expression})(a)); }}", argument
+        )
+    )
 
 
 def numbers(value: Any) -> Any:

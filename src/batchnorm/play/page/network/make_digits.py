@@ -1,6 +1,6 @@
 """Writes digits.js: 600 of scikit-learn's 8×8 digits, 60 of each class, one letter (base 17) a pixel.
 
-    python src/batchnorm/play/page/network/make_digits.py > src/batchnorm/play/page/network/digits.js
+python src/batchnorm/play/page/network/make_digits.py > src/batchnorm/play/page/network/digits.js
 """
 
 from sklearn.datasets import load_digits

@@ -20,8 +20,6 @@ export const words = {
     withNorm: "With batch norm: ∂y of the column / ∂x of the row",
     frozenNorm: "With frozen statistics: ∂y of the column / ∂x of the row",
     without: "Without batch norm, y = γ·x + β",
-    sample: "x{i}",
-    output: "y{i}",
     cell: "gradient of sample {i} from output {j}: {v}",
     samples: "Samples in the batch",
     spread: "Spread of the batch",
@@ -30,7 +28,7 @@ export const words = {
     again: "Other numbers",
     formula: "The formula with your numbers",
     step1: "dy is 1 at output {j} and 0 elsewhere, so mean(dy) = 1/{n} = ",
-    step2: "mean(dy · x̂) = x̂{j} / {n} = {h} / {n} = ",
+    step2: "mean(dy · x̂) = x̂{k} / {n} = {h} / {n} = ",
     step3: "dx{i} = γ/√(σ² + ε) · (dy{i} − mean(dy) − x̂{i} · mean(dy · x̂))",
     frozenStep: "The running statistics do not depend on the batch, so dx{i} = γ/√(running variance + ε) · dy{i}",
     sum: "Sum of the column",
@@ -48,8 +46,6 @@ export const words = {
     withNorm: "배치 정규화 있음: ∂y(열) / ∂x(행)",
     frozenNorm: "통계량을 동결했을 때: ∂y(열) / ∂x(행)",
     without: "배치 정규화 없음, y = γ·x + β",
-    sample: "x{i}",
-    output: "y{i}",
     cell: "출력 {j}에서 오는 표본 {i}의 기울기: {v}",
     samples: "배치의 표본 수",
     spread: "배치의 퍼짐",
@@ -58,7 +54,7 @@ export const words = {
     again: "다른 숫자로",
     formula: "내 숫자로 따라가는 수식",
     step1: "dy는 출력 {j}에서만 1이고 나머지는 0이므로 mean(dy) = 1/{n} = ",
-    step2: "mean(dy · x̂) = x̂{j} / {n} = {h} / {n} = ",
+    step2: "mean(dy · x̂) = x̂{k} / {n} = {h} / {n} = ",
     step3: "dx{i} = γ/√(σ² + ε) · (dy{i} − mean(dy) − x̂{i} · mean(dy · x̂))",
     frozenStep: "이동 통계량은 배치에 의존하지 않으므로 dx{i} = γ/√(이동 분산 + ε) · dy{i}",
     sum: "열의 합",
@@ -138,9 +134,9 @@ export function mount(root, { t, docs }) {
   }
 
   function matrix(caption, x, values, most, clickable) {
-    const head = el("tr", {}, el("td", {}), ...x.map((_, j) => el("th", { scope: "col" }, t("output", { i: j + 1 }))));
+    const head = el("tr", {}, el("td", {}), ...x.map((_, j) => el("th", { scope: "col" }, `y${low(j)}`)));
     const rows = values.map((row, i) =>
-      el("tr", {}, el("th", { scope: "row" }, `${t("sample", { i: i + 1 })} = ${number(x[i])}`), ...row.map((v, j) => cell(v, i, j, most, clickable))),
+      el("tr", {}, el("th", { scope: "row" }, `x${low(i)} = ${number(x[i])}`), ...row.map((v, j) => cell(v, i, j, most, clickable))),
     );
     const table = el("table", { class: "matrix" }, el("caption", {}, caption), el("thead", {}, head), el("tbody", {}, ...rows));
     if (clickable) table.addEventListener("keydown", press);
@@ -179,7 +175,7 @@ export function mount(root, { t, docs }) {
     const n = x.length;
     const mean = 1 / n;
     const product = normalised[j] / n;
-    const names = { i: i + 1, j: j + 1, n, h: number(normalised[j], 4) };
+    const names = { i: low(i), j: j + 1, k: low(j), n, h: number(normalised[j], 4) };
     const shown = `= ${number(gamma * scale, 4)} · (${dy[i]} − ${number(mean, 4)} − ${bracketed(normalised[i])} · ${bracketed(product)}) = `;
     return [
       el("li", {}, t("step1", names), el("b", {}, number(mean, 4))),
@@ -191,7 +187,7 @@ export function mount(root, { t, docs }) {
   function frozenSteps({ dx, scale }) {
     const { gamma, sample: i, output: j } = state;
     const text = ` = ${number(gamma * scale, 4)} · ${i === j ? 1 : 0} = `;
-    return [el("li", {}, t("frozenStep", { i: i + 1 }), text, el("b", {}, number(dx[i], 4)))];
+    return [el("li", {}, t("frozenStep", { i: low(i) }), text, el("b", {}, number(dx[i], 4)))];
   }
 
   function totals({ dx, normalised, scale }) {
@@ -215,6 +211,9 @@ export function mount(root, { t, docs }) {
   draw();
   return { destroy() {} };
 }
+
+/** The number of a sample as a subscript. */
+const low = (index) => "₁₂₃₄₅₆₇₈"[index];
 
 function bracketed(x) {
   const text = number(x, 4);
