@@ -12,9 +12,8 @@ from tests.support.page_snippets import call, close, run, shown
 
 def matrix(tab: Any) -> torch.Tensor:
     rows = tab.locator("#backward .matrix").first.locator("tbody tr").all()
-    return torch.tensor(
-        [[float(text.replace("−", "-")) for text in row.locator("td").all_inner_texts()] for row in rows]
-    )
+    texts = [row.locator("td").all_inner_texts() for row in rows]
+    return torch.tensor([[float(text.replace("−", "-")) for text in row] for row in texts])
 
 
 def column(tab: Any) -> torch.Tensor:

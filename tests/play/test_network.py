@@ -1,6 +1,7 @@
 """Panel 2, a network learns: its engine computes what torch and this package compute, and the page shows it live."""
 
 import importlib.util
+import itertools
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,11 +58,13 @@ STEPS = """(settings) => {
   const steps = [1, 2, 3].map(() => {
     const indices = batches.next();
     comparison.step();
-    return { inputs: network.rowsOf(data.train.inputs, data.features, indices), labels: indices.map((i) => data.train.labels[i]),
-      losses: trainers.map(({ loss }) => loss) };
+    const labels = indices.map((i) => data.train.labels[i]);
+    const inputs = network.rowsOf(data.train.inputs, data.features, indices);
+    return { inputs, labels, losses: trainers.map(({ loss }) => loss) };
   });
   const outputs = trainers.map((trainer) => trainer.network.evaluate(data.test.inputs));
-  return { before, steps, after: parameters(), outputs, test: data.test.inputs, features: data.features, classes: data.classes };
+  const { features, classes, test } = data;
+  return { before, steps, after: parameters(), outputs, test: test.inputs, features, classes };
 }"""
 
 
@@ -116,9 +119,8 @@ def test_the_lines_make_the_network_shown(tab: Any, preset: str) -> None:
     start = tab.input_value("#network select >> nth=2")
     built = call(tab, script % f"depth: {depth}, start: '{start}'")
     ours = torch.tensor([layer["weight"]["value"] for layer in built["layers"][2:-2:2]])
-    theirs = torch.stack(
-        [layer.weight.flatten() for layer in model if isinstance(layer, nn.Linear) if layer.in_features == 16][:-1]
-    )
+    hidden = [layer for layer in model if isinstance(layer, nn.Linear) and layer.in_features == 16][:-1]
+    theirs = torch.stack([layer.weight.flatten() for layer in hidden])
     assert ours.std() == pytest.approx(theirs.std().item(), rel=0.15)
 
 
@@ -193,7 +195,7 @@ def test_frames_stay_smooth_while_it_trains(tab: Any) -> None:
       const frame = (now) => times.push(now) < 90 ? requestAnimationFrame(frame) : done(times);
       requestAnimationFrame(frame);
     })""")
-    between = sorted(b - a for a, b in zip(times, times[1:], strict=False))
+    between = sorted(b - a for a, b in itertools.pairwise(times))
     assert between[len(between) // 2] < 1000 / 30
 
 
