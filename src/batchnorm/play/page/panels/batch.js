@@ -279,10 +279,10 @@ export function mount(root, { t, docs }) {
     back.replaceChildren(
       ...band(found.mean, sigma, 50),
       ...band(after.mean, spread, 160),
-      ...axis(),
       svg("text", { x: 8, y: 20 }, t("before")),
       svg("text", { x: 8, y: 204 }, t("after")),
       ...points.map((x, i) => svg("line", { class: "link", x1: place(x), y1: 50, x2: place(found.output[i]), y2: 160 })),
+      ...axis(),
     );
     points.forEach((x, i) => {
       handles[i].setAttribute("transform", `translate(${place(x)} 50)`);
