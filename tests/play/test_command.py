@@ -121,7 +121,7 @@ def clone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, opened: list[str]) ->
 def test_a_clone_builds_the_page_and_says_so(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clone: Any, opened: list[str]
 ) -> None:
-    clone(f"echo \"$0 $*\" >> calls\n[ \"$1\" = ci ] || echo '<html lang=\"en\">' > {play.BUILT}")
+    clone(f'echo "$0 $*" >> calls\n[ "$1" = ci ] || echo \'<html lang="en">\' > {play.BUILT}')
     assert run(monkeypatch) == 0
     assert "building the page, with npm" in capsys.readouterr().err
     calls = (play.SOURCES / "calls").read_text().splitlines()

@@ -12,7 +12,8 @@ CLOSE = 1e-5
 
 
 def js(tab: Any, expression: str, *arguments: Any) -> Any:
-    return tab.evaluate(f"(given) => {{ const {{ normalise: n, stream: s }} = batchnormPlay; return {expression}; }}", [*arguments])
+    body = f"const {{ normalise: n, stream: s }} = batchnormPlay; return {expression};"
+    return tab.evaluate(f"(given) => {{ {body} }}", [*arguments])
 
 
 def flat(x: Tensor) -> list[float]:
@@ -118,7 +119,7 @@ def shown(tab: Any) -> list[float]:
     return [value for _, value in sorted(pairs)]
 
 
-@pytest.mark.parametrize("settings", [{}, {"γ (scale)": -1.5, "β (shift)": 0.7, "ε (added to the variance)": 5}])
+@pytest.mark.parametrize("settings", [{}, {"γ (scale)": -1.5, "β (shift)": 0.7, "ε (added to σ²)": 5}])
 def test_the_lines_of_panel_1_give_what_it_shows(tab: Any, settings: dict[str, float]) -> None:
     for label, value in settings.items():
         tab.get_by_label(label, exact=True).evaluate(

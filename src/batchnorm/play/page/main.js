@@ -99,4 +99,4 @@ function known(t) {
 
 render(asked in languages ? asked : document.documentElement.lang);
 // The sections did not exist when the browser looked for the address's anchor.
-if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView();
+if (location.hash) document.getElementById(location.hash.slice(1))?.scrollIntoView({ behavior: "instant" });

@@ -26,14 +26,14 @@ export const words = {
     value: "{x}, normalised {y}",
     before: "before: x",
     after: "after: y",
-    meanBand: "dashed: mean; band: mean ± standard deviation",
+    meanBand: "Dashed: mean. Band: mean ± standard deviation",
     add: "Add a point",
     remove: "Remove the chosen point",
     constant: "A constant batch",
     reset: "Reset",
     gamma: "γ (scale)",
     beta: "β (shift)",
-    eps: "ε (added to the variance)",
+    eps: "ε (added to σ²)",
     steps: "The formula with your numbers",
     step1: "Mean",
     step2: "Variance",
@@ -71,7 +71,7 @@ export const words = {
     reset: "처음으로",
     gamma: "γ (크기)",
     beta: "β (이동)",
-    eps: "ε (분산에 더하는 값)",
+    eps: "ε (σ²에 더하는 값)",
     steps: "내 숫자로 따라가는 수식",
     step1: "평균",
     step2: "분산",
@@ -279,10 +279,10 @@ export function mount(root, { t, docs }) {
     back.replaceChildren(
       ...band(found.mean, sigma, 50),
       ...band(after.mean, spread, 160),
-      ...axis(),
       svg("text", { x: 8, y: 20 }, t("before")),
       svg("text", { x: 8, y: 204 }, t("after")),
       ...points.map((x, i) => svg("line", { class: "link", x1: place(x), y1: 50, x2: place(found.output[i]), y2: 160 })),
+      ...axis(),
     );
     points.forEach((x, i) => {
       handles[i].setAttribute("transform", `translate(${place(x)} 50)`);

@@ -132,7 +132,7 @@ export function mount(root, { t, docs }) {
   const numbers = el("dl", { class: "numbers" });
   const left = el("div", {});
   const right = el("div", {});
-  root.append(el("p", { class: "see" }, t("see")), controls, verdict, el("div", { class: "columns" }, left, right), numbers);
+  root.append(el("p", { class: "see" }, t("see")), controls, verdict, numbers, el("div", { class: "columns" }, left, right));
 
   const steps = slider(controls, { label: t("steps"), min: 1, max: STEPS, step: 1, value: state.steps, oninput: (v) => change({ steps: v }) });
   slider(controls, { label: t("momentum"), values: MOMENTA, value: state.momentum, oninput: (v) => change({ momentum: v }) });
