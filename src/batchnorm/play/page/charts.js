@@ -1,6 +1,6 @@
 // Charts by uPlot: colours from CSS variables, sizes from the page, a text for those who cannot see them.
 import uPlot from "uplot";
-import { el } from "./dom.js";
+import { el, short } from "./dom.js";
 
 const dark = matchMedia("(prefers-color-scheme: dark)");
 
@@ -88,7 +88,7 @@ function chart(parent, { label, keys, lines, xLabel, yLabel, xRange, yRange, log
       cursor: { show: false },
       padding: [8, 12, 0, 0],
       scales: { x: { time: false, range: limited(xRange) }, y: { distr: log ? 3 : 1, range: limited(yRange) } },
-      axes: [axis(xLabel, 28), axis(yLabel, 52)],
+      axes: [axis(xLabel, 28), log ? decades(axis(yLabel, 52)) : axis(yLabel, 52)],
       series: [{}, ...lines],
     },
     [[], ...lines.map(() => [])],
@@ -113,6 +113,15 @@ function chart(parent, { label, keys, lines, xLabel, yLabel, xRange, yRange, log
       plot.destroy();
       element.remove();
     },
+  };
+}
+
+// A logarithmic axis has a line a power of ten; uPlot would draw nine, and write 0 for what is below 0.001.
+function decades(axis) {
+  return {
+    ...axis,
+    values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))),
+    grid: { ...axis.grid, filter: (_, ticks) => ticks.map((tick) => (Number.isInteger(Number(Math.log10(tick).toFixed(9))) ? tick : null)) },
   };
 }
 

@@ -1,15 +1,19 @@
 // The shell: header, language switch, the panels in order, sources. A language switch mounts every panel anew.
 import { el } from "./dom.js";
+import * as network from "./network/exports.js";
 import * as normalise from "./normalise.js";
+import * as backward from "./panels/backward.js";
 import * as batch from "./panels/batch.js";
 import * as evaluation from "./panels/evaluation.js";
+import * as faults from "./panels/faults.js";
+import * as learning from "./panels/network.js";
 import * as stream from "./stream.js";
 import { languages, words } from "./words.js";
 
-const PANELS = [batch, evaluation];
+const PANELS = [batch, learning, evaluation, faults, backward];
 
 // For the tests, which compare these numbers with the package's.
-window.batchnormPlay = { normalise, stream, words: Object.fromEntries(PANELS.map((panel) => [panel.id, panel.words])) };
+window.batchnormPlay = { normalise, stream, network, words: Object.fromEntries(PANELS.map((panel) => [panel.id, panel.words])) };
 
 const page = document.getElementById("page");
 const asked = new URLSearchParams(location.search).get("lang");
