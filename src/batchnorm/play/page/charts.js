@@ -6,10 +6,11 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 
 /**
  * Lines over one x axis. `series`: [{ label, color: "--blue", dash, width, points }], colours by CSS variable.
- * `log` makes the y axis logarithmic; `yRange` and `xRange` fix an axis: [low, high], where null means "by the data".
+ * `log` makes the y axis logarithmic, without what is not above 0; `whole` has ticks of x at whole numbers only;
+ * `yRange` and `xRange` fix an axis: [low, high], where null means "by the data", and y is log₁₀ of a value with `log`.
  * Returns { set(x, ys, text), destroy() }; `text` describes the picture to a screen reader.
  */
-export function lineChart(parent, { label, series, xLabel = "", yLabel = "", xRange, yRange, log = false, height = 220 }) {
+export function lineChart(parent, { label, series, xLabel = "", yLabel = "", xRange, yRange, log = false, whole = false, height = 220 }) {
   const lines = series.map(({ label, color, dash, width = 2, points = false }) => ({
     label,
     width,
@@ -17,7 +18,7 @@ export function lineChart(parent, { label, series, xLabel = "", yLabel = "", xRa
     stroke: () => css(color),
     points: { show: points, size: 5, fill: () => css(color) },
   }));
-  return chart(parent, { label, keys: series, lines, xLabel, yLabel, xRange, yRange, log, height });
+  return chart(parent, { label, keys: series, lines, xLabel, yLabel, xRange, yRange, log, whole, height });
 }
 
 /**
@@ -61,7 +62,7 @@ export function binned(lists, [low, high], bins) {
   return { centres, shares };
 }
 
-function chart(parent, { label, keys, lines, xLabel, yLabel, xRange, yRange, log, height }) {
+function chart(parent, { label, keys, lines, xLabel, yLabel, xRange, yRange, log, whole, height }) {
   const host = el("div", { class: "plot" });
   const description = el("p", { class: "hidden" });
   const key = el("ul", { class: "key", "aria-hidden": "true" });
@@ -87,8 +88,8 @@ function chart(parent, { label, keys, lines, xLabel, yLabel, xRange, yRange, log
       legend: { show: false },
       cursor: { show: false },
       padding: [8, 12, 0, 0],
-      scales: { x: { time: false, range: limited(xRange) }, y: { distr: log ? 3 : 1, range: limited(yRange) } },
-      axes: [axis(xLabel, 28), log ? decades(axis(yLabel, 52)) : axis(yLabel, 52)],
+      scales: { x: { time: false, range: limited(xRange) }, y: { range: limited(yRange) } },
+      axes: [whole ? { ...axis(xLabel, 28), incrs: WHOLE } : axis(xLabel, 28), log ? { ...axis(yLabel, 52), incrs: WHOLE, values: (_, ticks) => ticks.map(power) } : axis(yLabel, 52)],
       series: [{}, ...lines],
     },
     [[], ...lines.map(() => [])],
@@ -104,7 +105,7 @@ function chart(parent, { label, keys, lines, xLabel, yLabel, xRange, yRange, log
   return {
     element,
     set(x, ys, text = "") {
-      plot.setData([x, ...ys]);
+      plot.setData([x, ...(log ? ys.map(logarithms) : ys)]);
       if (description.textContent !== text) description.textContent = text;
     },
     destroy() {
@@ -116,14 +117,18 @@ function chart(parent, { label, keys, lines, xLabel, yLabel, xRange, yRange, log
   };
 }
 
-// A logarithmic axis has a line a power of ten; uPlot would draw nine, and write 0 for what is below 0.001.
-function decades(axis) {
-  return {
-    ...axis,
-    values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : short(tick))),
-    grid: { ...axis.grid, filter: (_, ticks) => ticks.map((tick) => (Number.isInteger(Number(Math.log10(tick).toFixed(9))) ? tick : null)) },
-  };
+// A logarithmic chart draws log₁₀ on a plain axis: uPlot's own has no ticks beyond 10¹⁷.
+function logarithms(values) {
+  return values.map((value) => (value > 0 && Number.isFinite(value) ? Math.log10(value) : null));
 }
+
+function power(exponent) {
+  if (Math.abs(exponent) < 4) return short(10 ** exponent);
+  return `10${[...String(exponent)].map((sign) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[sign] ?? "⁻").join("")}`;
+}
+
+// Ticks at whole numbers only: layers, batches, steps, powers of ten.
+const WHOLE = [1, 2, 5].flatMap((n) => [n, 10 * n, 100 * n, 1000 * n, 10000 * n]).sort((a, b) => a - b);
 
 // uPlot asks for a range with the data's limits, which are null where there is no data.
 function limited(range) {

@@ -110,7 +110,7 @@ print(model[0].running_mean)`,
     docs: ["big-batch/", "One big batch from micro-batches"],
     show(size, t) {
       const { whole, added, merged, errors } = microBatches({ size });
-      const first = (values) => values.slice(0, 24);
+      const first = (values) => values.slice(0, 16);
       return {
         picture: {
           label: t("microChart"),
@@ -206,6 +206,7 @@ export function mount(root, { t, docs }) {
     chart ??= lineChart(parent, {
       label: picture.label,
       xLabel: picture.xLabel,
+      whole: true,
       series: picture.lines.map(([label, color, , dash]) => ({ label, color, dash, points: picture.points })),
     });
     chart.set(upTo(picture.lines[0][2].length), picture.lines.map(([, , values]) => finite(values)), text);

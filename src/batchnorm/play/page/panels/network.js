@@ -17,6 +17,7 @@ export { words };
 
 const RATES = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3, 10];
 const BATCH_SIZES = [2, 4, 8, 16, 32, 64];
+const HIGHEST_LOSS = 10; // in the chart
 const COLORS = { plain: "--blue", norm: "--orange" };
 
 export const PRESETS = {
@@ -71,9 +72,9 @@ export function mount(root, { t, docs }) {
 
   const series = ARMS.map((arm) => ({ label: t(arm), color: COLORS[arm] }));
   const dotted = series.map((line) => ({ ...line, points: true }));
-  const gradients = lineChart(beside, { label: t("gradientChart"), series: dotted, xLabel: t("layerAxis"), log: true, height: 170 });
-  const losses = lineChart(beside, { label: t("lossChart"), series, xLabel: t("stepAxis"), log: true, height: 170 });
-  const spreads = lineChart(below, { label: t("spreadChart"), series: dotted, xLabel: t("layerAxis"), log: true });
+  const gradients = lineChart(beside, { label: t("gradientChart"), series: dotted, xLabel: t("layerAxis"), log: true, whole: true, height: 170 });
+  const losses = lineChart(beside, { label: t("lossChart"), series, xLabel: t("stepAxis"), log: true, whole: true, height: 170 });
+  const spreads = lineChart(below, { label: t("spreadChart"), series: dotted, xLabel: t("layerAxis"), log: true, whole: true });
   below.append(el("p", { class: "note" }, t("honest")));
 
   const play = button(controls, { label: "", primary: true, onclick: () => run(!state.playing) });
@@ -169,7 +170,8 @@ export function mount(root, { t, docs }) {
     const { steps, history } = shown;
     arms.forEach((view, arm) => view.draw(shown.arms[arm], data, steps));
     const text = { n: steps, a: short(shown.arms[0].loss), b: short(shown.arms[1].loss) };
-    losses.set(history.steps, history.losses, t("describeLoss", text));
+    const cut = history.losses.map((values) => values.map((loss) => loss && Math.min(loss, HIGHEST_LOSS)));
+    losses.set(history.steps, cut, t("describeLoss", text));
     byLayer(gradients, shown.arms.map((arm) => relative(arm.gradients)));
     byLayer(spreads, shown.arms.map((arm) => arm.spreads ?? []));
     const [tone, sentence] = judge(shown, state.settings, 1 / data.classes, t);
@@ -180,9 +182,9 @@ export function mount(root, { t, docs }) {
 
   function byLayer(chart, lists) {
     const layers = Array.from({ length: state.settings.depth }, (_, i) => i + 1);
-    const positive = lists.map((list) => layers.map((_, i) => (list[i] > 0 && Number.isFinite(list[i]) ? list[i] : null)));
-    const [a, b] = positive.map(([first]) => (first === null ? "–" : short(first)));
-    chart.set(layers, positive, t("describeLayers", { a, b }));
+    const shownLists = lists.map((list) => layers.map((_, i) => list[i] ?? null));
+    const [a, b] = lists.map(([first]) => (first === undefined ? "–" : short(first)));
+    chart.set(layers, shownLists, t("describeLayers", { a, b }));
   }
 
   if (still()) state.playing = false;
@@ -217,7 +219,7 @@ function armView(arm, t) {
   function draw(found, data, steps) {
     const share = percent(found.accuracy);
     accuracy.textContent = found.divergedAt ? t("stopped", { n: found.divergedAt }) : t("accuracy", { a: share });
-    loss.textContent = found.divergedAt ? "" : `${t("steps", { n: steps })}, ${t("trainLoss", { l: short(found.loss, 2) })}`;
+    loss.textContent = `${t("steps", { n: found.divergedAt ?? steps })}, ${t("trainLoss", { l: short(found.loss, 2) })}`;
     picture.setAttribute("aria-label", t(found.field ? "field" : "answers", { arm: t(arm), a: share }));
     if (found.field) drawField(picture, found.field, data);
     else drawAnswers(picture, found.answers, data);
@@ -233,7 +235,7 @@ export function judge({ steps, arms: [plain, norm] }, settings, chance, t) {
   const values = { n: steps, a: percent(plain.accuracy), b: percent(norm.accuracy), s: settings.batchSize };
   if (plain.divergedAt && norm.divergedAt) return ["bad", t("bothDiverged")];
   if (norm.divergedAt) return ["bad", t("normDiverged", { n: norm.divergedAt })];
-  if (plain.divergedAt) return ["good", `${t("diverged", { n: plain.divergedAt })} ${t("better", values)}`];
+  if (plain.divergedAt) return ["good", `${t("diverged", { n: plain.divergedAt })} ${t("reached", values)}`];
   if (steps < 100) return ["", t("early")];
   if (Math.max(plain.accuracy, norm.accuracy) < 1.3 * chance) return ["bad", t("neither", values)];
   const gap = norm.accuracy - plain.accuracy;
