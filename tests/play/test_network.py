@@ -160,11 +160,19 @@ def test_pause_step_and_reset(tab: Any) -> None:
 
 
 def test_it_trains_only_where_it_is_seen(tab: Any) -> None:
-    tab.evaluate("scrollTo(0, document.body.scrollHeight)")
-    tab.wait_for_timeout(500)
-    before = steps(tab)
-    tab.wait_for_timeout(500)
-    assert steps(tab) == before
+    tab.locator("#network").scroll_into_view_if_needed()
+    until(lambda: steps(tab) > 20)
+    tab.evaluate("scrollTo({ top: document.body.scrollHeight, behavior: 'instant' })")
+
+    def stands() -> bool:
+        before = steps(tab)
+        tab.wait_for_timeout(500)
+        return steps(tab) == before
+
+    until(stands)
+    tab.evaluate("scrollTo({ top: 0, behavior: 'instant' })")
+    tab.locator("#network").scroll_into_view_if_needed()
+    until(lambda: not stands())
 
 
 def test_no_motion_for_those_who_ask_for_none(browser: Any, page: Any) -> None:
