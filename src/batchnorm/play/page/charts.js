@@ -89,7 +89,7 @@ function chart(parent, { label, keys, lines, xLabel, yLabel, xRange, yRange, log
       cursor: { show: false },
       padding: [8, 12, 0, 0],
       scales: { x: { time: false, range: limited(xRange) }, y: { range: limited(yRange) } },
-      axes: [whole ? { ...axis(xLabel, 28), incrs: WHOLE } : axis(xLabel, 28), log ? { ...axis(yLabel, 52), incrs: WHOLE, values: (_, ticks) => ticks.map(power) } : axis(yLabel, 52)],
+      axes: [whole ? { ...axis(xLabel, 28), incrs: WHOLE } : axis(xLabel, 28), log ? { ...axis(yLabel, wide), incrs: WHOLE, values: (_, ticks) => ticks.map(power) } : axis(yLabel, wide)],
       series: [{}, ...lines],
     },
     [[], ...lines.map(() => [])],
@@ -138,6 +138,11 @@ function limited(range) {
     const top = to ?? (high > 0 ? high * 1.08 : 1);
     return [from ?? low ?? 0, top];
   };
+}
+
+// Wide enough for the longest number on the axis.
+function wide(_, ticks) {
+  return Math.max(52, ...(ticks ?? []).map((tick) => 14 + 7 * String(tick ?? "").length));
 }
 
 function css(name) {
