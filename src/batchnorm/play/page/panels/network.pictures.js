@@ -7,6 +7,7 @@ const SIDE = 320;
 /** Background: the answer at each point, paler where the network is unsure. Dots: the samples in training. */
 export function drawField(canvas, { labels, sure }, { train, classes }) {
   const context = sized(canvas, SIDE, SIDE);
+  const fills = CLASSES.map(color);
   const colors = CLASSES.map(rgb);
   const image = new ImageData(FIELD, FIELD);
   labels.forEach((label, i) => {
@@ -20,7 +21,7 @@ export function drawField(canvas, { labels, sure }, { train, classes }) {
   const place = (v) => ((v + EXTENT) / (2 * EXTENT)) * SIDE;
   context.strokeStyle = color("--panel");
   train.labels.forEach((label, row) => {
-    context.fillStyle = color(CLASSES[label]);
+    context.fillStyle = fills[label];
     context.beginPath();
     context.arc(place(train.inputs[2 * row]), SIDE - place(train.inputs[2 * row + 1]), 3.5, 0, 2 * Math.PI);
     context.fill();
