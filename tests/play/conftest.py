@@ -27,7 +27,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return play.write_page(tmp_path_factory.mktemp("play"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not for the session: Playwright runs once at a time, and other tests use it too
 def browser() -> Iterator[Any]:
     with chromium() as found:
         yield found
