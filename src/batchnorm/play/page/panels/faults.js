@@ -143,7 +143,7 @@ optimizer.step()`,
         },
         rows: [
           [t("frozenMean"), number(theirs.means[last], 4), number(ours.means[last], 4), t("none")],
-          [t("frozenOutput"), number(theirs.output, 4), number(ours.output, 4), `${number(before, 4)} (${t("frozenBefore")})`],
+          [t("frozenOutput"), number(theirs.output, 4), number(ours.output, 4), number(before, 4)],
         ],
         verdict:
           Math.abs(theirs.output - before) > 0.2
