@@ -44,10 +44,10 @@ export function drawAnswers(canvas, answers, { test, features }) {
     const right = answer === test.labels[k];
     small.getContext("2d").putImageData(image, 0, 0);
     context.imageSmoothingEnabled = false;
-    context.drawImage(small, x + 6, y + 14, 34, 34);
+    context.drawImage(small, x + 3, y + 15, 32, 32);
     context.fillStyle = color(right ? "--good" : "--bad");
     context.font = "600 17px system-ui, sans-serif";
-    context.fillText(`${answer < 0 ? "?" : answer}${right ? "" : "✗"}`, x + 42, y + 37);
+    context.fillText(`${answer < 0 ? "?" : answer}${right ? "" : "✗"}`, x + 37, y + 37);
   });
 }
 
