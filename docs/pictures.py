@@ -211,7 +211,7 @@ def learning() -> None:
     parts.append(text(340, 24, "accuracy on held-out digits"))
     parts.append(f'<rect x="370" y="40" width="250" height="192" fill="none" stroke="{GREY}"/>')
     parts += [text(364, y, label, "end") for y, label in ((46, "1"), (140, "0.5"), (236, "0"))]
-    parts.append(text(370, 248, "0") + text(620, 248, "300 steps", "end"))
+    parts.append(text(370, 248, "0") + text(620, 248, "1000 steps", "end"))
     for name, colour, y in (("with", GREEN, 74), ("without", ORANGE, 196)):
         found = [0.1, *run["curves"][name, run["best"][name]]]  # chance, before the first step
         points = " ".join(f"{370 + 250 * i / (len(found) - 1):.1f},{232 - 192 * v:.1f}" for i, v in enumerate(found))

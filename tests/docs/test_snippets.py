@@ -55,7 +55,7 @@ def test_marks_and_set_up_are_found(tmp_path: Path) -> None:
         "\n```console\nmake\n```\n",
         encoding="utf-8",
     )
-    first, second, third = snippets(page)
+    first, second, third, fourth = snippets(page)
     assert (first.setup, first.not_run) == ("", None)
     assert (second.setup, second.code, second.line) == ("a = 1\n", "assert a\n", 5)
-    assert third.not_run == "needs a GPU"
+    assert (third.not_run, fourth.not_run, fourth.code) == ("needs a GPU", None, "c\n")
