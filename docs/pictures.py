@@ -204,15 +204,16 @@ def histogram(left: float, bottom: float, values: torch.Tensor, colour: str) -> 
 def learning() -> None:
     """One channel before and after a batch norm, and the accuracy of a network with and without while it trains."""
     run = example("with_and_without.py")
-    parts = [text(20, 24, "one channel of a batch: same shape, mean 0, deviation 1")]
+    parts = [text(20, 24, "one channel: same shape, mean 0, σ 1")]
     for values, bottom, colour, label in ((run["before"], 126, ORANGE, "before"), (run["after"], 232, GREEN, "after")):
         parts += histogram(20, bottom, values, colour)
-        parts.append(text(140, bottom + 16, f"{label}: mean {abs(values.mean()):.2f}, σ {values.std():.2f}", "middle"))
+        mean = round(values.mean().item(), 2) + 0.0  # no "-0.00"
+        parts.append(text(140, bottom + 16, f"{label}: mean {mean:.2f}, σ {values.std():.2f}", "middle"))
     parts.append(text(340, 24, "accuracy on held-out digits"))
     parts.append(f'<rect x="370" y="40" width="250" height="192" fill="none" stroke="{GREY}"/>')
     parts += [text(364, y, label, "end") for y, label in ((46, "1"), (140, "0.5"), (236, "0"))]
     parts.append(text(370, 248, "0") + text(620, 248, "1000 steps", "end"))
-    for name, colour, y in (("with", GREEN, 74), ("without", ORANGE, 196)):
+    for name, colour, y in (("with", GREEN, 74), ("without", ORANGE, 216)):
         found = [0.1, *run["curves"][name, run["best"][name]]]  # chance, before the first step
         points = " ".join(f"{370 + 250 * i / (len(found) - 1):.1f},{232 - 192 * v:.1f}" for i, v in enumerate(found))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2.5"/>')

@@ -44,7 +44,10 @@ def unknown(line: str) -> list[str]:
     command = group if words[0].startswith("--") else group.commands.get(words[0])  # type: ignore[attr-defined]
     if command is None:
         return [words[0]]
-    options = {"--help", *(name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts))}
+    options = {
+        "--help",
+        *(name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)),
+    }
     return [word for word in words if word.startswith("--") and word.partition("=")[0] not in options]
 
 

@@ -1,6 +1,7 @@
-"""Links in the files that mkdocs does not see: README, CONTRIBUTING and CHANGELOG point at files and headings that exist."""
+"""Links in the files outside the site (README, CONTRIBUTING, CHANGELOG) point at files and headings that exist."""
 
 import re
+from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -27,7 +28,7 @@ def anchors(page: Path) -> set[str]:
     """The ids of the headings of a page, as the site and code hosts make them."""
     found = set()
     blocks = MarkdownIt().parse(page.read_text(encoding="utf-8"))
-    for heading, inline in zip(blocks, blocks[1:], strict=False):
+    for heading, inline in pairwise(blocks):
         if heading.type == "heading_open":
             if given := re.search(r"\{ #(\S+) \}", inline.content):
                 found.add(given[1])
@@ -47,6 +48,8 @@ def test_links_lead_somewhere(name: str) -> None:
 
 def test_links_and_anchors_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
-    page.write_text("# A title, with `code`\n\n| [a](b.md#c) |\n|---|\n| ![d](e.svg) [f](https://g.h) |\n\n## Own { #mine }\n")
+    page.write_text(
+        "# A title, with `code`\n\n| [a](b.md#c) |\n|---|\n| ![d](e.svg) [f](https://g.h) |\n\n## Own { #mine }\n"
+    )
     assert links(page) == ["b.md#c", "e.svg"]
     assert anchors(page) == {"a-title-with-code", "own", "mine"}
