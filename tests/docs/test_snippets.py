@@ -56,7 +56,7 @@ def test_marks_and_set_up_are_found(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text(
         '```python title="Set-up"\na = 1\n```\n\n```python\nassert a\n```\n\n'
-        "<!-- not run: needs a GPU -->\n```python\nb\n```\n\n- a list\n\n    ```{ .python }\n    c\n    ```\n"
+        "<!-- not run: needs a GPU -->\n```python\nb\n```\n\n- a list\n\n    ``` { .python }\n    c\n    ```\n"
         "\n```console\nmake\n```\n",
         encoding="utf-8",
     )

@@ -32,7 +32,7 @@ def snippets(page: Path) -> list[Snippet]:
     """All of a page, in its order."""
     found, setup, above = [], "", ""
     for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
-        if token.type == "fence" and re.match(r"(\{ \.)?python\b", token.info):
+        if token.type == "fence" and re.match(r"\s*(\{ \.)?python\b", token.info):
             assert token.map is not None
             mark = NOT_RUN.search(above)
             found.append(Snippet(page, token.map[0] + 1, token.content, setup, mark and mark[1]))
