@@ -82,4 +82,4 @@ def test_arrow_keys_choose_a_cell(tab: Any) -> None:
 def test_the_words_change_with_the_language(tab: Any) -> None:
     tab.click(".languages >> text=한국어")
     assert tab.inner_text("#backward h2").endswith("역전파")
-    assert "표본" in tab.inner_text("#backward .see")
+    assert "샘플" in tab.inner_text("#backward .see")

@@ -139,6 +139,17 @@ def test_an_old_page_is_built_again_and_a_new_one_is_not(monkeypatch: pytest.Mon
     assert run(monkeypatch, "--no-open") == 0
 
 
+def test_an_old_page_is_shown_where_no_new_one_can_be_built(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clone: Any
+) -> None:
+    clone("echo no network >&2; exit 1")
+    play.BUILT.write_text("old")
+    os.utime(play.BUILT, (1, 1))
+    assert run(monkeypatch, "--no-open") == 0
+    assert Path("play/index.html").read_text() == "old"
+    assert "the page is older than its sources: `npm ci` in " in capsys.readouterr().err
+
+
 def test_a_build_that_fails_is_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], clone: Any
 ) -> None:

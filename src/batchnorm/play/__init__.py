@@ -33,9 +33,14 @@ def write_page(folder: Path, lang: str = "en", docs: str = "", say: Callable[[st
     """
     if lang not in LANGUAGES:
         raise ValueError(f"lang={lang!r}: expected one of {', '.join(LANGUAGES)}")
-    if is_stale() and (not BUILT.exists() or shutil.which("npm")):
+    if is_stale():
         say("building the page, with npm")
-        build()
+        try:
+            build()
+        except NoPageError as error:
+            if not BUILT.exists():
+                raise
+            say(f"the page is older than its sources: {error}")
     text = BUILT.read_text(encoding="utf-8")
     text = text.replace('<html lang="en">', f'<html lang="{lang}">', 1)
     text = text.replace('<meta name="docs" content="">', f'<meta name="docs" content="{escape(docs)}">', 1)

@@ -6,7 +6,7 @@ import { Trainer, build, mostLikely } from "./training.js";
 export const ARMS = ["plain", "norm"];
 export const BINS = 41;
 export const RANGE = 4; // histograms span ±4; what is beyond counts in the outer bins
-export const FIELD = 36; // the decision boundary is drawn from so many rows and columns
+export const FIELD = 32; // the decision boundary is drawn from so many rows and columns
 export const EXTENT = 1.8; // the plane shown is ±1.8 each way
 const SMOOTHING = 0.9;
 const HISTORY = 300;

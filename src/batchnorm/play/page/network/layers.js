@@ -39,9 +39,11 @@ export class Linear {
     const rows = x.length / inputs;
     const y = new Float64Array(rows * outputs);
     for (let row = 0; row < rows; row++) {
+      const from = row * inputs;
       for (let out = 0; out < outputs; out++) {
+        const line = out * inputs;
         let sum = bias[out];
-        for (let k = 0; k < inputs; k++) sum += x[row * inputs + k] * weight[out * inputs + k];
+        for (let k = 0; k < inputs; k++) sum += x[from + k] * weight[line + k];
         y[row * outputs + out] = sum;
       }
     }
@@ -54,20 +56,32 @@ export class Linear {
 
   #rowsBackward(dy, x) {
     const { inputs, outputs } = this;
-    const weight = this.weight.value;
+    const { value: weight, gradient: dWeight } = this.weight;
+    const dBias = this.bias.gradient;
     const dx = new Float64Array(x.length);
     for (let row = 0; row < dy.length / outputs; row++) {
+      const from = row * inputs;
       for (let out = 0; out < outputs; out++) {
+        const line = out * inputs;
         const d = dy[row * outputs + out];
-        this.bias.gradient[out] += d;
+        dBias[out] += d;
         for (let k = 0; k < inputs; k++) {
-          this.weight.gradient[out * inputs + k] += d * x[row * inputs + k];
-          dx[row * inputs + k] += d * weight[out * inputs + k];
+          dWeight[line + k] += d * x[from + k];
+          dx[from + k] += d * weight[line + k];
         }
       }
     }
     return dx;
   }
+}
+
+/** A value and its channel, for every value of (rows, channels). */
+function byChannel(x, channels, apply) {
+  const y = new Float64Array(x.length);
+  for (let start = 0; start < x.length; start += channels) {
+    for (let c = 0; c < channels; c++) y[start + c] = apply(x[start + c], c);
+  }
+  return y;
 }
 
 /** The moments of two sets of values together (Chan, Golub and LeVeque 1979), per channel. */
@@ -103,9 +117,9 @@ export class BatchNorm {
     const scale = variance.map((v) => 1 / Math.sqrt(v + this.eps));
     if (batch) this.#remember(batch);
 
+    const normalised = parts.map((x) => byChannel(x, this.channels, (v, c) => (v - mean[c]) * scale[c]));
     const [gamma, beta] = [this.weight.value, this.bias.value];
-    const normalised = parts.map((x) => x.map((v, i) => (v - mean[i % this.channels]) * scale[i % this.channels]));
-    const outputs = normalised.map((x) => x.map((v, i) => gamma[i % this.channels] * v + beta[i % this.channels]));
+    const outputs = normalised.map((x) => byChannel(x, this.channels, (v, c) => gamma[c] * v + beta[c]));
     return { outputs, saved: { normalised, scale, count: batch?.count } };
   }
 

@@ -3,7 +3,7 @@ import { Comparison } from "./comparison.js";
 
 const TICK = 16; // ms
 const STEPS_PER_TICK = 2; // about 120 steps a second: slow enough to watch
-const BETWEEN_SNAPSHOTS = 80; // ms
+const BETWEEN_SNAPSHOTS = 100; // ms
 
 let comparison = null;
 let run = 0; // a snapshot carries the number of its start: the page drops those of an earlier one

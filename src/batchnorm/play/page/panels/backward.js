@@ -38,16 +38,18 @@ export const words = {
     frozenVerdict: "With frozen or running statistics the samples are independent again: all cells off the diagonal are 0. Evaluation works in the same way.",
     pair: "With two samples nearly nothing is left: x̂ is −1 and 1 whatever the values are, so the gradients vanish.",
     code: "The chosen column in Python",
+    docsPath: "explained/#the-backward-pass",
+    docsTitle: "Batch norm explained: the backward pass",
   },
   ko: {
     title: "역전파",
-    see: "배치 정규화가 없으면 표본의 기울기는 자기 출력에서만 옵니다. 배치 정규화를 쓰면 모든 표본이 평균과 분산에 참여하므로, 각 표본의 기울기가 배치 안의 모든 출력에 의존합니다. 칸을 눌러 보세요. 손실이 그 열의 출력만 본다고 할 때, 그 행에 있는 표본의 기울기를 수식으로 보여 줍니다.",
+    see: "배치 정규화가 없으면 샘플의 기울기는 자기 출력에서만 옵니다. 배치 정규화를 쓰면 모든 샘플이 평균과 분산에 참여하므로, 각 샘플의 기울기가 배치 안의 모든 출력에 의존합니다. 칸을 눌러 보세요. 손실이 그 열의 출력만 본다고 할 때, 그 행에 있는 샘플의 기울기를 수식으로 보여 줍니다.",
     keys: "키보드: Tab으로 배치 정규화 표에 들어간 다음 화살표 키로 움직입니다.",
     withNorm: "배치 정규화 있음: ∂y(열) / ∂x(행)",
     frozenNorm: "통계량을 동결했을 때: ∂y(열) / ∂x(행)",
     without: "배치 정규화 없음, y = γ·x + β",
-    cell: "출력 {j}에서 오는 표본 {i}의 기울기: {v}",
-    samples: "배치의 표본 수",
+    cell: "출력 {j}에서 오는 샘플 {i}의 기울기: {v}",
+    samples: "배치의 샘플 수",
     spread: "배치의 퍼짐",
     gamma: "γ",
     frozen: "동결: 이동 통계량 사용 (평균 0, 분산 1)",
@@ -61,9 +63,11 @@ export const words = {
     product: "열에서 dx · x̂의 합",
     scale: "γ / √(σ² + ε)",
     sumVerdict: "열의 합은 0이고, dx · x̂의 합도 (ε의 영향을 빼면) 0입니다. 배치 전체를 옮기거나 늘려도 출력이 바뀌지 않으므로 그 방향의 기울기는 없습니다. 넓게 퍼진 배치의 기울기는 σ(여기서는 {s})로 나뉘어 작아집니다.",
-    frozenVerdict: "통계량을 동결하거나 이동 통계량을 쓰면 표본들이 다시 서로 독립입니다. 대각선 밖의 칸은 모두 0입니다. 평가 모드도 마찬가지입니다.",
-    pair: "표본이 두 개면 거의 아무것도 남지 않습니다. 값이 무엇이든 x̂가 −1과 1이 되어 기울기가 사라집니다.",
+    frozenVerdict: "통계량을 동결하거나 이동 통계량을 쓰면 샘플들이 다시 서로 독립입니다. 대각선 밖의 칸은 모두 0입니다. 평가 모드도 마찬가지입니다.",
+    pair: "샘플이 두 개면 거의 아무것도 남지 않습니다. 값이 무엇이든 x̂가 −1과 1이 되어 기울기가 사라집니다.",
     code: "고른 열을 파이썬으로",
+    docsPath: "explained.ko/",
+    docsTitle: "배치 정규화 이해하기",
   },
 };
 
@@ -108,7 +112,7 @@ export function mount(root, { t, docs }) {
   toggle(controls, { label: t("frozen"), value: state.frozen, onchange: (frozen) => change({ frozen }) });
   button(controls, { label: t("again"), onclick: () => change({ seed: state.seed + 1 }) });
   const python = code(root, { lines: "", caption: t("code"), copy: t("copy"), copied: t("copied") });
-  root.append(docs("explained/", "Batch norm explained"));
+  root.append(docs(t("docsPath"), t("docsTitle")));
 
   function change(next) {
     Object.assign(state, next);

@@ -52,8 +52,8 @@ export const words = {
     constantVerdict: "All values are equal, so σ is 0. Each x − m is 0, and 0 divided by √ε = {e} is 0: every output is β. Without ε it would be 0 / 0, which is not a number.",
     flattened: "ε is not small beside the variance here, so the standard deviation of (x − m)/√(σ² + ε) is {s}, less than 1.",
     code: "Your batch in Python",
-    docsPath: "explained/",
-    docsTitle: "Batch norm explained",
+    docsPath: "explained/#the-forward-pass",
+    docsTitle: "Batch norm explained: the forward pass",
   },
   ko: {
     title: "배치 하나",
