@@ -54,7 +54,7 @@ examples: $(VENV)/dev.ready         ## the gallery, each in a process of its own
 	@for f in examples/*.py; do echo "$$f"; $(BIN)/python -W error -W "$(NOTICE)" $$f >/dev/null || exit 1; done
 
 docs: play $(VENV)/docs.installed        ## the documentation, into site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/study.ready          ## speed against torch on this machine: tables here, a page in bench/
 	@$(BIN)/python -m batchnorm bench $(ARGS)

@@ -1,4 +1,4 @@
-"""Draws the pictures of tools.md, standardize.md and big-batch.md from runs of the examples: python docs/pictures.py"""
+"""Draws the pictures of README, tools.md, standardize.md and big-batch.md from the examples: python docs/pictures.py"""
 
 import copy
 import math
@@ -190,7 +190,40 @@ def contrasting() -> None:
     write("big_batch.svg", 316, parts)
 
 
+def histogram(left: float, bottom: float, values: torch.Tensor, colour: str) -> list[str]:
+    """24 bars from the least to the largest value, 240 wide and at most 70 high, with the range below."""
+    low, high = values.min().item(), values.max().item()
+    counts = torch.histc(values, 24, low, high)
+    parts = [
+        f'<rect x="{left + 10 * i}" y="{bottom - 70 * share:.1f}" width="9" height="{70 * share:.1f}" fill="{colour}"/>'
+        for i, share in enumerate((counts / counts.max()).tolist())
+    ]
+    return [*parts, text(left, bottom + 16, f"{low:.1f}"), text(left + 240, bottom + 16, f"{high:.1f}", "end")]
+
+
+def learning() -> None:
+    """One channel before and after a batch norm, and the accuracy of a network with and without while it trains."""
+    run = example("with_and_without.py")
+    parts = [text(20, 24, "one channel: same shape, mean 0, σ 1")]
+    for values, bottom, colour, label in ((run["before"], 126, ORANGE, "before"), (run["after"], 232, GREEN, "after")):
+        parts += histogram(20, bottom, values, colour)
+        mean = round(values.mean().item(), 2) + 0.0  # no "-0.00"
+        parts.append(text(140, bottom + 16, f"{label}: mean {mean:.2f}, σ {values.std():.2f}", "middle"))
+    parts.append(text(340, 24, "accuracy on held-out digits"))
+    parts.append(f'<rect x="370" y="40" width="250" height="192" fill="none" stroke="{GREY}"/>')
+    parts += [text(364, y, label, "end") for y, label in ((46, "1"), (140, "0.5"), (236, "0"))]
+    parts.append(text(370, 248, "0") + text(620, 248, "1000 steps", "end"))
+    for name, colour, y in (("with", GREEN, 74), ("without", ORANGE, 216)):
+        found = [0.1, *run["curves"][name, run["best"][name]]]  # chance, before the first step
+        points = " ".join(f"{370 + 250 * i / (len(found) - 1):.1f},{232 - 192 * v:.1f}" for i, v in enumerate(found))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
+        parts.append(text(610, y, f"{name} batch norm", "end"))
+    write("why.svg", 262, parts)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for draw in (contrasting, fusing, calibration, adaptation, merging, folding, following, standardization):
+    for draw in (
+        learning, contrasting, fusing, calibration, adaptation, merging, folding, following, standardization,
+    ):  # fmt: skip
         draw()

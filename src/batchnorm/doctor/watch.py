@@ -57,8 +57,8 @@ def watch(
     >>> with bn.watch(model, every=2) as w:
     ...     for _ in range(4):
     ...         model(torch.randn(32, 4)).square().sum().backward()
-    >>> [(record["step"], record["layer"]) for record in w.records]
-    [(0, '1'), (0, '1'), (2, '1'), (2, '1')]
+    >>> sorted({record["step"] for record in w.records})
+    [0, 2]
     """
     layers = norms(model)
     if not layers:
