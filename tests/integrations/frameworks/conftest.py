@@ -1,0 +1,28 @@
+"""Run a function of a test module on two ranks, as processes over gloo."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.integrations.frameworks.ranks import THEIRS
+from tests.support.launch import finish, start
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            for message in THEIRS:
+                item.add_marker(pytest.mark.filterwarnings(f"ignore:{message}"))
+
+
+@pytest.fixture
+def on_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    def run(case: str) -> None:
+        monkeypatch.setenv("CASE", case)
+        ended = finish(start(Path(__file__).with_name("ranks.py"), 2, tmp_path))
+        assert [code for code, _ in ended] == [0, 0], "\n".join(said for _, said in ended)
+        assert all((tmp_path / f"{rank}.passed").exists() for rank in range(2))
+
+    return run
