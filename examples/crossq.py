@@ -78,7 +78,8 @@ for update in range(UPDATES):
     with torch.no_grad():
         a2, log_prob = act(actor, s2)
     critics.train()  # one batch of both: one movement of the population
-    now, then = zip(*(critic(torch.cat([torch.cat([s, s2]), torch.cat([a, a2])], 1)).chunk(2) for critic in critics))
+    both = torch.cat([torch.cat([s, s2]), torch.cat([a, a2])], 1)
+    now, then = zip(*(critic(both).chunk(2) for critic in critics), strict=True)
     target = r + DISCOUNT * (torch.minimum(*then) - ENTROPY * log_prob).detach()
     optimizers[1].zero_grad()
     sum((q - target).square().mean() for q in now).backward()

@@ -25,7 +25,9 @@ for _ in data:
     clients.append(bn.convert(network))
 
 
-def fit(model: nn.Module, keys: list[str], values: list[np.ndarray], x: Tensor, y: Tensor) -> tuple[list[np.ndarray], int]:
+def fit(
+    model: nn.Module, keys: list[str], values: list[np.ndarray], x: Tensor, y: Tensor
+) -> tuple[list[np.ndarray], int]:
     """What a client does in a round: take the server's arrays, train, and send its own."""
     load(model, keys, values)
     optimizer = torch.optim.SGD(model.train().parameters(), 0.1)
@@ -50,7 +52,7 @@ for local in ("nothing", "all"):
     for model in models:
         load(model, keys, values)
     worst = min(accuracy(m, *d) for m, d in zip(models, data, strict=True))
-    print(f"{local:7} of the batch norms stays local, {len(keys):2} arrays travel: accuracy of the worse client {worst:.3f}")
+    print(f"{local:7} of the batch norms stays local, {len(keys):2} arrays travel: accuracy of the worse {worst:.3f}")
 assert worst > 0.9
 
 # A population for somebody new: sums of every client, no sample of any. Two batch norms in a row need two rounds.

@@ -50,7 +50,9 @@ def train(**options: bool) -> tuple[nn.Sequential, BatchNormCallback]:
 
 without, _ = train(accumulate=False, diagnose=False)
 net, callback = train(calibrate=True)
-print(f"16 micro-batches, 4 steps: torch's way counts {without[0].num_batches_tracked}, ours {net[0].num_batches_tracked}")
+print(
+    f"16 micro-batches, 4 steps: torch's way counts {without[0].num_batches_tracked}, ours {net[0].num_batches_tracked}"
+)
 print(f"at the end: {callback.calibrations[-1]}")
 print(f"diagnosis: {callback.report}")
 assert (without[0].num_batches_tracked, net[0].num_batches_tracked) == (16, 4)

@@ -56,7 +56,9 @@ def test_variances_between_clients_count() -> None:
         layers[-1](x)
     keys = shared_keys(layers[0], "nothing")
     merged = dict(zip(keys, aggregate([(arrays(m, keys), 10) for m in layers], keys), strict=True))
-    means, variances = (np.stack([getattr(m, name).numpy() for m in layers]) for name in ("running_mean", "running_var"))
+    means, variances = (
+        np.stack([getattr(m, name).numpy() for m in layers]) for name in ("running_mean", "running_var")
+    )
     np.testing.assert_allclose(merged["running_mean"], means.mean(0), rtol=1e-12)
     np.testing.assert_allclose(merged["running_var"], variances.mean(0) + means.var(0), rtol=1e-12)
     assert merged["num_batches_tracked"] == 2
@@ -95,7 +97,9 @@ def test_errors_say_what_is_wrong_and_set_nothing() -> None:
     nothing = client_moments(model, [])
     with pytest.raises(ValueError, match="0 saw fewer than two values per channel in all the data"):
         set_population(model, [nothing, nothing])
-    with pytest.raises(ValueError, match=r"client 1 sent arrays of the shapes \[\(3, 3\)\], expected \[\(3, 3\), \(3, 4\)\]"):
+    with pytest.raises(
+        ValueError, match=r"client 1 sent arrays of the shapes \[\(3, 3\)\], expected \[\(3, 3\), \(3, 4\)\]"
+    ):
         set_population(model, [client_moments(model, [clients()[0]]), nothing[:1]])
     with pytest.raises(ValueError, match="there is no client"):
         set_population(model, [])

@@ -18,8 +18,8 @@ class Renorm:
 
     x̂ = (x − μ)/σ·r + d with r = σ/σ_pop clipped to [1/r_max, r_max] and d = (μ − μ_pop)/σ_pop clipped to
     [−d_max, d_max], both constants to the gradient. Over the first `warmup` batches the limits grow linearly from
-    (1, 0), which is plain batch norm; with ``gradual=False`` they stay there and change at once at the end, as CrossQ has
-    it (Bhatt et al. 2024, arXiv 1902.05605). `num_batches_tracked` counts the batches.
+    (1, 0), which is plain batch norm; with ``gradual=False`` they stay there and change at its end, as in CrossQ (Bhatt
+    et al. 2024, arXiv 1902.05605). `num_batches_tracked` counts the batches.
 
     Raises:
         ValueError: r_max < 1, d_max < 0 or warmup < 0.

@@ -11,8 +11,9 @@ def check(writer: Any) -> None:
     """Raise a TypeError if `write` cannot use this writer."""
     if not any(callable(getattr(writer, method, None)) for method in METHODS):
         raise TypeError(
-            "expected a writer with add_scalar(tag, value, step) as TensorBoard's SummaryWriter, log_metrics(values, step) "
-            f"as Lightning's loggers and mlflow, or log(values, step=...) as a run of wandb; got {type(writer).__name__}"
+            "expected a writer with add_scalar(tag, value, step) as TensorBoard's SummaryWriter, "
+            "log_metrics(values, step) as Lightning's loggers and mlflow, or log(values, step=...) as a run of wandb; "
+            f"got {type(writer).__name__}"
         )
 
 

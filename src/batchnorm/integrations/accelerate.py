@@ -19,8 +19,8 @@ from batchnorm.training.own_layers import own_layers
 def accumulate(accelerator: Any, *models: nn.Module) -> Iterator[None]:
     """In place of ``accelerator.accumulate(*models)``: the population, too, moves once for each step of the optimizer.
 
-    A window opens at the first micro-batch of a step and closes at the one for which `accelerator.sync_gradients` holds,
-    a shorter last step included. If the block fails, its window is forgotten.
+    A window opens at the first micro-batch of a step and closes at the one for which `accelerator.sync_gradients`
+    holds, a shorter last step included. If the block fails, its window is forgotten.
 
     Raises:
         ValueError: none of the models has a batch norm of ours.
@@ -63,7 +63,7 @@ def calibrate(
     limit: int | None = None,
     feed: Feed = feed_by_default,
 ) -> Calibration:
-    """`bn.calibrate` of a model that `accelerator.prepare` has wrapped, over all of its ranks, each with its own batches.
+    """`bn.calibrate` of a model that `accelerator.prepare` wrapped, over all of its ranks, each with its own batches.
 
     It may stand between two epochs or two steps: counters of batches, windows and random generators go on.
 

@@ -92,7 +92,8 @@ def aggregate(results: Sequence[tuple[Sequence[np.ndarray], int]], keys: Sequenc
         if len(values) != len(keys):
             raise ValueError(f"client {number} sent {len(values)} arrays, and there are {len(keys)} keys")
     states = [
-        {key: torch.as_tensor(np.array(value)) for key, value in zip(keys, values, strict=True)} for values, _ in results
+        {key: torch.as_tensor(np.array(value)) for key, value in zip(keys, values, strict=True)}
+        for values, _ in results
     ]
     merged: dict[str, Any] = merge(states, weights=[samples for _, samples in results])
     return [merged[key].numpy() for key in keys]
@@ -101,10 +102,10 @@ def aggregate(results: Sequence[tuple[Sequence[np.ndarray], int]], keys: Sequenc
 def client_moments(
     model: nn.Module, batches: Any, *, feed: Feed = feed_by_default, limit: int | None = None
 ) -> list[np.ndarray]:
-    """A client's share of the exact population: (count, mean, m2) of what each batch norm gets, an array (3, C) a layer.
+    """A client's share of the exact population: (count, mean, m2) of what each batch norm gets, (3, C) for a layer.
 
-    The model is in evaluation mode and nothing of it changes. The layers stand in the order of the model; frozen ones are
-    left out. The arrays hold sums over samples and no sample.
+    The model is in evaluation mode and nothing of it changes. The layers stand in the order of the model; frozen ones
+    are left out. The arrays hold sums over samples and no sample.
 
     Args:
         batches: a list, a DataLoader or a function that returns an iterator.
@@ -128,9 +129,9 @@ def client_moments(
 def set_population(model: nn.Module, clients: Iterable[Sequence[np.ndarray]]) -> None:
     """Set the running statistics of every batch norm to those of all clients' data together.
 
-    The first batch norm is exact at once. What the second one gets depends on how the first one normalises, so it is exact
-    after a second round of `client_moments` and `set_population` with the same weights, and so on. Counters of batches
-    stay as they are.
+    The first batch norm is exact at once. What the second one gets depends on how the first one normalises, so it is
+    exact after a second round of `client_moments` and `set_population` with the same weights, and so on. Counters of
+    batches stay as they are.
 
     Args:
         clients: the `client_moments` of each.
@@ -147,7 +148,9 @@ def set_population(model: nn.Module, clients: Iterable[Sequence[np.ndarray]]) ->
     shapes = [(3, layer.num_features) for layer in layers.values()]
     for number, client in enumerate(everyone):
         if [np.shape(array) for array in client] != shapes:
-            raise ValueError(f"client {number} sent arrays of the shapes {[np.shape(a) for a in client]}, expected {shapes}")
+            raise ValueError(
+                f"client {number} sent arrays of the shapes {[np.shape(a) for a in client]}, expected {shapes}"
+            )
     pooled = {}
     for name, parts in zip(layers, zip(*everyone, strict=True), strict=True):
         count, mean, m2 = torch.as_tensor(np.stack(parts), dtype=torch.float64).unbind(1)

@@ -19,17 +19,15 @@ from batchnorm.tools.convert import convert, revert
 
 # They put averaged weights into the model; older versions of Lightning have the first one only.
 AVERAGING = tuple(
-    getattr(callbacks, name)
-    for name in ("StochasticWeightAveraging", "WeightAveraging")
-    if hasattr(callbacks, name)
+    getattr(callbacks, name) for name in ("StochasticWeightAveraging", "WeightAveraging") if hasattr(callbacks, name)
 )
 
 
 class BatchNormCallback(Callback):
     """Batch norms in a Lightning run.
 
-    - With ``Trainer(accumulate_grad_batches=k)`` the population moves once for each step of the optimizer, by the merged
-      moments of its micro-batches, a shorter last step included.
+    - With ``Trainer(accumulate_grad_batches=k)`` the population moves once for each step of the optimizer, by the
+      merged moments of its micro-batches, a shorter last step included.
     - `freeze_at` and `unfreeze_at` freeze the batch norms by epoch.
     - `calibrate` sets the statistics before each validation and at the end, also those of averaged weights: put this
       callback behind `WeightAveraging` and `StochasticWeightAveraging`. The counters of batches go on.
@@ -71,8 +69,8 @@ class BatchNormCallback(Callback):
         late = [type(c).__name__ for c in everyone[everyone.index(self) :] if isinstance(c, AVERAGING)]
         if stage == "fit" and late and self._companion.settings.calibrate is not None:
             raise ValueError(
-                f"BatchNormCallback(calibrate=...) stands before {late[0]}, so it would calibrate before the averaged weights "
-                f"are in the model. Put it behind: callbacks=[..., {late[0]}(...), BatchNormCallback(...)]"
+                f"BatchNormCallback(calibrate=...) stands before {late[0]}, so it would calibrate before the averaged "
+                f"weights are in the model. Put it behind: callbacks=[..., {late[0]}(...), BatchNormCallback(...)]"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -118,8 +116,8 @@ class BatchNormCallback(Callback):
         loader = trainer.train_dataloader
         if getattr(loader, "persistent_workers", False):
             raise ValueError(
-                "calibrate=True would restart the persistent workers of the training DataLoader in the middle of an epoch: "
-                "pass a loader of its own, or a function that makes one, BatchNormCallback(calibrate=...)"
+                "calibrate=True would restart the persistent workers of the training DataLoader in the middle of an "
+                "epoch: pass a loader of its own, or a function that makes one, BatchNormCallback(calibrate=...)"
             )
         return loader
 

@@ -93,8 +93,8 @@ class Companion:
         require_own_layers(model)
         if have_windows(model):
             raise ValueError(
-                "a window of bn.accumulate is open, and the callback opens one for each step of the optimizer: leave the "
-                "`with` before training, or pass accumulate=False"
+                "a window of bn.accumulate is open, and the callback opens one for each step of the optimizer: leave "
+                "the `with` before training"
             )
         self.calibrations, self.report, self.watch, self.running = [], None, None, True
         if self.settings.watch is not None:

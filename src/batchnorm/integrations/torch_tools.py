@@ -78,7 +78,7 @@ def unshare(layer: BatchNorm) -> BatchNorm:
 
 
 def _inform_lightning() -> None:
-    """Lightning takes every SyncBatchNorm back by making a plain layer of its tensors: ours go back to what they were."""
+    """Lightning goes back from any SyncBatchNorm to a plain layer of its tensors; ours go back to what they were."""
     for package in ("lightning.pytorch", "pytorch_lightning"):
         plugin = getattr(sys.modules.get(f"{package}.plugins.layer_sync"), "TorchSyncBatchNorm", None)
         if plugin is not None and not hasattr(plugin.revert, "__wrapped__"):

@@ -43,7 +43,7 @@ def open_windows(model: nn.Module, steps: int | None = None) -> None:
     """Start the window of `accumulate`, for loops that cannot hold a `with` open from one call to the next."""
     layers = require_own_layers(model)
     if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
-        raise ValueError(f"steps must be a whole number of micro-batches ≥ 1, or None, got {steps!r}")
+        raise ValueError(f"steps must be a whole number of micro-batches ≥ 1, got {steps!r}")
     if have_windows(model):
         raise ValueError("a window of micro-batches is open already: bn.accumulate cannot be nested")
     for layer in layers:

@@ -11,7 +11,9 @@ from batchnorm.integrations.accelerate import accumulate, calibrate
 from tests.integrations.frameworks import steps
 
 
-def trained(rank: int, ranks: int, micro_batches: int, sync: bool) -> tuple[Accelerator, torch.nn.Module, list[steps.Batch]]:
+def trained(
+    rank: int, ranks: int, micro_batches: int, sync: bool
+) -> tuple[Accelerator, torch.nn.Module, list[steps.Batch]]:
     accelerator = Accelerator(cpu=True, gradient_accumulation_steps=2)
     assert accelerator.num_processes == ranks
     net = bn.convert(steps.network(), sync=sync)

@@ -67,7 +67,9 @@ def compare(model: nn.Module, wanted: nn.Module) -> None:
     """Weights, running statistics and counters are those of the oracle."""
     ours = model.state_dict()
     for name, value in wanted.state_dict().items():
-        torch.testing.assert_close(ours[name], value, rtol=1e-11, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}")
+        torch.testing.assert_close(
+            ours[name], value, rtol=1e-11, atol=1e-11, msg=lambda text, name=name: f"{name}: {text}"
+        )
 
 
 def exact_statistics(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-pl = pytest.importorskip("lightning.pytorch", reason="the callback is for Lightning")
+pytest.importorskip("lightning", reason="the callback is for Lightning")
+
+import lightning.pytorch as pl
 
 import batchnorm as bn
 from batchnorm.integrations.lightning import BatchNormCallback, BatchNormSync
@@ -66,7 +68,9 @@ def test_all_that_is_read_goes_to_the_loggers() -> None:
     logger, net, callback = Logger(), bn.convert(steps.network()), BatchNormCallback(watch=2)
     trainer(logger=logger, accumulate_grad_batches=2, callbacks=[callback]).fit(Module(net), steps.data(1, 8)[0])
     watched = [(s, v) for s, v in logger.rows if any(tag.startswith("batchnorm/") for tag in v)]
-    assert [s for s, _ in watched] == [0] * 4 + [2] * 4, "the first micro-batch of steps 0 and 2: both layers, both ways"
+    assert [s for s, _ in watched] == [0] * 4 + [2] * 4, (
+        "the first micro-batch of steps 0 and 2: both layers, both ways"
+    )
     assert {tag.split("/")[1] for _, values in watched for tag in values} == {"net.0", "net.2"}
     assert watched[0][1]["batchnorm/net.0/activation_std"] == pytest.approx(1, abs=1e-4)
     assert len(callback.watched.records) == 8
@@ -78,7 +82,7 @@ def test_averaged_weights_are_calibrated() -> None:
     average = getattr(pl.callbacks, "WeightAveraging", None)
     if average is None:
         pytest.skip("this Lightning has no WeightAveraging")
-    net, callback = fitted(average(), calibrate=[everything], exact=True)
+    net, _ = fitted(average(), calibrate=[everything], exact=True)
     mean, var = steps.exact_statistics(net, everything)
     torch.testing.assert_close((net[2].running_mean, net[2].running_var), (mean, var), rtol=1e-10, atol=1e-10)
     without, _ = fitted(average())
@@ -96,7 +100,7 @@ def test_stochastic_weight_averaging() -> None:
 
 
 def test_training_is_the_same_with_calibration_and_without() -> None:
-    """Validation in the middle of an epoch calibrates on the shuffled training data, with its own generator or without."""
+    """Validation in the middle of an epoch calibrates on the shuffled training data."""
     weights = {}
     for own in (False, True):
         for calibrate in (None, True):
@@ -140,13 +144,15 @@ def test_errors_say_what_to_do() -> None:
         trainer(callbacks=[BatchNormCallback()]).fit(Module(steps.network()), steps.data(1, 1)[0])
     swa = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.01)
     net = bn.convert(steps.network())
-    with pytest.raises(ValueError, match=r"stands before StochasticWeightAveraging.*Put it behind: callbacks=\[\.\.\., S"):
+    with pytest.raises(
+        ValueError, match=r"stands before StochasticWeightAveraging.*Put it behind: callbacks=\[\.\.\., S"
+    ):
         trainer(callbacks=[BatchNormCallback(calibrate=True), swa]).fit(Module(net), steps.data(1, 1)[0])
     loader = DataLoader(steps.data(1, 4)[0], batch_size=None, num_workers=1, persistent_workers=True)
     callback = BatchNormCallback(calibrate=True)
     with pytest.raises(ValueError, match="restart the persistent workers of the training DataLoader"):
         callback._batches(type("Trainer", (), {"train_dataloader": loader}))
-    with pytest.raises(ValueError, match="a window of bn.accumulate is open"), bn.accumulate(net, 2):
+    with pytest.raises(ValueError, match=r"a window of bn\.accumulate is open"), bn.accumulate(net, 2):
         trainer(callbacks=[BatchNormCallback()]).fit(Module(net), steps.data(1, 1)[0])
     with pytest.raises(TypeError, match="frieze_at"):
         BatchNormCallback(frieze_at=1)

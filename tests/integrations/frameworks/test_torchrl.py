@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-models = pytest.importorskip("torchrl.modules.models.batchrenorm", reason="compared with torchrl's BatchRenorm1d")
+pytest.importorskip("torchrl", reason="compared with torchrl's BatchRenorm1d")
+
+from torchrl.modules.models import batchrenorm as models
 
 import batchnorm as bn
 from tests.support.material import drifting

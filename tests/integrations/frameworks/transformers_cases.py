@@ -40,14 +40,14 @@ def trainer(
 ) -> Trainer:
     defaults = {
         "use_cpu": True, "num_train_epochs": 1, "per_device_train_batch_size": steps.EACH, "save_strategy": "no",
-        "report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "max_grad_norm": 0.0, "ddp_backend": "gloo",
-        "dataloader_pin_memory": False,
+        "report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "max_grad_norm": 0.0,
+        "ddp_backend": "gloo", "dataloader_pin_memory": False,
     }  # fmt: skip
     optimizer = torch.optim.SGD(net.parameters(), steps.LR)
     constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     return InOrder(
-        Regression(net), TrainingArguments(str(folder), **defaults | options), train_dataset=data, eval_dataset=data[:6],
-        optimizers=(optimizer, constant), callbacks=[callback],
+        Regression(net), TrainingArguments(str(folder), **defaults | options), train_dataset=data,
+        eval_dataset=data[:6], optimizers=(optimizer, constant), callbacks=[callback],
     )  # fmt: skip
 
 
