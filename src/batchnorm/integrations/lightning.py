@@ -106,7 +106,7 @@ class BatchNormCallback(Callback):
         if self.report is not None:
             rank_zero_info(f"Batch norms: {self.report}")
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._companion.release(pl_module)
 
     def _batches(self, trainer: Trainer) -> Any:

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from tests.integrations.frameworks.ranks import THEIRS
+from tests.integrations.frameworks.run import make_torchvision_importable
 from tests.support.launch import finish, start
+
+make_torchvision_importable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -18,11 +21,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture
-def on_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    def run(case: str) -> None:
-        monkeypatch.setenv("CASE", case)
+def on_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """One start for all cases of a module: to import a framework takes most of the time."""
+
+    def run(module: str, *cases: str) -> None:
+        monkeypatch.setenv("CASES", f"tests.integrations.frameworks.{module} {' '.join(cases)}")
         ended = finish(start(Path(__file__).with_name("ranks.py"), 2, tmp_path))
         assert [code for code, _ in ended] == [0, 0], "\n".join(said for _, said in ended)
-        assert all((tmp_path / f"{rank}.passed").exists() for rank in range(2))
+        assert all((tmp_path / f"{case}, {rank}.passed").exists() for rank in range(2) for case in cases)
 
     return run

@@ -6,6 +6,7 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 import batchnorm as bn
 from batchnorm.integrations.lightning import BatchNormCallback, BatchNormSync
@@ -23,17 +24,24 @@ class Module(pl.LightningModule):
     def training_step(self, batch: steps.Batch, index: int) -> Tensor:
         return steps.loss(self.net, batch)  # forward of this module is not called
 
-    def validation_step(self, batch: steps.Batch, index: int) -> None:
-        pass
-
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return torch.optim.SGD(self.parameters(), steps.LR)
 
 
+class Validated(Module):
+    def validation_step(self, batch: steps.Batch, index: int) -> None:
+        pass
+
+
 QUIET = {
     "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
-    "enable_model_summary": False, "num_sanity_val_steps": 0,
+    "enable_model_summary": False, "num_sanity_val_steps": 0, "log_every_n_steps": 1,
 }  # fmt: skip
+
+
+def loader(batches: list[steps.Batch]) -> DataLoader:
+    """The batches as they are; Lightning takes a list for a list of loaders."""
+    return DataLoader(batches, batch_size=None)
 
 
 def trainer(**options: Any) -> pl.Trainer:
@@ -48,7 +56,7 @@ def accumulated_and_shared(rank: int, ranks: int, folder: Path) -> None:
     for sync_batchnorm in (False, True):
         net = steps.network()
         fit = trainer(**options, callbacks=[callback], plugins=[BatchNormSync()], sync_batchnorm=sync_batchnorm)
-        fit.fit(Module(net), steps.data(ranks, 5)[rank])
+        fit.fit(Module(net), loader(steps.data(ranks, 5)[rank]))
         steps.compare(net, steps.one_process(ranks, (2, 2, 1), 2))
         assert type(net[0]) is nn.BatchNorm1d
 
@@ -67,7 +75,7 @@ def calibrated_before_validation(rank: int, ranks: int, folder: Path) -> None:
     fit = trainer(
         devices=ranks, strategy="ddp", use_distributed_sampler=False, val_check_interval=2, callbacks=[callback, Look()]
     )
-    fit.fit(Module(net), mine, mine[:1])
+    fit.fit(Validated(net), loader(mine), loader(mine[:1]))
     assert [counted for _, _, counted in during] == [2, 4], "the counters go on"
     everything = torch.cat([x for part in steps.data(ranks, 4) for x, _ in part])
     mean, var = steps.exact_statistics(net, everything)

@@ -1,4 +1,4 @@
-"""One rank of a test: `python ranks.py RANK WORLD_SIZE FOLDER` runs CASE of the module named in the environment."""
+"""One rank: `python ranks.py RANK WORLD_SIZE FOLDER` runs the CASES of a module, as the environment names them."""
 
 import importlib
 import os
@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import distributed as dist
 
+from tests.integrations.frameworks.run import make_torchvision_importable
 from tests.support.launch import meet
 
 # Said by the frameworks, about themselves or about this machine.
@@ -26,12 +27,14 @@ def main(rank: int, ranks: int, folder: Path) -> None:
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "NODE_RANK": "0"}
     os.environ |= {"LOCAL_WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}  # nobody asks there
     meet(folder, "meeting", rank, ranks)
-    module, case = os.environ["CASE"].split(":")
+    module, *cases = os.environ["CASES"].split()
     for message in THEIRS:
         warnings.filterwarnings("ignore", message)
-    getattr(importlib.import_module(module), case)(rank, ranks, folder)
-    (folder / f"{rank}.passed").touch()
-    dist.barrier()
+    make_torchvision_importable()
+    for case in cases:
+        getattr(importlib.import_module(module), case)(rank, ranks, folder)
+        (folder / f"{case}, {rank}.passed").touch()
+        dist.barrier()
     dist.destroy_process_group()
 
 

@@ -1,6 +1,7 @@
 """The examples for frameworks run with the frameworks: elsewhere they skip themselves."""
 
 import importlib.util
+import os
 import subprocess
 import sys
 
@@ -20,6 +21,10 @@ NEEDS = {
 def test_example(name: str) -> None:
     if importlib.util.find_spec(NEEDS[name]) is None:
         pytest.skip(f"{NEEDS[name]} is not installed")
-    done = subprocess.run([sys.executable, f"examples/{name}.py"], cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "tests/integrations/frameworks/run.py", f"examples/{name}.py"]
+    paths = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, timeout=300
+    )
     assert done.returncode == 0, done.stderr
     assert "skipped" not in done.stdout

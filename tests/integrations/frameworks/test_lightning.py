@@ -14,20 +14,18 @@ import lightning.pytorch as pl
 import batchnorm as bn
 from batchnorm.integrations.lightning import BatchNormCallback, BatchNormSync
 from tests.integrations.frameworks import steps
-from tests.integrations.frameworks.lightning_ranks import Module, trainer
+from tests.integrations.frameworks.lightning_ranks import Module, Validated, loader, trainer
 
-CASES = ("accumulated_and_shared", "calibrated_before_validation")
 everything = torch.cat([x for x, _ in steps.data(1, 4)[0]])
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_on_two_ranks(case: str, on_two_ranks) -> None:
-    on_two_ranks(f"tests.integrations.frameworks.lightning_ranks:{case}")
+def test_on_two_ranks(on_two_ranks) -> None:
+    on_two_ranks("lightning_ranks", "accumulated_and_shared", "calibrated_before_validation")
 
 
 def fitted(*others: Any, epochs: int = 1, count: int = 4, **options: Any) -> tuple[nn.Sequential, BatchNormCallback]:
     net, callback = bn.convert(steps.network()), BatchNormCallback(**options)
-    trainer(max_epochs=epochs, callbacks=[*others, callback]).fit(Module(net), steps.data(1, count)[0])
+    trainer(max_epochs=epochs, callbacks=[*others, callback]).fit(Module(net), loader(steps.data(1, count)[0]))
     return net, callback
 
 
@@ -35,7 +33,7 @@ def test_windows_follow_a_schedule_of_accumulation() -> None:
     net, callback = bn.convert(steps.network()), BatchNormCallback()
     schedule = pl.callbacks.GradientAccumulationScheduler({0: 2, 1: 4})
     batches = steps.data(1, 4)[0]
-    trainer(max_epochs=2, callbacks=[schedule, callback]).fit(Module(net), batches)
+    trainer(max_epochs=2, callbacks=[schedule, callback]).fit(Module(net), loader(batches))
     assert net[0].num_batches_tracked == 3
     wanted = nn.BatchNorm1d(3).double()
     for window in (batches[:2], batches[2:], batches):
@@ -66,7 +64,9 @@ def test_all_that_is_read_goes_to_the_loggers() -> None:
             self.rows.append((step, metrics))
 
     logger, net, callback = Logger(), bn.convert(steps.network()), BatchNormCallback(watch=2)
-    trainer(logger=logger, accumulate_grad_batches=2, callbacks=[callback]).fit(Module(net), steps.data(1, 8)[0])
+    trainer(logger=logger, accumulate_grad_batches=2, callbacks=[callback]).fit(
+        Module(net), loader(steps.data(1, 8)[0])
+    )
     watched = [(s, v) for s, v in logger.rows if any(tag.startswith("batchnorm/") for tag in v)]
     assert [s for s, _ in watched] == [0] * 4 + [2] * 4, (
         "the first micro-batch of steps 0 and 2: both layers, both ways"
@@ -108,10 +108,10 @@ def test_training_is_the_same_with_calibration_and_without() -> None:
             net, callback = bn.convert(steps.network()), BatchNormCallback(calibrate=calibrate)
             x, y = (torch.cat(parts) for parts in zip(*steps.data(1, 8)[0], strict=True))
             generator = torch.Generator().manual_seed(5) if own else None
-            loader = DataLoader(TensorDataset(x, y), batch_size=6, shuffle=True, generator=generator)
+            shuffled = DataLoader(TensorDataset(x, y), batch_size=6, shuffle=True, generator=generator)
             options = {"max_epochs": 2, "val_check_interval": 2, "accumulate_grad_batches": 4}
             torch.manual_seed(4)
-            trainer(**options, callbacks=[callback]).fit(Module(net), loader, steps.data(1, 1)[0])
+            trainer(**options, callbacks=[callback]).fit(Validated(net), shuffled, loader(steps.data(1, 1)[0]))
             weights[own, calibrate] = net[1].weight.detach().clone(), net[0].num_batches_tracked.clone()
             assert len(callback.calibrations) == (9 if calibrate else 0)
         assert all(torch.equal(a, b) for a, b in zip(weights[own, None], weights[own, True], strict=True))
@@ -122,7 +122,7 @@ def test_findings_at_the_end() -> None:
     net.append(bn.BatchNorm1d(1).double())  # a layer that no batch reaches
     module, callback = Module(net), BatchNormCallback()
     net.forward = lambda x: nn.Sequential.forward(net[:5], x)  # type: ignore[method-assign]
-    trainer(callbacks=[callback]).fit(module, steps.data(1, 4)[0])
+    trainer(callbacks=[callback]).fit(module, loader(steps.data(1, 4)[0]))
     assert ("never-updated", ("net.5",)) in {(f.rule, f.layers) for f in callback.report.findings}
     assert fitted(diagnose=False)[1].report is None
 
@@ -135,25 +135,25 @@ def test_interrupted_training_leaves_nothing_behind() -> None:
 
     net, callback = bn.convert(steps.network()), BatchNormCallback(watch=1)
     with pytest.raises(RuntimeError, match="enough"):
-        trainer(accumulate_grad_batches=2, callbacks=[callback, Stop()]).fit(Module(net), steps.data(1, 4)[0])
+        trainer(accumulate_grad_batches=2, callbacks=[callback, Stop()]).fit(Module(net), loader(steps.data(1, 4)[0]))
     assert (net[0]._window, len(net[0]._forward_hooks), int(net[0].num_batches_tracked)) == (None, 0, 1)
 
 
 def test_errors_say_what_to_do() -> None:
     with pytest.raises(ValueError, match=r"no batch norm of ours: bn\.convert\(model\) first"):
-        trainer(callbacks=[BatchNormCallback()]).fit(Module(steps.network()), steps.data(1, 1)[0])
+        trainer(callbacks=[BatchNormCallback()]).fit(Module(steps.network()), loader(steps.data(1, 1)[0]))
     swa = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.01)
     net = bn.convert(steps.network())
     with pytest.raises(
         ValueError, match=r"stands before StochasticWeightAveraging.*Put it behind: callbacks=\[\.\.\., S"
     ):
-        trainer(callbacks=[BatchNormCallback(calibrate=True), swa]).fit(Module(net), steps.data(1, 1)[0])
-    loader = DataLoader(steps.data(1, 4)[0], batch_size=None, num_workers=1, persistent_workers=True)
+        trainer(callbacks=[BatchNormCallback(calibrate=True), swa]).fit(Module(net), loader(steps.data(1, 1)[0]))
+    persistent = DataLoader(steps.data(1, 4)[0], batch_size=None, num_workers=1, persistent_workers=True)
     callback = BatchNormCallback(calibrate=True)
     with pytest.raises(ValueError, match="restart the persistent workers of the training DataLoader"):
-        callback._batches(type("Trainer", (), {"train_dataloader": loader}))
+        callback._batches(type("Trainer", (), {"train_dataloader": persistent}))
     with pytest.raises(ValueError, match=r"a window of bn\.accumulate is open"), bn.accumulate(net, 2):
-        trainer(callbacks=[BatchNormCallback()]).fit(Module(net), steps.data(1, 1)[0])
+        trainer(callbacks=[BatchNormCallback()]).fit(Module(net), loader(steps.data(1, 1)[0]))
     with pytest.raises(TypeError, match="frieze_at"):
         BatchNormCallback(frieze_at=1)
 

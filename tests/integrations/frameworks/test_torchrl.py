@@ -13,7 +13,7 @@ from tests.support.material import drifting
 WARMUP = 3
 
 
-def theirs_and_ours(r_max: float = 1.5, d_max: float = 0.3) -> tuple[torch.nn.Module, bn.BatchNorm]:
+def theirs_and_ours(r_max: float = 1.5, d_max: float = 0.25) -> tuple[torch.nn.Module, bn.BatchNorm]:
     settings = {"momentum": 0.1, "eps": 1e-3}
     theirs = models.BatchRenorm1d(4, **settings, max_r=r_max, max_d=d_max, warmup_steps=WARMUP)
     ours = bn.BatchNorm1d(4, **settings, renorm=bn.Renorm(r_max, d_max, WARMUP, gradual=False))

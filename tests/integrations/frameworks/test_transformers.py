@@ -18,9 +18,8 @@ from tests.integrations.frameworks import steps
 from tests.integrations.frameworks.transformers_cases import rows, trainer
 
 
-@pytest.mark.parametrize("case", ["accumulated_and_shared", "calibrated"])
-def test_on_two_ranks(case: str, on_two_ranks) -> None:
-    on_two_ranks(f"tests.integrations.frameworks.transformers_cases:{case}")
+def test_on_two_ranks(on_two_ranks) -> None:
+    on_two_ranks("transformers_cases", "accumulated_and_shared", "calibrated")
 
 
 def test_a_shorter_last_step_is_a_window_too(tmp_path: Path) -> None:

@@ -38,10 +38,10 @@ def rows(ranks: int, count: int) -> list[dict[str, Tensor]]:
 def trainer(
     net: nn.Module, callback: BatchNormCallback, folder: Path, data: list[dict[str, Tensor]], **options: Any
 ) -> Trainer:
-    defaults = {
+    defaults: dict[str, Any] = {
         "use_cpu": True, "num_train_epochs": 1, "per_device_train_batch_size": steps.EACH, "save_strategy": "no",
         "report_to": "none", "disable_tqdm": True, "logging_strategy": "no", "max_grad_norm": 0.0,
-        "ddp_backend": "gloo", "dataloader_pin_memory": False,
+        "dataloader_pin_memory": False,
     }  # fmt: skip
     optimizer = torch.optim.SGD(net.parameters(), steps.LR)
     constant = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
@@ -55,7 +55,7 @@ def accumulated_and_shared(rank: int, ranks: int, folder: Path) -> None:
     """Steps of 2 and 2 micro-batches over both ranks."""
     net = bn.convert(steps.network(), sync=True)
     callback = BatchNormCallback()
-    trainer(net, callback, folder, rows(ranks, 4), gradient_accumulation_steps=2).train()
+    trainer(net, callback, folder, rows(ranks, 4), gradient_accumulation_steps=2, ddp_backend="gloo").train()
     steps.compare(net, steps.one_process(ranks, (2, 2), 2))
 
 
@@ -63,7 +63,7 @@ def calibrated(rank: int, ranks: int, folder: Path) -> None:
     """Each rank has its own batches; the statistics are those of all of them."""
     net = bn.convert(steps.network())
     mine = [{"x": x} for x, _ in steps.data(ranks, 4)[rank]]
-    trainer(net, BatchNormCallback(calibrate=mine), folder, rows(ranks, 4)).train()
+    trainer(net, BatchNormCallback(calibrate=mine), folder, rows(ranks, 4), ddp_backend="gloo").train()
     everything = torch.cat([x for part in steps.data(ranks, 4) for x, _ in part])
     wanted = steps.exact_statistics(net, everything)
     torch.testing.assert_close((net[2].running_mean, net[2].running_var), wanted, rtol=1e-10, atol=1e-10)
