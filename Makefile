@@ -40,12 +40,14 @@ gpu: $(VENV)/dev.installed          ## the kernels for GPUs without one: interpr
 	@[ ! -d $(VENV)/triton/triton ] || PYTHONPATH=$(CURDIR)/$(VENV)/triton TRITON_INTERPRET=1 BATCHNORM_NATIVE=0 \
 	  BATCHNORM_COMPILE=1 $(BIN)/python -m pytest -n $(JOBS) tests/backends/triton $(ARGS)
 
-# Training frameworks, in a folder of their own as Triton above: none of their requirements comes with them.
-frameworks: $(VENV)/dev.ready      ## our callbacks in the frameworks themselves, on two ranks too
-	@cmp -s tests/integrations/frameworks.txt $(VENV)/frameworks/installed || { rm -rf $(VENV)/frameworks && $(PIP) --no-deps \
-	  --target $(VENV)/frameworks --requirement tests/integrations/frameworks.txt \
-	  && cp tests/integrations/frameworks.txt $(VENV)/frameworks/installed; } || echo "make frameworks: pip cannot install all of them here"
-	@PYTHONPATH=$(CURDIR)/$(VENV)/frameworks $(BIN)/python -m pytest -n $(JOBS) tests/integrations/frameworks $(ARGS)
+# Training frameworks, in a folder of their own too: their requirements, which would bring another torch, stay out.
+FRAMEWORKS := tests/integrations/frameworks
+frameworks: $(VENV)/dev.ready       ## the callbacks in the frameworks themselves, on two ranks too
+	@cmp -s $(FRAMEWORKS).txt $(VENV)/frameworks/installed || { rm -rf $(VENV)/frameworks; \
+	  $(PIP) --no-deps --target $(VENV)/frameworks --requirement $(FRAMEWORKS).txt \
+	  && cp $(FRAMEWORKS).txt $(VENV)/frameworks/installed; } || echo "make frameworks: skipped, pip cannot install them here"
+	@[ ! -f $(VENV)/frameworks/installed ] || PYTHONPATH=$(CURDIR)/$(VENV)/frameworks \
+	  $(BIN)/python -m pytest -n $(JOBS) $(FRAMEWORKS) $(ARGS)
 
 doctest: $(VENV)/dev.ready          ## the examples in the docstrings
 	@$(BIN)/python -m pytest --doctest-modules --ignore src/batchnorm/conformance --ignore src/batchnorm/backends/triton \

@@ -14,7 +14,7 @@ import batchnorm as bn
 
 torch.manual_seed(0)
 torch.set_num_threads(1)
-CARTS, LENGTH, UPDATES, WARMUP, DISCOUNT, ENTROPY = 16, 30, 1200, 300, 0.95, 0.02
+CARTS, LENGTH, UPDATES, WARMUP, DISCOUNT, ENTROPY = 16, 30, 400, 100, 0.95, 0.02
 
 
 def norm(width: int) -> nn.Module:

@@ -30,7 +30,7 @@ def fit(
 ) -> tuple[list[np.ndarray], int]:
     """What a client does in a round: take the server's arrays, train, and send its own."""
     load(model, keys, values)
-    optimizer = torch.optim.SGD(model.train().parameters(), 0.1)
+    optimizer = torch.optim.SGD(model.train().parameters(), 0.1, momentum=0.9)
     for rows in torch.randperm(len(x)).split(64):
         optimizer.zero_grad()
         nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
@@ -46,7 +46,7 @@ for local in ("nothing", "all"):
     models = copy.deepcopy(clients)
     keys = shared_keys(models[0], local)
     values = arrays(models[0], keys)
-    for _ in range(5):
+    for _ in range(10):
         results = [fit(m, keys, values, *d) for m, d in zip(models, data, strict=True)]
         values = aggregate(results, keys)
     for model in models:

@@ -155,7 +155,7 @@ def set_population(model: nn.Module, clients: Iterable[Sequence[np.ndarray]]) ->
     for name, parts in zip(layers, zip(*everyone, strict=True), strict=True):
         count, mean, m2 = torch.as_tensor(np.stack(parts), dtype=torch.float64).unbind(1)
         pooled[name] = Moments(count, mean, m2).pooled().channels()
-        if (pooled[name].count <= 1).any():
+        if bool((torch.as_tensor(pooled[name].count) <= 1).any()):
             raise ValueError(f"{name} saw fewer than two values per channel in all the data: one value has no variance")
     for name, layer in layers.items():
         counter = bank(layer).num_batches_tracked

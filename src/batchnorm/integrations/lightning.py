@@ -65,7 +65,7 @@ class BatchNormCallback(Callback):
         return self._companion.calibrations
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        everyone = trainer.callbacks  # type: ignore[attr-defined]
+        everyone = trainer.callbacks
         late = [type(c).__name__ for c in everyone[everyone.index(self) :] if isinstance(c, AVERAGING)]
         if stage == "fit" and late and self._companion.settings.calibrate is not None:
             raise ValueError(
