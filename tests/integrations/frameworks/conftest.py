@@ -1,5 +1,6 @@
 """Run a function of a test module on two ranks, as processes over gloo."""
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +10,8 @@ from tests.integrations.frameworks.ranks import THEIRS
 from tests.integrations.frameworks.run import make_torchvision_importable
 from tests.support.launch import finish, start
 
-make_torchvision_importable()
+if importlib.util.find_spec("lightning"):  # `make test` has no need of torchvision here
+    make_torchvision_importable()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
