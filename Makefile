@@ -9,7 +9,7 @@ JOBS   ?= auto
 NOTICE := ignore:batchnorm runs without its native CPU kernels:RuntimeWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help study play test test-without-compiler check lint types gpu doctest examples docs bench clean
+.PHONY: help study play test test-without-compiler check lint types gpu frameworks doctest examples docs bench clean
 
 help:      ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -32,7 +32,7 @@ COMPUTES_NOTHING := report play experiment doctor benchmark backends/native test
 test-without-compiler: $(VENV)/dev.installed   ## the same on torch's operator and the reference, as without a C++ compiler
 	@BATCHNORM_NATIVE=0 $(BIN)/python -m pytest -n $(JOBS) $(COMPUTES_NOTHING:%=--ignore=tests/%) $(ARGS)
 
-check: play lint types test test-without-compiler gpu doctest examples docs   ## everything that CI runs
+check: play lint types test test-without-compiler gpu frameworks doctest examples docs   ## everything that CI runs
 
 lint: $(VENV)/dev.installed         ## ruff: lint and format
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -47,8 +47,18 @@ gpu: $(VENV)/dev.installed          ## the kernels for GPUs without one: interpr
 	@[ ! -d $(VENV)/triton/triton ] || PYTHONPATH=$(CURDIR)/$(VENV)/triton TRITON_INTERPRET=1 BATCHNORM_NATIVE=0 \
 	  BATCHNORM_COMPILE=1 $(BIN)/python -m pytest -n $(JOBS) tests/backends/triton $(ARGS)
 
+# Training frameworks, in a folder of their own too: their requirements, which would bring another torch, stay out.
+FRAMEWORKS := tests/integrations/frameworks
+frameworks: $(VENV)/dev.ready       ## the callbacks in the frameworks themselves, on two ranks too
+	@cmp -s $(FRAMEWORKS).txt $(VENV)/frameworks/installed || { rm -rf $(VENV)/frameworks; \
+	  $(PIP) --no-deps --target $(VENV)/frameworks --requirement $(FRAMEWORKS).txt \
+	  && cp $(FRAMEWORKS).txt $(VENV)/frameworks/installed; } || echo "make frameworks: skipped, pip cannot install them here"
+	@[ ! -f $(VENV)/frameworks/installed ] || PYTHONPATH=$(CURDIR)/$(VENV)/frameworks \
+	  $(BIN)/python -m pytest -n $(JOBS) $(FRAMEWORKS) $(ARGS)
+
 doctest: $(VENV)/dev.ready          ## the examples in the docstrings
-	@$(BIN)/python -m pytest --doctest-modules --ignore src/batchnorm/conformance --ignore src/batchnorm/backends/triton src
+	@$(BIN)/python -m pytest --doctest-modules --ignore src/batchnorm/conformance --ignore src/batchnorm/backends/triton \
+	  --ignore src/batchnorm/integrations/lightning.py --ignore src/batchnorm/integrations/transformers.py src
 
 examples: $(VENV)/dev.ready         ## the gallery, each in a process of its own
 	@for f in examples/*.py; do echo "$$f"; $(BIN)/python -W error -W "$(NOTICE)" $$f >/dev/null || exit 1; done

@@ -87,6 +87,7 @@ class BatchNorm(_BatchNorm):
     _skips_reported: int = 0
     _name: str | None = None  # in the model, as `convert` found it
     _fused: bool = False  # `convert` took what followed the layer into it
+    _before_sharing: tuple[Any, Any] | None = None  # class and process group, while a tool has the layer share
     _theirs: tuple[str, str] | None = None  # module and name of the class that `convert` found, where it is not torch's
 
     def __init__(

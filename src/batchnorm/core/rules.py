@@ -18,7 +18,8 @@ class Renorm:
 
     x̂ = (x − μ)/σ·r + d with r = σ/σ_pop clipped to [1/r_max, r_max] and d = (μ − μ_pop)/σ_pop clipped to
     [−d_max, d_max], both constants to the gradient. Over the first `warmup` batches the limits grow linearly from
-    (1, 0), which is plain batch norm; `num_batches_tracked` counts the batches.
+    (1, 0), which is plain batch norm; with ``gradual=False`` they stay there and change at its end, as in CrossQ (Bhatt
+    et al. 2024, arXiv 1902.05605). `num_batches_tracked` counts the batches.
 
     Raises:
         ValueError: r_max < 1, d_max < 0 or warmup < 0.
@@ -32,6 +33,7 @@ class Renorm:
     r_max: float = 3.0
     d_max: float = 5.0
     warmup: int = 0
+    gradual: bool = True
 
     def __post_init__(self) -> None:
         if self.r_max < 1 or self.d_max < 0 or self.warmup < 0:
@@ -42,6 +44,7 @@ class Renorm:
         if batches is None or not self.warmup:
             return self.r_max, self.d_max
         part = (batches / self.warmup).clamp(max=1)
+        part = part if self.gradual else part.floor()
         return 1 + (self.r_max - 1) * part, self.d_max * part
 
 

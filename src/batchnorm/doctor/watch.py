@@ -16,6 +16,7 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from batchnorm.core.torch_internals import recomputing
 
+from . import writers
 from .findings import Finding, Report, report
 from .rules_training import RULES, Reading
 from .states import norms
@@ -45,11 +46,13 @@ def watch(
     the end, however it comes. Forward passes in evaluation mode are not looked at.
 
     Args:
-        writer: anything with TensorBoard's `add_scalar(tag, value, step)`.
+        writer: TensorBoard's SummaryWriter, a run of wandb, a logger of Lightning, mlflow, or anything else with one of
+            `add_scalar(tag, value, step)`, `log_metrics(values, step)` and `log(values, step=step)`.
         every: look at the first, and then at every so many forward passes in training mode.
         on_trouble: "warn" (a `TroubleWarning`) or "raise" (a `TroubleError`).
 
     Raises:
+        TypeError: a writer with none of these methods.
         ValueError: no batch norm in the model, `every` below 1, or another `on_trouble`.
 
     >>> import torch, batchnorm as bn
@@ -65,6 +68,8 @@ def watch(
         raise ValueError("this model has no batch norm to watch")
     if every < 1 or on_trouble not in ("warn", "raise"):
         raise ValueError(f'expected every ≥ 1 and on_trouble "warn" or "raise", got {every!r} and {on_trouble!r}')
+    if writer is not None:
+        writers.check(writer)
     return Watch(model, layers, writer, every, on_trouble)
 
 
@@ -80,6 +85,7 @@ class Watch:
     records: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     step: int = -1  # forward passes in training mode, from 0
+    by_forward: bool = True  # count calls of the model; a loop that does not call it calls `next_pass` instead
 
     def __enter__(self) -> Watch:
         self._looking = False
@@ -91,8 +97,9 @@ class Watch:
         self._parameters = {id(p) for p in self.model.parameters()}
         self._steps, self._moves = 0, dict.fromkeys(self.layers, 0)
         self._counts: dict[str, int] = {}
-        hook = register_optimizer_step_post_hook(self._after_step)
-        self._handles = [hook, self.model.register_forward_pre_hook(self._begin)]
+        self._handles: list[Any] = [register_optimizer_step_post_hook(self._after_step)]
+        if self.by_forward:
+            self._handles.append(self.model.register_forward_pre_hook(self._begin))
         self._handles += [m.register_forward_hook(partial(self._after, n)) for n, m in self.layers.items()]
         relus = [m for m in self.model.modules() if isinstance(m, nn.ReLU | nn.ReLU6)]
         self._handles += [m.register_forward_pre_hook(self._before_relu) for m in relus]
@@ -115,12 +122,20 @@ class Watch:
         if not model.training:
             self._looking = False
         elif not recomputing():
-            self.step += 1
-            self._looking = self.step % self.every == 0
-            if self._looking:
-                for handle in self._pending:
-                    handle.remove()
-                self._pending = []
+            self.next_pass()
+
+    def next_pass(self) -> None:
+        """Count a forward pass in training mode, and look at it if its turn has come."""
+        self.step += 1
+        self._looking = self.step % self.every == 0
+        if self._looking:
+            for handle in self._pending:
+                handle.remove()
+            self._pending = []
+
+    def look_away(self) -> None:
+        """Look at no forward pass until `next_pass`."""
+        self._looking = False
 
     def _after(self, name: str, layer: _BatchNorm, _: Any, output: Tensor) -> None:
         if not self._looking:
@@ -176,8 +191,7 @@ class Watch:
     def _read(self, name: str, step: int, values: dict[str, float], usual: float | None = None) -> None:
         self.records.append({"step": step, "layer": name, **values})
         if self.writer is not None:
-            for what, value in values.items():
-                self.writer.add_scalar(f"batchnorm/{name}/{what}", value, step)
+            writers.write(self.writer, {f"batchnorm/{name}/{what}": value for what, value in values.items()}, step)
         self._judge(Reading(name, step, values, usual))
 
     def _judge(self, reading: Reading) -> None:
