@@ -203,7 +203,7 @@ export function mount(root, { t, docs }) {
 
 /** One network: its answers, its numbers, and the inputs of its activations. */
 function armView(arm, t) {
-  const picture = el("canvas", { class: "field", role: "img" });
+  const picture = el("canvas", { class: "field", role: "img", "aria-label": t(arm) });
   const strip = el("canvas", { class: "strip", role: "img", "aria-label": t("strip", { arm: t(arm) }) });
   const accuracy = el("b", {});
   const loss = el("span", {});
