@@ -27,6 +27,7 @@ def on_two_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..
     """One start for all cases of a module: to import a framework takes most of the time."""
 
     def run(module: str, *cases: str) -> None:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")  # or Accelerate sets it, with a warning
         monkeypatch.setenv("CASES", f"tests.integrations.frameworks.{module} {' '.join(cases)}")
         ended = finish(start(Path(__file__).with_name("ranks.py"), 2, tmp_path))
         assert [code for code, _ in ended] == [0, 0], "\n".join(said for _, said in ended)
