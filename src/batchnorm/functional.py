@@ -86,11 +86,13 @@ def batch_norm(
         RuntimeError: a shape or dtype that does not fit the input, or no running statistics out of training.
         FloatingPointError: non-finite batch statistics with ``nonfinite="raise"``.
 
-    >>> import torch, batchnorm as bn
-    >>> x = torch.tensor([[1.0], [2.0], [3.0]])
-    >>> y, mean, var = bn.batch_norm(x, torch.zeros(1), torch.ones(1), training=True, momentum=1.0, return_stats=True)
-    >>> y.mean().item(), mean.item(), var.item()
-    (0.0, 2.0, 1.0)
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> x = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> running = torch.zeros(1), torch.ones(1)
+        >>> y, mean, var = bn.batch_norm(x, *running, training=True, momentum=1.0, return_stats=True)
+        >>> y.mean().item(), mean.item(), var.item()
+        (0.0, 2.0, 1.0)
 
     Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
     """

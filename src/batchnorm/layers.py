@@ -1,7 +1,7 @@
 """The layers: state and options. What they compute is in `functional`."""
 
 import warnings
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,7 +12,7 @@ from batchnorm.core.fx_leaf import as_leaf
 from batchnorm.core.moments import Moments
 from batchnorm.core.population import Bank, Window, unfit
 from batchnorm.core.recipes import of_thread
-from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
+from batchnorm.core.rules import OPTIONS, NonFinite, Options, Renorm, Rules, Single
 from batchnorm.core.torch_internals import recomputing, transformed, unwatched
 from batchnorm.core.validation import Call, check_number, in_words
 from batchnorm.functional import Moving, dense, is_everyday, normalized
@@ -60,12 +60,13 @@ class BatchNorm(_BatchNorm):
         ValueError: an input of the wrong rank, one value per channel in training, an unknown option.
         RuntimeError: another number of channels than `num_features`, or a dtype that does not fit.
 
-    >>> import torch, batchnorm as bn
-    >>> layer = bn.BatchNorm(3)
-    >>> x = torch.randn(64, 3, 8, 8) * 10 + 5
-    >>> y = layer(x)
-    >>> bool(y.mean().abs() < 1e-6), bool((y.std(correction=0) - 1).abs() < 1e-4)
-    (True, True)
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> layer = bn.BatchNorm(3)
+        >>> x = torch.randn(64, 3, 8, 8) * 10 + 5
+        >>> y = layer(x)
+        >>> bool(y.mean().abs() < 1e-6), bool((y.std(correction=0) - 1).abs() < 1e-4)
+        (True, True)
 
     Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
@@ -100,7 +101,13 @@ class BatchNorm(_BatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        **options: Any,
+        activation: str | None = None,
+        virtual_batch_size: int | None = None,
+        process_group: Any = None,
+        renorm: Renorm | None = None,
+        single: Single = "error",
+        nonfinite: NonFinite = "skip",
+        recompute: bool = True,
     ) -> None:
         check_number("eps", eps)
         if momentum is not None:
@@ -108,9 +115,17 @@ class BatchNorm(_BatchNorm):
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, bias=bias
         )
-        self.set_options(**options)
+        self.set_options(
+            activation=activation,
+            virtual_batch_size=virtual_batch_size,
+            process_group=process_group,
+            renorm=renorm,
+            single=single,
+            nonfinite=nonfinite,
+            recompute=recompute,
+        )
 
-    def set_options(self, **options: Any) -> Self:
+    def set_options(self, **options: Unpack[Options]) -> Self:
         """Set the options beyond torch's, by their names in the constructor; returns the layer.
 
         Raises:
@@ -392,10 +407,32 @@ class SyncBatchNorm(BatchNorm, nn.SyncBatchNorm):
         process_group: Any | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **keywords: Any,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        virtual_batch_size: int | None = None,
+        renorm: Renorm | None = None,
+        single: Single = "error",
+        nonfinite: NonFinite = "skip",
+        recompute: bool = True,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **keywords)
-        self.process_group = process_group
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            activation=activation,
+            virtual_batch_size=virtual_batch_size,
+            process_group=process_group,
+            renorm=renorm,
+            single=single,
+            nonfinite=nonfinite,
+            recompute=recompute,
+        )
 
     _alone = False
 

@@ -67,10 +67,11 @@ def diagnose(
     Raises:
         ValueError: there were no batches.
 
-    >>> import torch
-    >>> import batchnorm as bn
-    >>> bn.diagnose(torch.nn.BatchNorm1d(3)).findings[0].rule
-    'never-updated'
+    Examples:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> bn.diagnose(torch.nn.BatchNorm1d(3)).findings[0].rule
+        'never-updated'
     """
     states = of_model(model)
     base = diagnose_states(states)

@@ -52,13 +52,14 @@ def watch(
     Raises:
         ValueError: no batch norm in the model, `every` below 1, or another `on_trouble`.
 
-    >>> import torch, batchnorm as bn
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), bn.BatchNorm1d(8))
-    >>> with bn.watch(model, every=2) as w:
-    ...     for _ in range(4):
-    ...         model(torch.randn(32, 4)).square().sum().backward()
-    >>> sorted({record["step"] for record in w.records})
-    [0, 2]
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), bn.BatchNorm1d(8))
+        >>> with bn.watch(model, every=2) as w:
+        ...     for _ in range(4):
+        ...         model(torch.randn(32, 4)).square().sum().backward()
+        >>> sorted({record["step"] for record in w.records})
+        [0, 2]
     """
     layers = norms(model)
     if not layers:

@@ -97,11 +97,12 @@ def calibrate(
         ValueError: no batches, nothing to calibrate, one value per channel in all the data, an iterator when exact.
         FloatingPointError: NaN or Inf in what a layer sees. Then, and when interrupted, the model is as it was.
 
-    >>> import torch, batchnorm as bn
-    >>> layer = bn.BatchNorm(1)
-    >>> _ = bn.calibrate(layer, [torch.tensor([[1.0], [2.0]]), torch.tensor([[6.0]])])
-    >>> layer.running_mean.item(), layer.running_var.item()
-    (3.0, 7.0)
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> layer = bn.BatchNorm(1)
+        >>> _ = bn.calibrate(layer, [torch.tensor([[1.0], [2.0]]), torch.tensor([[6.0]])])
+        >>> layer.running_mean.item(), layer.running_var.item()
+        (3.0, 7.0)
 
     Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (precise BN).
     """

@@ -6,10 +6,11 @@ so optimizers, shared modules and references to it go on as they were.
 
 import warnings
 from collections import defaultdict
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, Unpack
 
 from torch import nn
 
+from batchnorm.core.rules import ConvertOptions
 from batchnorm.integrations.frozen import FrozenBatchNorm2d
 from batchnorm.integrations.norm_act import NormAct
 from batchnorm.layers import BatchNorm
@@ -27,7 +28,7 @@ def convert(
     fuse: bool = False,
     sync: bool = False,
     recompute: bool | Literal["chain"] = False,
-    **options: Any,
+    **options: Unpack[ConvertOptions],
 ) -> Model:
     """Turn every batch norm of `model` into ours, in place; returns the model.
 
@@ -45,14 +46,16 @@ def convert(
     Raises:
         TypeError, ValueError: a bad option, or a class in place of a model; then nothing is changed.
 
-    >>> import batchnorm as bn
-    >>> from torch import nn
-    >>> model = bn.convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
-    >>> type(model[1])
-    <class 'batchnorm.layers.BatchNorm2d'>
+    Examples:
+        >>> import batchnorm as bn
+        >>> from torch import nn
+        >>> model = bn.convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+        >>> type(model[1])
+        <class 'batchnorm.layers.BatchNorm2d'>
     """
     require_model(model)
-    options |= {"process_group": True} if sync else {}
+    if sync:
+        options["process_group"] = True
     recomputation.check(recompute)
     BatchNorm(1).set_options(**options)  # complains before anything is changed
     left: Left = defaultdict(list)
@@ -84,10 +87,11 @@ def revert(model: Model, *, expand: bool = False) -> Any:
     Raises:
         ValueError: a layer computes what torch's class cannot, an activation say; then nothing is changed.
 
-    >>> import batchnorm as bn
-    >>> from torch import nn
-    >>> type(bn.revert(bn.convert(nn.BatchNorm2d(8))))
-    <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
+    Examples:
+        >>> import batchnorm as bn
+        >>> from torch import nn
+        >>> type(bn.revert(bn.convert(nn.BatchNorm2d(8))))
+        <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
     taken = fusion.fused(model)
     if expand:

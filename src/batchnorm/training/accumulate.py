@@ -20,13 +20,14 @@ def accumulate(model: nn.Module, steps: int) -> Iterator[None]:
     Raises:
         ValueError: `steps` is no whole number ≥ 1, or a window is open already.
 
-    >>> import torch, batchnorm as bn
-    >>> x, layer, whole = torch.randn(32, 3), bn.BatchNorm(3), bn.BatchNorm(3)
-    >>> with bn.accumulate(layer, steps=4):
-    ...     outputs = [layer(micro) for micro in x.chunk(4)]
-    >>> y = whole(x)
-    >>> torch.allclose(layer.running_var, whole.running_var), layer.num_batches_tracked.item()
-    (True, 1)
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> x, layer, whole = torch.randn(32, 3), bn.BatchNorm(3), bn.BatchNorm(3)
+        >>> with bn.accumulate(layer, steps=4):
+        ...     outputs = [layer(micro) for micro in x.chunk(4)]
+        >>> y = whole(x)
+        >>> torch.allclose(layer.running_var, whole.running_var), layer.num_batches_tracked.item()
+        (True, 1)
     """
     layers = require_own_layers(model)
     if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:

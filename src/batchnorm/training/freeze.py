@@ -20,11 +20,12 @@ def freeze(model: Model, affine: bool = False) -> Model:
     Raises:
         ValueError: a layer has no running statistics; then none is frozen.
 
-    >>> import batchnorm as bn
-    >>> from torch import nn
-    >>> model = bn.freeze(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))).train()
-    >>> model[1].frozen
-    'statistics'
+    Examples:
+        >>> import batchnorm as bn
+        >>> from torch import nn
+        >>> model = bn.freeze(nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))).train()
+        >>> model[1].frozen
+        'statistics'
     """
     layers = own_layers(convert(model))
     for layer in layers:
@@ -38,10 +39,11 @@ def freeze(model: Model, affine: bool = False) -> Model:
 def unfreeze(model: Model) -> Model:
     """Undo `freeze`: batches normalise in training and are remembered again, and γ and β train. Returns the model.
 
-    >>> import batchnorm as bn
-    >>> from torch import nn
-    >>> bn.unfreeze(bn.freeze(nn.BatchNorm1d(8), affine=True)).weight.requires_grad
-    True
+    Examples:
+        >>> import batchnorm as bn
+        >>> from torch import nn
+        >>> bn.unfreeze(bn.freeze(nn.BatchNorm1d(8), affine=True)).weight.requires_grad
+        True
     """
     for layer in own_layers(model):
         layer.unfreeze()

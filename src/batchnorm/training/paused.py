@@ -19,12 +19,13 @@ def paused(model: nn.Module) -> Iterator[None]:
     For a forward pass that is not a training step of its own: sharpness-aware minimisation, virtual adversarial
     training. May be nested and used from several threads; a layer remembers again when the last one has left.
 
-    >>> import torch, batchnorm as bn
-    >>> layer = bn.BatchNorm(3)
-    >>> with bn.paused(layer):
-    ...     y = layer(torch.randn(8, 3) + 5)
-    >>> layer.running_mean
-    tensor([0., 0., 0.])
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> layer = bn.BatchNorm(3)
+        >>> with bn.paused(layer):
+        ...     y = layer(torch.randn(8, 3) + 5)
+        >>> layer.running_mean
+        tensor([0., 0., 0.])
     """
     layers = require_own_layers(model)
     _add_to_paused(layers, 1)
