@@ -395,6 +395,13 @@ class SyncBatchNorm(BatchNorm, nn.SyncBatchNorm):
 
     Unlike torch's it works on any device and backend, with ranks of different sizes, and is differentiable twice.
     Without a process group of several ranks it is plain `BatchNorm`.
+
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> layer, alone = bn.SyncBatchNorm(3), bn.BatchNorm(3)
+        >>> x = torch.randn(8, 3, 4)
+        >>> torch.equal(layer(x), alone(x))  # one process
+        True
     """
 
     def __init__(
