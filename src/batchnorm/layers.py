@@ -41,16 +41,18 @@ class BatchNorm(_BatchNorm):
         num_features: C, the size of dimension 1.
         eps: added to the variance.
         momentum: the weight of the newest batch in the running statistics, or None for a plain average.
-        affine: whether there are γ (`weight`) and β (`bias`).
-        track_running_stats: whether there are running statistics.
-        bias: whether β is among the affine parameters.
+        affine: True for learned γ (`weight`) and β (`bias`).
+        track_running_stats: True to keep running statistics.
+        bias: False for γ without β.
         activation: "relu", "relu6", "leaky_relu", "silu", "gelu" or "hardswish", applied in the same pass.
-        virtual_batch_size: each so many samples are normalised by their own statistics in training (ghost batches).
+        virtual_batch_size: size of the ghost batches: in training, each is normalised by its own statistics.
         process_group: the ranks that share statistics in training; True for all.
         renorm: `bn.Renorm(r_max, d_max, warmup)`: batch renormalisation.
-        single: one value per channel in training: an "error", as torch, or normalised by the "population".
-        nonfinite: what a channel with NaN or Inf in its batch does to the running statistics: "skip" (counted in
-            `skipped_batches`), "raise", or "propagate" (torch's way).
+        single: one value per channel in training is an "error", as in torch, or is normalised by the running
+            statistics ("population").
+        nonfinite: if a channel's batch holds NaN or Inf, its running statistics are not updated ("skip", counted in
+            `skipped_batches`), an error is raised ("raise"), or they are updated as in torch ("propagate").
+        recompute: False to leave this layer out of `bn.recompute`.
 
     Shape:
         input, residual and output: (N, C, *), the output in the input's dtype and memory format. `mask` broadcasts
@@ -321,7 +323,7 @@ class BatchNorm(_BatchNorm):
         self._skips_reported = int(self._skips)
 
     def freeze(self, affine: bool = False) -> None:
-        """Normalise by the population and remember nothing, in training too; with `affine`, γ and β do not train."""
+        """Normalise by the running statistics and do not update them; with `affine`, γ and β do not train."""
         if self.running_mean is None:
             raise ValueError(f"{self!r} has no running statistics to normalise by: it cannot be frozen")
         self.frozen = "all" if affine else "statistics"

@@ -41,7 +41,7 @@ class Moments:
 
     @property
     def unbiased_variance(self) -> Tensor:
-        """The unbiased variance m2 / (count − 1), which is remembered."""
+        """The unbiased variance m2 / (count − 1), as in the running statistics."""
         return self.m2 / (self.count - 1)
 
     def channels(self) -> "Moments":

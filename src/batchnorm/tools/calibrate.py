@@ -1,4 +1,4 @@
-"""Population statistics of a model as they are, not as a moving average remembers them."""
+"""Population statistics of a model computed exactly, not as a moving average."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -128,7 +128,7 @@ def calibrate(
 
 
 def remember(name: str, layer: _BatchNorm, moments: Moments, batches: int) -> None:
-    """Set a layer's population to `moments`, with the unbiased variance as training remembers it."""
+    """Set a layer's population to `moments`, with the unbiased variance as in training."""
     if bool(torch.as_tensor(moments.count <= 1).any()):
         raise ValueError(f"{name} saw one value per channel in all the data: one value has no variance")
     write(layer, moments.mean, moments.unbiased_variance)

@@ -37,11 +37,13 @@ def convert(
     transformers, as frozen layers. Other subclasses may behave in their own way: they are left as they are and named in
     one warning, grouped by class.
 
+    The other keywords are options of `BatchNorm`, also set on layers that are ours already. An option that is not given
+    stays as it is.
+
     Args:
         fuse: let the batch norms also do what follows them, activations and residual additions.
         sync: share statistics between all ranks; short for ``process_group=True``.
         recompute: put the hooks of `bn.recompute` on the model, until `revert`; "chain" for its longer chains.
-        options: those of `BatchNorm` beyond torch's; they are also set on layers that are ours already.
 
     Raises:
         TypeError, ValueError: a bad option, or a class in place of a model; then nothing is changed.

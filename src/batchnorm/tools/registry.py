@@ -1,4 +1,4 @@
-"""The layers that `convert` can turn into ours, and the way back.
+"""The layers that `convert` can turn into ours, and the layers that `revert` turns them back into.
 
 torch's four classes and those of `register` change their class and nothing else. Layers of other packages are known by
 name, so that nothing is imported, and the first of each class is compared with ours on a probe.

@@ -1,4 +1,4 @@
-"""A window of micro-batches is remembered as one batch for the length of a `with`."""
+"""Within a `with`, a window of micro-batches updates the running statistics once, as one batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ def accumulate(model: nn.Module, steps: int) -> Iterator[None]:
 
     With gradient accumulation the population then moves as it would have on the one big batch (momentum counts
     steps of the optimizer). The outputs and gradients are still those of micro-batches: each is normalised by itself.
-    A window that is not full at the end counts as it is; one that an exception interrupts is forgotten.
+    A window that is not full at the end counts as it is; one that an exception interrupts is dropped.
 
     Raises:
         ValueError: `steps` is no whole number ≥ 1, or a window is open already.
