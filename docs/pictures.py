@@ -147,21 +147,22 @@ def folding() -> None:
 
 
 def standardization() -> None:
-    """Two columns of the wine data, before and after: the same picture on another scale."""
+    """Two columns of the wine data on equal axes: before, one of them is squashed to a line; after, both spread."""
     x = torch.from_numpy(load_wine().data)[:, [12, 10]]  # proline, hue
     layer = bn.Standardize(2).fit(x)
     parts = []
-    for left, data, title in ((40, x, "proline and hue"), (360, layer(x), "after Standardize")):
-        low, high = data.amin(0), data.amax(0)
+    for left, data, title in ((60, x, "before: proline and hue"), (380, layer(x), "after Standardize")):
+        low, high = data.min().item(), data.max().item()  # one range for both columns, so that scales can be compared
         parts.append(text(left + 120, 22, title, "middle"))
-        parts.append(f'<rect x="{left}" y="34" width="240" height="200" fill="none" stroke="{GREY}"/>')
+        parts.append(f'<rect x="{left}" y="34" width="240" height="240" fill="none" stroke="{GREY}"/>')
         parts += [
-            f'<circle cx="{left + 8 + 224 * px:.1f}" cy="{226 - 184 * py:.1f}" r="2.5" fill="{GREEN}" opacity="0.6"/>'
+            f'<circle cx="{left + 8 + 224 * px:.1f}" cy="{266 - 224 * py:.1f}" r="2.5" fill="{GREEN}" opacity="0.6"/>'
             for px, py in ((data - low) / (high - low)).tolist()
         ]
-        parts.append(text(left, 252, f"{low[0]:.4g}") + text(left + 240, 252, f"{high[0]:.4g}", "end"))
-        parts.append(text(left - 4, 232, f"{low[1]:.2g}", "end") + text(left - 4, 44, f"{high[1]:.2g}", "end"))
-    write("standardize.svg", 262, parts)
+        parts += [text(left, 292, f"{low:.2g}"), text(left + 240, 292, f"{high:.4g}", "end")]
+        parts += [text(left - 4, 274, f"{low:.2g}", "end"), text(left - 4, 44, f"{high:.4g}", "end")]
+        parts += [text(left + 120, 292, "proline", "middle"), text(left - 4, 160, "hue", "end")]
+    write("standardize.svg", 302, parts)
 
 
 def contrasting() -> None:

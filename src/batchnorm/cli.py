@@ -23,7 +23,7 @@ INTERRUPTED = 130
 
 
 class FailOn(StrEnum):
-    """What makes the doctor fail."""
+    """The severity at which the doctor's exit status is 1."""
 
     error = "error"
     warning = "warning"

@@ -1,4 +1,4 @@
-"""Looks at a model's batch norms while it trains, every so many steps, and says what goes wrong as it happens."""
+"""Records a model's batch norms every so many steps while it trains, and reports faults as they happen."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from .states import norms
 
 
 class TroubleWarning(UserWarning):
-    """Something goes wrong while training."""
+    """`watch` found a fault during training."""
 
 
 class TroubleError(RuntimeError):
-    """Something goes wrong while training, and it was to be an error. `finding` says what."""
+    """`watch` found a fault during training, with on_trouble="raise". `finding` describes it."""
 
     def __init__(self, finding: Finding) -> None:
         super().__init__(_line(finding))
@@ -37,31 +37,32 @@ class TroubleError(RuntimeError):
 def watch(
     model: nn.Module, writer: Any = None, *, every: int = 50, on_trouble: Literal["warn", "raise"] = "warn"
 ) -> Watch:
-    """A context in which every batch norm of `model` is looked at while it trains, on one forward pass in `every`.
+    """Record every batch norm of `model` while it trains, on one forward pass in `every`; a context manager.
 
-    Summaries of activations (mean and deviation of what the layer puts out, share of silent channels) and of the
-    gradient that comes back (root mean square) go to `records`, and to the writer if there is one. Trouble, said once
-    a layer: values that are not finite, channels that went silent, an exploding gradient, a population that moves
-    more than once per step of the optimizer. The passes between cost a Python call a layer. All hooks are removed at
-    the end, however it comes. Forward passes in evaluation mode are not looked at.
+    Each layer's output (mean, standard deviation, share of silent channels) and its gradient (root mean square) go to
+    `records`, and to the writer if there is one. Four faults are reported, each once a layer: values that are not
+    finite, channels that became silent, an exploding gradient, and running statistics that move more than once per
+    step of the optimizer. Other passes cost one Python call a layer. All hooks are removed at the end, also after an
+    exception. Forward passes in evaluation mode are not recorded.
 
     Args:
         writer: TensorBoard's SummaryWriter, a run of wandb, a logger of Lightning, mlflow, or anything else with one of
             `add_scalar(tag, value, step)`, `log_metrics(values, step)` and `log(values, step=step)`.
-        every: look at the first, and then at every so many forward passes in training mode.
+        every: record the first forward pass in training mode, and then one in `every`.
         on_trouble: "warn" (a `TroubleWarning`) or "raise" (a `TroubleError`).
 
     Raises:
         TypeError: a writer with none of these methods.
         ValueError: no batch norm in the model, `every` below 1, or another `on_trouble`.
 
-    >>> import torch, batchnorm as bn
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), bn.BatchNorm1d(8))
-    >>> with bn.watch(model, every=2) as w:
-    ...     for _ in range(4):
-    ...         model(torch.randn(32, 4)).square().sum().backward()
-    >>> sorted({record["step"] for record in w.records})
-    [0, 2]
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), bn.BatchNorm1d(8))
+        >>> with bn.watch(model, every=2) as w:
+        ...     for _ in range(4):
+        ...         model(torch.randn(32, 4)).square().sum().backward()
+        >>> sorted({record["step"] for record in w.records})
+        [0, 2]
     """
     layers = norms(model)
     if not layers:

@@ -1,4 +1,4 @@
-"""A window of micro-batches is remembered as one batch for the length of a `with`."""
+"""Within a `with`, a window of micro-batches updates the running statistics once, as one batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +15,7 @@ def accumulate(model: nn.Module, steps: int | None = None) -> Iterator[None]:
 
     With gradient accumulation the population then moves as it would have on the one big batch (momentum counts
     steps of the optimizer). The outputs and gradients are still those of micro-batches: each is normalised by itself.
-    A window that is not full at the end counts as it is; one that an exception interrupts is forgotten.
+    A window that is not full at the end counts as it is; one that an exception interrupts is dropped.
 
     Args:
         steps: micro-batches of a window; by default all that the block runs are one.
@@ -23,13 +23,14 @@ def accumulate(model: nn.Module, steps: int | None = None) -> Iterator[None]:
     Raises:
         ValueError: `steps` is no whole number ≥ 1, or a window is open already.
 
-    >>> import torch, batchnorm as bn
-    >>> x, layer, whole = torch.randn(32, 3), bn.BatchNorm(3), bn.BatchNorm(3)
-    >>> with bn.accumulate(layer, steps=4):
-    ...     outputs = [layer(micro) for micro in x.chunk(4)]
-    >>> y = whole(x)
-    >>> torch.allclose(layer.running_var, whole.running_var), layer.num_batches_tracked.item()
-    (True, 1)
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> x, layer, whole = torch.randn(32, 3), bn.BatchNorm(3), bn.BatchNorm(3)
+        >>> with bn.accumulate(layer, steps=4):
+        ...     outputs = [layer(micro) for micro in x.chunk(4)]
+        >>> y = whole(x)
+        >>> torch.allclose(layer.running_var, whole.running_var), layer.num_batches_tracked.item()
+        (True, 1)
     """
     open_windows(model, steps)
     try:
