@@ -14,10 +14,10 @@ def pairs(entries: Sequence[T], choices: Callable[[T], dict[str, Hashable]]) -> 
     `choices` gives an entry's value for each factor. Greedy: next comes the entry with the most pairs that are new.
     """
     numbers: dict[Hashable, int] = {}
-    new = [
-        {numbers.setdefault(pair, len(numbers)) for pair in itertools.combinations(sorted(choices(e).items(), key=_name), 2)}
-        for e in entries
-    ]  # fmt: skip
+    new = []
+    for entry in entries:
+        made = itertools.combinations(choices(entry).items(), 2)
+        new.append({numbers.setdefault(frozenset(pair), len(numbers)) for pair in made})
     heap = [(-len(found), i) for i, found in enumerate(new)]
     heapq.heapify(heap)
     covered, taken = set[int](), []
@@ -30,7 +30,3 @@ def pairs(entries: Sequence[T], choices: Callable[[T], dict[str, Hashable]]) -> 
         covered |= new[i]
         taken.append(i)
     return [entries[i] for i in sorted(taken)]
-
-
-def _name(item: tuple[str, Hashable]) -> str:
-    return item[0]

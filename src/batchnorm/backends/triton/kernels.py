@@ -25,8 +25,7 @@ from batchnorm.backends.triton.elementwise import (
 )
 from batchnorm.backends.triton.merging import is_last, merged_moments, merged_sums, remember
 
-# Numbers for which no code of their own is compiled: their values do not decide how memory is read. Those of C and S do,
-# where they are multiples of 16.
+# Numbers that do not decide how memory is read: their values get no code of their own. C and S do, as multiples of 16.
 ANY = ("A", "GROUP", "SPLITS", "PER", "STRIDE", "TABLE")
 
 
