@@ -73,11 +73,17 @@ def test_a_batch_that_is_not_finite_is_skipped_and_counted(device):
     before = layer.running_mean.clone(), layer.running_var.clone()
     x[0, 1, 0, 0] = torch.nan
     with pytest.warns(RuntimeWarning, match="not finite"):
-        layer(x)
-        assert layer.skipped_batches == 1
+        skipped = _skipped_after(layer, x)
+    assert skipped == 1
     assert layer.num_batches_tracked == 2
     for after, old in zip((layer.running_mean, layer.running_var), before, strict=True):
         assert (after != old).tolist() == [True, False, True]
+
+
+def _skipped_after(layer: bn.BatchNorm2d, x: torch.Tensor) -> int:
+    """On a card the warning may come as late as the counter is read."""
+    layer(x)
+    return int(layer.skipped_batches)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)

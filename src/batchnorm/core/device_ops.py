@@ -68,7 +68,7 @@ def _tried(device: torch.device) -> bool:
     try:
         for move in (ops.move_population, population.move_in_place):
             (mean, var), counts = olds.clone().unbind(), torch.tensor([3, 0], device=device)
-            move(mean, var, counts[0], counts[1], *news, None, True)
+            move(mean, var, counts[0], counts[1], news[0], news[1], None, True)
             results.append((torch.stack((mean, var)), counts))
         (ours, counted), (plain, right) = results
         if torch.allclose(ours, plain, rtol=1e-6, atol=0) and torch.equal(counted, right):

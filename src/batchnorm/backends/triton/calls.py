@@ -114,10 +114,10 @@ def sample() -> Iterator[Call]:
 
 def populations() -> list[Launch]:
     """What moves a population by the statistics of torch's operator: with a momentum and without, and both rules."""
-    news = torch.empty(2, 1000, device="meta").unbind()
+    new_mean, new_var = torch.empty(2, 1000, device="meta").unbind()
     with launch.recording() as found:
         for dtype, momentum, skip in itertools.product(DTYPES, (0.1, None), (True, False)):
             mean, var = torch.empty(2, 1000, dtype=dtype, device="meta").unbind()
             batches, skipped = torch.empty(2, dtype=torch.int64, device="meta").unbind()
-            launch.move_population(mean, var, batches, skipped, *news, momentum, skip)
+            launch.move_population(mean, var, batches, skipped, new_mean, new_var, momentum, skip)
     return found
