@@ -22,7 +22,7 @@ SMALL = {
 SMALL |= {"LEAST": {False: 1, True: 2}}
 
 # The tests of what is not run by the interpreter.
-WITHOUT_INTERPRETER = {"test_compile", "test_cover", "test_table"}
+WITHOUT_INTERPRETER = {"test_compile", "test_cover", "test_pairs", "test_table"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
