@@ -323,9 +323,9 @@ def _by_torch(call: Call, moving: Moving | None, count: int) -> tuple[Tensor, Mo
             batches.add_(1)
         return y, None
     y, mean, var = aten.by_batch(*operands, call.eps, rules.activation)
-    population.move_in_place(
-        running_mean, running_var, batches, skipped, mean, var, momentum, rules.nonfinite == "skip"
-    )
+    fused = device_ops.moves_in_one_launch(running_mean, running_var)
+    move = ops.move_population if fused else population.move_in_place
+    move(running_mean, running_var, batches, skipped, mean, var, momentum, rules.nonfinite == "skip")
     return y, None
 
 
