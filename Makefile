@@ -9,7 +9,7 @@ JOBS   ?= auto
 NOTICE := ignore:batchnorm runs without its native CPU kernels:RuntimeWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help study play test test-without-compiler check lint types gpu frameworks doctest examples docs bench clean
+.PHONY: help study play test coverage test-without-compiler check lint types wheel gpu frameworks doctest examples docs bench clean
 
 help:      ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -27,18 +27,25 @@ play:      ## build the page of `batchnorm play` with npm, and run its own tests
 test: $(VENV)/dev.ready             ## every test, in parallel
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 
+# Beside `make test`, not in it: on Python 3.11 the measurement makes each line slower, and the time of `make test` is an aim.
+coverage: $(VENV)/dev.ready         ## the same, and which lines of the package no test runs
+	@$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term-missing $(ARGS)
+
 # Left out: pages, commands and studies, which compute nothing of their own on batch norms, and the native kernels' tests.
 COMPUTES_NOTHING := report play experiment doctor benchmark backends/native test_cli.py test_import.py
 test-without-compiler: $(VENV)/dev.installed   ## the same on torch's operator and the reference, as without a C++ compiler
 	@BATCHNORM_NATIVE=0 $(BIN)/python -m pytest -n $(JOBS) $(COMPUTES_NOTHING:%=--ignore=tests/%) $(ARGS)
 
-check: play lint types test test-without-compiler gpu frameworks doctest examples docs   ## everything that CI runs
+check: play lint types test test-without-compiler wheel gpu frameworks doctest examples docs   ## everything that CI runs
 
-lint: $(VENV)/dev.installed         ## ruff: lint and format
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+lint: $(VENV)/dev.installed         ## ruff: lint and format; codespell
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
 
 types: $(VENV)/dev.installed        ## mypy
 	@$(BIN)/mypy
+
+wheel: $(VENV)/dev.ready            ## a wheel and an sdist: built in isolation, installed into an empty environment, tried
+	@$(BIN)/python -m pytest -m packaging tests/test_packaging.py $(ARGS)
 
 # Triton beside torch's CPU build, in a folder of its own: all other commands run as where it is not installed.
 gpu: $(VENV)/dev.installed          ## the kernels for GPUs without one: interpreted against the oracle, and compiled

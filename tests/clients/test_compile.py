@@ -47,7 +47,7 @@ def assert_alike(got, wanted, tolerance=1e-9):
 
 
 # inductor scripts some of torch when it is first imported
-@pytest.mark.filterwarnings("ignore:`torch.jit.script(_method)?` is deprecated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script(_method)?` is deprecated")
 @pytest.mark.parametrize(("backend", "dtype"), [("aot_eager", torch.float64), ("inductor", torch.float32)], ids=str)
 def test_train_and_eval(backend, dtype):
     """Several steps in train, then eval, then train again; each mode is compiled once."""

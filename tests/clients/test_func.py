@@ -22,7 +22,7 @@ import batchnorm as bn
 from tests.support.material import drifting
 
 # torch's own decompositions for forward mode are scripted when the first dual tensor comes
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
 modes = pytest.mark.parametrize("mode", [True, False], ids=["train", "eval"])
 
 

@@ -1,5 +1,6 @@
 """Run the suite on several batch norms, and print who passes what: ``python -m batchnorm.conformance``."""
 
+import argparse
 import ast
 import os
 import subprocess
@@ -27,6 +28,7 @@ SUBJECTS = (
     Subject("torch.nn", "torch.nn:BatchNorm2d", "torch.nn:SyncBatchNorm", "torch"),
     Subject("timm BatchNormAct2d", "batchnorm.conformance.adapters:TimmBatchNorm", None, "timm"),
     Subject("Keras, torch backend", "batchnorm.conformance.adapters:KerasBatchNorm", None, "keras"),
+    Subject("Flax", "batchnorm.conformance.adapters:FlaxBatchNorm", None, "flax"),
 )
 
 Outcomes = dict[str, list[str]]  # test → "passed", "failed" or "skipped" for each of its cases
@@ -92,6 +94,13 @@ def table(results: dict[str, Outcomes]) -> str:
 
 
 def main() -> None:
+    arguments = argparse.ArgumentParser(
+        prog="python -m batchnorm.conformance",
+        description="Runs the conformance suite on each of these batch norms that is installed, and prints who passes "
+        f"what, in Markdown: {', '.join(subject.label for subject in SUBJECTS)}.",
+        epilog="For a class of your own: pytest --pyargs batchnorm.conformance --impl package:Class",
+    )
+    arguments.parse_args()
     results = {}
     for subject in SUBJECTS:
         print(f"{subject.label} ...", file=sys.stderr)
