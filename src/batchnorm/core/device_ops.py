@@ -13,7 +13,7 @@ from torch import Tensor
 
 from batchnorm.backends import triton
 from batchnorm.core import ops, population
-from batchnorm.core.torch_internals import below_autograd, in_dispatch_mode
+from batchnorm.core.torch_internals import below_autograd, dispatch_mode_active
 
 KEYS = {"cuda": "CUDA", "xpu": "XPU", "cpu": "CPU"}  # ROCm's devices are CUDA's to the dispatcher
 
@@ -54,7 +54,7 @@ def moves_in_one_launch(running_mean: Tensor, running_var: Tensor) -> bool:
     device = running_mean.device
     if device not in _moves:
         capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-        if capturing or in_dispatch_mode():
+        if capturing or dispatch_mode_active():
             return False
         _moves[device] = _tried(device)
     return _moves[device]

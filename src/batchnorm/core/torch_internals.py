@@ -66,11 +66,6 @@ def dispatch_mode_active() -> bool:
     return torch._C._len_torch_dispatch_stack() > 0
 
 
-def in_dispatch_mode() -> bool:
-    """True inside a `TorchDispatchMode`, which sees every operator."""
-    return torch._C._len_torch_dispatch_stack() > 0
-
-
 def below_autograd() -> AbstractContextManager[None]:
     """Dispatch operators below autograd.
 
