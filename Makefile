@@ -9,13 +9,20 @@ JOBS   ?= auto
 NOTICE := ignore:batchnorm runs without its native CPU kernels:RuntimeWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help study test coverage test-without-compiler check lint types wheel gpu doctest examples docs bench clean
+.PHONY: help study play test coverage test-without-compiler check lint types wheel gpu frameworks doctest examples docs bench clean
 
 help:      ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
 
 study: $(VENV)/study.ready      ## what normalisation does for a network: a summary here, a page in study/
 	@$(BIN)/batchnorm study $(ARGS)
+
+PAGE := src/batchnorm/play/page
+play:      ## build the page of `batchnorm play` with npm, and run its own tests
+	@if ! command -v npm >/dev/null; then echo "make play: skipped, there is no npm here"; \
+	elif ! (cd $(PAGE) && npm ci --no-audit --no-fund --loglevel=error >/dev/null); then \
+	  echo "make play: skipped, npm cannot fetch the packages of the page here"; \
+	else cd $(PAGE) && node build.mjs >/dev/null && npm test --silent; fi
 
 test: $(VENV)/dev.ready             ## every test, in parallel
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
@@ -25,11 +32,11 @@ coverage: $(VENV)/dev.ready         ## the same, and which lines of the package 
 	@$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term-missing $(ARGS)
 
 # Left out: pages, commands and studies, which compute nothing of their own on batch norms, and the native kernels' tests.
-COMPUTES_NOTHING := report experiment doctor benchmark backends/native test_cli.py test_import.py
+COMPUTES_NOTHING := report play experiment doctor benchmark backends/native test_cli.py test_import.py
 test-without-compiler: $(VENV)/dev.installed   ## the same on torch's operator and the reference, as without a C++ compiler
 	@BATCHNORM_NATIVE=0 $(BIN)/python -m pytest -n $(JOBS) $(COMPUTES_NOTHING:%=--ignore=tests/%) $(ARGS)
 
-check: lint types test test-without-compiler wheel gpu doctest examples docs   ## everything that CI runs
+check: play lint types test test-without-compiler wheel gpu frameworks doctest examples docs   ## everything that CI runs
 
 lint: $(VENV)/dev.installed         ## ruff: lint and format; codespell
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
@@ -47,20 +54,30 @@ gpu: $(VENV)/dev.installed          ## the kernels for GPUs without one: interpr
 	@[ ! -d $(VENV)/triton/triton ] || PYTHONPATH=$(CURDIR)/$(VENV)/triton TRITON_INTERPRET=1 BATCHNORM_NATIVE=0 \
 	  BATCHNORM_COMPILE=1 $(BIN)/python -m pytest -n $(JOBS) tests/backends/triton $(ARGS)
 
+# Training frameworks, in a folder of their own too: their requirements, which would bring another torch, stay out.
+FRAMEWORKS := tests/integrations/frameworks
+frameworks: $(VENV)/dev.ready       ## the callbacks in the frameworks themselves, on two ranks too
+	@cmp -s $(FRAMEWORKS).txt $(VENV)/frameworks/installed || { rm -rf $(VENV)/frameworks; \
+	  $(PIP) --no-deps --target $(VENV)/frameworks --requirement $(FRAMEWORKS).txt \
+	  && cp $(FRAMEWORKS).txt $(VENV)/frameworks/installed; } || echo "make frameworks: skipped, pip cannot install them here"
+	@[ ! -f $(VENV)/frameworks/installed ] || PYTHONPATH=$(CURDIR)/$(VENV)/frameworks \
+	  $(BIN)/python -m pytest -n $(JOBS) $(FRAMEWORKS) $(ARGS)
+
 doctest: $(VENV)/dev.ready          ## the examples in the docstrings
-	@$(BIN)/python -m pytest --doctest-modules --ignore src/batchnorm/conformance --ignore src/batchnorm/backends/triton src
+	@$(BIN)/python -m pytest --doctest-modules --ignore src/batchnorm/conformance --ignore src/batchnorm/backends/triton \
+	  --ignore src/batchnorm/integrations/lightning.py --ignore src/batchnorm/integrations/transformers.py src
 
 examples: $(VENV)/dev.ready         ## the gallery, each in a process of its own
 	@for f in examples/*.py; do echo "$$f"; $(BIN)/python -W error -W "$(NOTICE)" $$f >/dev/null || exit 1; done
 
-docs: $(VENV)/docs.installed        ## the documentation, into site/
-	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+docs: play $(VENV)/docs.installed        ## the documentation, into site/
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 bench: $(VENV)/study.ready          ## speed against torch on this machine: tables here, a page in bench/
 	@$(BIN)/python -m batchnorm bench $(ARGS)
 
 clean:     ## remove what these commands made
-	rm -rf $(VENV) bench site study .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) bench site study play $(PAGE)/node_modules src/batchnorm/play/page.html .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("batchnorm needs Python 3.11 or newer; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'

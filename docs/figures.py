@@ -1,16 +1,17 @@
-"""Writes the figures of performance.md and memory.md from saved runs of the benchmark: no figure is typed by hand.
+"""Writes the figures of performance.md, memory.md and big-batch.md from saved runs of the benchmark.
 
     batchnorm bench --targets --output bench
     batchnorm bench --block relu --no-networks --output bench-compiled
     batchnorm bench --recompute --output bench-recompute
+    batchnorm bench --big-batch --output bench-big-batch
 
     python docs/figures.py REPORT.json...   # takes new runs into docs/measured/, then writes
     python docs/figures.py                  # writes again from docs/measured/
     python docs/figures.py --readme         # prints the table for the README
 
-A run with --targets becomes docs/measured/targets.json, one beside torch.compile docs/measured/compiled.json, and one
-with --recompute docs/measured/recompute.json. The text between `<!-- figures: NAME -->` and `<!-- end -->` in a page is
-replaced.
+No figure is typed by hand. A run with --targets becomes docs/measured/targets.json, one beside torch.compile
+compiled.json, one with --recompute recompute.json and one with --big-batch big_batch.json. The text between
+`<!-- figures: NAME -->` and `<!-- end -->` in a page is replaced.
 """
 
 import json
@@ -22,11 +23,11 @@ from typing import Any
 
 from batchnorm.benchmark import targets
 from batchnorm.report import bench_markdown as markdown
-from batchnorm.report import recompute_table
+from batchnorm.report import big_batch_table, recompute_table
 from batchnorm.report.bench_chart import chart
 
 HERE = Path(__file__).parent
-PAGE, MEMORY_PAGE = HERE / "performance.md", HERE / "memory.md"
+PAGE, MEMORY_PAGE, BIG_BATCH_PAGE = (HERE / name for name in ("performance.md", "memory.md", "big-batch.md"))
 CHART = HERE / "images" / "bench.svg"
 SECTION = re.compile(r"(<!-- figures: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 NOTHING = "*Not measured yet.*\n"
@@ -49,6 +50,11 @@ SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
 MEMORY_SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
     "recompute": ("recompute", recompute_table.markdown),
 }
+# The same for big-batch.md.
+BIG_BATCH_SECTIONS: dict[str, tuple[str, Callable[[Result], str]]] = {
+    "big_batch": ("big_batch", big_batch_table.markdown),
+}
+PAGES = ((PAGE, SECTIONS), (MEMORY_PAGE, MEMORY_SECTIONS), (BIG_BATCH_PAGE, BIG_BATCH_SECTIONS))
 
 
 def take(report: Path, folder: Path) -> None:
@@ -61,7 +67,7 @@ def take(report: Path, folder: Path) -> None:
     name = _kind(result)
     if name is None or result["settings"]["quick"] or result["interrupted"]:
         sys.exit(
-            f"{report}: expected a whole run with --targets, with --recompute, or beside torch.compile; no --quick"
+            f"{report}: expected a whole run with --targets, --recompute, --big-batch or torch.compile; no --quick"
         )
     folder.mkdir(exist_ok=True)
     text = json.dumps(_short(result), ensure_ascii=False, separators=(",", ":"))
@@ -70,6 +76,8 @@ def take(report: Path, folder: Path) -> None:
 
 
 def _kind(result: Result) -> str | None:
+    if "exact" in result:
+        return "big_batch"
     if "steps" in result:
         return "recompute"
     if result["settings"]["targets"]:
@@ -109,7 +117,7 @@ def main(arguments: list[str], folder: Path = HERE / "measured") -> None:
     if "--readme" in arguments:
         print(markdown.readme(runs["targets"]) if "targets" in runs else NOTHING, end="")
         return
-    for page, sections in ((PAGE, SECTIONS), (MEMORY_PAGE, MEMORY_SECTIONS)):
+    for page, sections in PAGES:
         page.write_text(filled(page.read_text(encoding="utf-8"), runs, sections), encoding="utf-8")
     if "targets" in runs:
         CHART.write_text(chart(runs["targets"]), encoding="utf-8")

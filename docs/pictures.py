@@ -1,4 +1,4 @@
-"""Draws the pictures of tools.md, standardize.md and big-batch.md from runs of the examples: python docs/pictures.py"""
+"""Draws the pictures of README, tools.md, standardize.md and big-batch.md from the examples: python docs/pictures.py"""
 
 import copy
 import math
@@ -147,21 +147,22 @@ def folding() -> None:
 
 
 def standardization() -> None:
-    """Two columns of the wine data, before and after: the same picture on another scale."""
+    """Two columns of the wine data on equal axes: before, one of them is squashed to a line; after, both spread."""
     x = torch.from_numpy(load_wine().data)[:, [12, 10]]  # proline, hue
     layer = bn.Standardize(2).fit(x)
     parts = []
-    for left, data, title in ((40, x, "proline and hue"), (360, layer(x), "after Standardize")):
-        low, high = data.amin(0), data.amax(0)
+    for left, data, title in ((60, x, "before: proline and hue"), (380, layer(x), "after Standardize")):
+        low, high = data.min().item(), data.max().item()  # one range for both columns, so that scales can be compared
         parts.append(text(left + 120, 22, title, "middle"))
-        parts.append(f'<rect x="{left}" y="34" width="240" height="200" fill="none" stroke="{GREY}"/>')
+        parts.append(f'<rect x="{left}" y="34" width="240" height="240" fill="none" stroke="{GREY}"/>')
         parts += [
-            f'<circle cx="{left + 8 + 224 * px:.1f}" cy="{226 - 184 * py:.1f}" r="2.5" fill="{GREEN}" opacity="0.6"/>'
+            f'<circle cx="{left + 8 + 224 * px:.1f}" cy="{266 - 224 * py:.1f}" r="2.5" fill="{GREEN}" opacity="0.6"/>'
             for px, py in ((data - low) / (high - low)).tolist()
         ]
-        parts.append(text(left, 252, f"{low[0]:.4g}") + text(left + 240, 252, f"{high[0]:.4g}", "end"))
-        parts.append(text(left - 4, 232, f"{low[1]:.2g}", "end") + text(left - 4, 44, f"{high[1]:.2g}", "end"))
-    write("standardize.svg", 262, parts)
+        parts += [text(left, 292, f"{low:.2g}"), text(left + 240, 292, f"{high:.4g}", "end")]
+        parts += [text(left - 4, 274, f"{low:.2g}", "end"), text(left - 4, 44, f"{high:.4g}", "end")]
+        parts += [text(left + 120, 292, "proline", "middle"), text(left - 4, 160, "hue", "end")]
+    write("standardize.svg", 302, parts)
 
 
 def contrasting() -> None:
@@ -190,7 +191,40 @@ def contrasting() -> None:
     write("big_batch.svg", 316, parts)
 
 
+def histogram(left: float, bottom: float, values: torch.Tensor, colour: str) -> list[str]:
+    """24 bars from the least to the largest value, 240 wide and at most 70 high, with the range below."""
+    low, high = values.min().item(), values.max().item()
+    counts = torch.histc(values, 24, low, high)
+    parts = [
+        f'<rect x="{left + 10 * i}" y="{bottom - 70 * share:.1f}" width="9" height="{70 * share:.1f}" fill="{colour}"/>'
+        for i, share in enumerate((counts / counts.max()).tolist())
+    ]
+    return [*parts, text(left, bottom + 16, f"{low:.1f}"), text(left + 240, bottom + 16, f"{high:.1f}", "end")]
+
+
+def learning() -> None:
+    """One channel before and after a batch norm, and the accuracy of a network with and without while it trains."""
+    run = example("with_and_without.py")
+    parts = [text(20, 24, "one channel: same shape, mean 0, σ 1")]
+    for values, bottom, colour, label in ((run["before"], 126, ORANGE, "before"), (run["after"], 232, GREEN, "after")):
+        parts += histogram(20, bottom, values, colour)
+        mean = round(values.mean().item(), 2) + 0.0  # no "-0.00"
+        parts.append(text(140, bottom + 16, f"{label}: mean {mean:.2f}, σ {values.std():.2f}", "middle"))
+    parts.append(text(340, 24, "accuracy on held-out digits"))
+    parts.append(f'<rect x="370" y="40" width="250" height="192" fill="none" stroke="{GREY}"/>')
+    parts += [text(364, y, label, "end") for y, label in ((46, "1"), (140, "0.5"), (236, "0"))]
+    parts.append(text(370, 248, "0") + text(620, 248, "1000 steps", "end"))
+    for name, colour, y in (("with", GREEN, 74), ("without", ORANGE, 216)):
+        found = [0.1, *run["curves"][name, run["best"][name]]]  # chance, before the first step
+        points = " ".join(f"{370 + 250 * i / (len(found) - 1):.1f},{232 - 192 * v:.1f}" for i, v in enumerate(found))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
+        parts.append(text(610, y, f"{name} batch norm", "end"))
+    write("why.svg", 262, parts)
+
+
 if __name__ == "__main__":
     FOLDER.mkdir(exist_ok=True)
-    for draw in (contrasting, fusing, calibration, adaptation, merging, folding, following, standardization):
+    for draw in (
+        learning, contrasting, fusing, calibration, adaptation, merging, folding, following, standardization,
+    ):  # fmt: skip
         draw()

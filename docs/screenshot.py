@@ -1,4 +1,4 @@
-"""Takes docs/images/report.png from a report.
+"""Takes docs/images/report.png from a report, or docs/images/play.png from the page of `batchnorm play`.
 
 python docs/screenshot.py study/report.html [picture] [width] [light|dark]
 
@@ -13,6 +13,7 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+TOPS = ("docs/images/report.png", "docs/images/play.png")  # the first screen; other pictures show the whole page
 ARGS = ("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run")
 
 
@@ -22,11 +23,11 @@ def screenshot(page_path: Path, picture: Path, width: int = 1280, theme: str = "
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=list(ARGS))
         page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=theme)  # type: ignore[arg-type]
         page.goto(page_path.resolve().as_uri())
-        page.wait_for_selector(".plot svg")
+        page.wait_for_selector(".plot svg, .plot canvas")
         page.screenshot(path=picture, full_page=full)
         browser.close()
 
 
 if __name__ == "__main__":
     report, picture, width, theme = (*sys.argv[1:], *("docs/images/report.png", "1280", "light")[len(sys.argv) - 2 :])
-    screenshot(Path(report), Path(picture), int(width), theme, full=picture != "docs/images/report.png")
+    screenshot(Path(report), Path(picture), int(width), theme, full=picture not in TOPS)

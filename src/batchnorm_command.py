@@ -1,6 +1,7 @@
 """The `batchnorm` command. It stands outside the package, whose import takes a second or two: Ctrl-C may come then."""
 
 import sys
+from types import TracebackType
 
 INTERRUPTED = 130
 
@@ -13,6 +14,21 @@ def main() -> None:
         command()
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
+
+
+def guard_import() -> None:
+    """The same for `python -m batchnorm`: Python imports the package, and torch with it, before `__main__` runs.
+
+    Python sets sys.argv[0] to "-m" while it looks for the module, and to the module's path when it runs it.
+    """
+    if sys.argv[:1] == ["-m"] and {"batchnorm", "-mbatchnorm"} & set(sys.orig_argv):
+        sys.excepthook = _end
+
+
+def _end(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        sys.exit(INTERRUPTED)
+    sys.__excepthook__(kind, error, trace)
 
 
 if __name__ == "__main__":

@@ -318,3 +318,15 @@ def test_bench_big_batch(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: 
     (folder / "taken").touch()
     assert call(monkeypatch, "bench", "--big-batch", "--output", "taken") == 2
     assert "cannot write to taken" in capsys.readouterr().err
+
+
+def test_an_interrupt_while_torch_is_imported_has_no_traceback(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n")
+    source = str(Path(cli.__file__).parents[1])
+    process = subprocess.run(
+        [sys.executable, "-m", "batchnorm", "--version"],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), source])},
+        capture_output=True,
+        text=True,
+    )
+    assert (process.returncode, process.stdout, process.stderr) == (130, "", "")

@@ -28,6 +28,19 @@ def test_renorm_starts_as_batch_norm_and_needs_a_population():
         bn.BatchNorm(3, renorm=bn.Renorm(), track_running_stats=False)(x)
 
 
+def test_a_warm_up_that_ends_at_once_is_in_the_checkpoint():
+    layer, plain, x = bn.BatchNorm(3, renorm=bn.Renorm(warmup=2, gradual=False)), bn.BatchNorm(3), drifting(8, 3)
+    for _ in range(2):
+        torch.testing.assert_close(layer(x), plain(x))
+    again = bn.BatchNorm(3, renorm=bn.Renorm(warmup=2, gradual=False))
+    again.load_state_dict(layer.state_dict())
+    full = bn.BatchNorm(3, renorm=bn.Renorm())
+    full.load_state_dict(layer.state_dict())
+    wanted = full(x)
+    assert not torch.allclose(wanted, plain(x), atol=1e-3)
+    assert torch.equal(again(x), wanted)
+
+
 def test_lengths_are_a_mask():
     layer, x = bn.BatchNorm(3), drifting(4, 3, 5)
     lengths = torch.tensor([5, 2, 0, 1])

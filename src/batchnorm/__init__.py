@@ -1,5 +1,11 @@
 """Batch normalization for PyTorch: exact, composable, and it shows what it does to your network."""
 
+# ruff: noqa: E402 (Ctrl-C may come while torch is imported, so the guard comes first)
+
+from batchnorm_command import guard_import
+
+guard_import()
+
 from batchnorm.backends import backend
 from batchnorm.backends.native import empty_cache
 from batchnorm.core.moments import Moments

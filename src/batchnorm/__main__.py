@@ -1,5 +1,5 @@
 """`python -m batchnorm` is the `batchnorm` command."""
 
-from batchnorm.cli import main
+from batchnorm_command import main
 
 main()

@@ -23,10 +23,17 @@ INTERRUPTED = 130
 
 
 class FailOn(StrEnum):
-    """What makes the doctor fail."""
+    """The severity at which the doctor's exit status is 1."""
 
     error = "error"
     warning = "warning"
+
+
+class Language(StrEnum):
+    """The language that the page opens in."""
+
+    en = "en"
+    ko = "ko"
 
 
 def _print_version(asked: bool) -> None:
@@ -115,6 +122,29 @@ def study(
     _deliver(result, output, json, interactive, errors)
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def play(
+    lang: Annotated[Language, typer.Option(help="The language that the page opens in; it has a switch.")] = Language.en,
+    output: Annotated[Path, typer.Option(help="Folder for index.html.")] = Path("play"),
+    open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
+) -> None:
+    """Batch norm to try by hand: writes one page that needs no network and opens it in the browser."""
+    import webbrowser
+
+    from batchnorm.experiment.data import InputError
+    from batchnorm.play import NoPageError, write_page
+
+    try:
+        path = write_page(output, lang.value, say=lambda text: print(text, file=sys.stderr))
+    except NoPageError as error:
+        raise InputError(f"play: {error}") from error
+    except OSError as error:
+        raise InputError(f"cannot write to {output}: {error.strerror}") from error
+    print(path)
+    if open_page and not webbrowser.open(path.resolve().as_uri()):
+        print("batchnorm: no browser was found here: open the page yourself", file=sys.stderr)
 
 
 @app.command()

@@ -68,13 +68,13 @@ def batch_norm(
         mask: which values count: booleans, or weights ≥ 0, that broadcast over `input`, or over (N, *) for all
             channels alike. Where it is 0 the output is 0 and no gradient passes.
         lengths: (N,) how many positions of each sample of an (N, C, L) input count, in place of a mask.
-        virtual_batch_size: each so many samples are normalised by their own statistics in training (ghost batches;
-            Hoffer et al. 2017). What is remembered are the moments of the whole batch.
+        virtual_batch_size: size of the ghost batches (Hoffer et al. 2017): in training, each is normalised by its own
+            statistics. The running statistics move by the whole batch.
         process_group: share the statistics with these ranks in training; True for all.
         renorm: batch renormalisation; needs running statistics.
         single: one value per channel in training has no variance: an "error", or normalise it by the "population".
-        nonfinite: what a channel with NaN or Inf in its batch does to the running statistics: "skip" leaves them,
-            "propagate" takes it in (as torch does), "raise" raises.
+        nonfinite: if a channel's batch holds NaN or Inf, its running statistics are not updated ("skip"), are updated
+            as in torch ("propagate"), or an error is raised ("raise").
         return_stats: return (y, new_running_mean, new_running_var) and write nothing.
 
     Returns:
@@ -86,11 +86,13 @@ def batch_norm(
         RuntimeError: a shape or dtype that does not fit the input, or no running statistics out of training.
         FloatingPointError: non-finite batch statistics with ``nonfinite="raise"``.
 
-    >>> import torch, batchnorm as bn
-    >>> x = torch.tensor([[1.0], [2.0], [3.0]])
-    >>> y, mean, var = bn.batch_norm(x, torch.zeros(1), torch.ones(1), training=True, momentum=1.0, return_stats=True)
-    >>> y.mean().item(), mean.item(), var.item()
-    (0.0, 2.0, 1.0)
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> x = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> running = torch.zeros(1), torch.ones(1)
+        >>> y, mean, var = bn.batch_norm(x, *running, training=True, momentum=1.0, return_stats=True)
+        >>> y.mean().item(), mean.item(), var.item()
+        (0.0, 2.0, 1.0)
 
     Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
@@ -321,9 +323,9 @@ def _by_torch(call: Call, moving: Moving | None, count: int) -> tuple[Tensor, Mo
             batches.add_(1)
         return y, None
     y, mean, var = aten.by_batch(*operands, call.eps, rules.activation)
-    population.move_in_place(
-        running_mean, running_var, batches, skipped, mean, var, momentum, rules.nonfinite == "skip"
-    )
+    fused = device_ops.moves_in_one_launch(running_mean, running_var)
+    move = ops.move_population if fused else population.move_in_place
+    move(running_mean, running_var, batches, skipped, mean, var, momentum, rules.nonfinite == "skip")
     return y, None
 
 

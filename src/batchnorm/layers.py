@@ -1,7 +1,7 @@
 """The layers: state and options. What they compute is in `functional`."""
 
 import warnings
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, Unpack
 
 import torch
 from torch import Tensor, fx, nn
@@ -12,7 +12,7 @@ from batchnorm.core.fx_leaf import as_leaf
 from batchnorm.core.moments import Moments
 from batchnorm.core.population import Bank, Window, unfit
 from batchnorm.core.recipes import of_thread
-from batchnorm.core.rules import OPTIONS, NonFinite, Renorm, Rules, Single
+from batchnorm.core.rules import OPTIONS, NonFinite, Options, Renorm, Rules, Single
 from batchnorm.core.torch_internals import recomputing, transformed, unwatched
 from batchnorm.core.validation import Call, check_number, in_words
 from batchnorm.functional import Moving, dense, is_everyday, normalized
@@ -41,16 +41,18 @@ class BatchNorm(_BatchNorm):
         num_features: C, the size of dimension 1.
         eps: added to the variance.
         momentum: the weight of the newest batch in the running statistics, or None for a plain average.
-        affine: whether there are γ (`weight`) and β (`bias`).
-        track_running_stats: whether there are running statistics.
-        bias: whether β is among the affine parameters.
+        affine: True for learned γ (`weight`) and β (`bias`).
+        track_running_stats: True to keep running statistics.
+        bias: False for γ without β.
         activation: "relu", "relu6", "leaky_relu", "silu", "gelu" or "hardswish", applied in the same pass.
-        virtual_batch_size: each so many samples are normalised by their own statistics in training (ghost batches).
+        virtual_batch_size: size of the ghost batches: in training, each is normalised by its own statistics.
         process_group: the ranks that share statistics in training; True for all.
         renorm: `bn.Renorm(r_max, d_max, warmup)`: batch renormalisation.
-        single: one value per channel in training: an "error", as torch, or normalised by the "population".
-        nonfinite: what a channel with NaN or Inf in its batch does to the running statistics: "skip" (counted in
-            `skipped_batches`), "raise", or "propagate" (torch's way).
+        single: one value per channel in training is an "error", as in torch, or is normalised by the running
+            statistics ("population").
+        nonfinite: if a channel's batch holds NaN or Inf, its running statistics are not updated ("skip", counted in
+            `skipped_batches`), an error is raised ("raise"), or they are updated as in torch ("propagate").
+        recompute: False to leave this layer out of `bn.recompute`.
 
     Shape:
         input, residual and output: (N, C, *), the output in the input's dtype and memory format. `mask` broadcasts
@@ -60,12 +62,13 @@ class BatchNorm(_BatchNorm):
         ValueError: an input of the wrong rank, one value per channel in training, an unknown option.
         RuntimeError: another number of channels than `num_features`, or a dtype that does not fit.
 
-    >>> import torch, batchnorm as bn
-    >>> layer = bn.BatchNorm(3)
-    >>> x = torch.randn(64, 3, 8, 8) * 10 + 5
-    >>> y = layer(x)
-    >>> bool(y.mean().abs() < 1e-6), bool((y.std(correction=0) - 1).abs() < 1e-4)
-    (True, True)
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> layer = bn.BatchNorm(3)
+        >>> x = torch.randn(64, 3, 8, 8) * 10 + 5
+        >>> y = layer(x)
+        >>> bool(y.mean().abs() < 1e-6), bool((y.std(correction=0) - 1).abs() < 1e-4)
+        (True, True)
 
     Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
     """
@@ -87,6 +90,7 @@ class BatchNorm(_BatchNorm):
     _skips_reported: int = 0
     _name: str | None = None  # in the model, as `convert` found it
     _fused: bool = False  # `convert` took what followed the layer into it
+    _before_sharing: tuple[Any, Any] | None = None  # class and process group, while a tool has the layer share
     _theirs: tuple[str, str] | None = None  # module and name of the class that `convert` found, where it is not torch's
 
     def __init__(
@@ -100,7 +104,13 @@ class BatchNorm(_BatchNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
-        **options: Any,
+        activation: str | None = None,
+        virtual_batch_size: int | None = None,
+        process_group: Any = None,
+        renorm: Renorm | None = None,
+        single: Single = "error",
+        nonfinite: NonFinite = "skip",
+        recompute: bool = True,
     ) -> None:
         check_number("eps", eps)
         if momentum is not None:
@@ -108,9 +118,17 @@ class BatchNorm(_BatchNorm):
         super().__init__(
             num_features, eps, momentum, affine, track_running_stats, device=device, dtype=dtype, bias=bias
         )
-        self.set_options(**options)
+        self.set_options(
+            activation=activation,
+            virtual_batch_size=virtual_batch_size,
+            process_group=process_group,
+            renorm=renorm,
+            single=single,
+            nonfinite=nonfinite,
+            recompute=recompute,
+        )
 
-    def set_options(self, **options: Any) -> Self:
+    def set_options(self, **options: Unpack[Options]) -> Self:
         """Set the options beyond torch's, by their names in the constructor; returns the layer.
 
         Raises:
@@ -306,7 +324,7 @@ class BatchNorm(_BatchNorm):
         self._skips_reported = int(self._skips)
 
     def freeze(self, affine: bool = False) -> None:
-        """Normalise by the population and remember nothing, in training too; with `affine`, γ and β do not train."""
+        """Normalise by the running statistics and do not update them; with `affine`, γ and β do not train."""
         if self.running_mean is None:
             raise ValueError(f"{self!r} has no running statistics to normalise by: it cannot be frozen")
         self.frozen = "all" if affine else "statistics"
@@ -380,6 +398,13 @@ class SyncBatchNorm(BatchNorm, nn.SyncBatchNorm):
 
     Unlike torch's it works on any device and backend, with ranks of different sizes, and is differentiable twice.
     Without a process group of several ranks it is plain `BatchNorm`.
+
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> layer, alone = bn.SyncBatchNorm(3), bn.BatchNorm(3)
+        >>> x = torch.randn(8, 3, 4)
+        >>> torch.equal(layer(x), alone(x))  # one process
+        True
     """
 
     def __init__(
@@ -392,10 +417,32 @@ class SyncBatchNorm(BatchNorm, nn.SyncBatchNorm):
         process_group: Any | None = None,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
-        **keywords: Any,
+        *,
+        bias: bool = True,
+        activation: str | None = None,
+        virtual_batch_size: int | None = None,
+        renorm: Renorm | None = None,
+        single: Single = "error",
+        nonfinite: NonFinite = "skip",
+        recompute: bool = True,
     ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype, **keywords)
-        self.process_group = process_group
+        super().__init__(
+            num_features,
+            eps,
+            momentum,
+            affine,
+            track_running_stats,
+            device,
+            dtype,
+            bias=bias,
+            activation=activation,
+            virtual_batch_size=virtual_batch_size,
+            process_group=process_group,
+            renorm=renorm,
+            single=single,
+            nonfinite=nonfinite,
+            recompute=recompute,
+        )
 
     _alone = False
 

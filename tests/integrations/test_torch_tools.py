@@ -8,6 +8,7 @@ from torch import nn
 from torch.ao import quantization as ao
 
 import batchnorm as bn
+from batchnorm.integrations import torch_tools
 from batchnorm.tools.expanded import Expanded
 from tests.support.material import drifting
 
@@ -101,3 +102,12 @@ def test_expanded(activation: str) -> None:
 def test_expanding_a_fused_model_brings_its_own_modules_back() -> None:
     model = nn.Sequential(nn.BatchNorm2d(4), nn.SiLU())
     assert str(bn.revert(bn.convert(copy.deepcopy(model), fuse=True), expand=True)) == str(model)
+
+
+def test_sharing_and_its_way_back() -> None:
+    layer = bn.BatchNorm2d(4, activation="relu")
+    nn.SyncBatchNorm.convert_sync_batchnorm(layer)
+    assert (type(layer), layer.process_group) == (bn.SyncBatchNorm, True)
+    assert torch_tools.unshare(copy.deepcopy(layer)).activation == "relu"
+    assert (type(torch_tools.unshare(layer)), layer.process_group) == (bn.BatchNorm2d, None)
+    assert torch_tools.unshare(layer) is layer

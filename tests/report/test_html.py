@@ -34,6 +34,7 @@ def test_the_page_needs_nothing_else_and_is_small() -> None:
     assert text.count('<svg class="chart"') == text.count('class="plot"') >= 9
     assert len(text.encode()) < 500_000
     assert "plotly" not in text.lower()
+    assert "<code>batchnorm play</code>" in text
 
 
 def test_names_are_escaped() -> None:

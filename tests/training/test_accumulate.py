@@ -33,3 +33,15 @@ def test_a_window_is_one_batch_and_an_interrupted_one_is_forgotten():
         pass
     with pytest.raises(ValueError, match="cannot be nested"), bn.accumulate(layer, 2), bn.accumulate(layer, 2):
         pass
+
+
+def test_a_window_without_a_number_is_the_whole_block():
+    """Also where a layer runs several times for each micro-batch."""
+    layer, whole, x = bn.BatchNorm(3), bn.BatchNorm(3), drifting(10, 3, 5)
+    with bn.accumulate(layer):
+        for micro in x.split([1, 7, 2]):
+            layer(micro)
+        assert layer.num_batches_tracked == 0
+    whole(x)
+    torch.testing.assert_close(layer.running_var, whole.running_var)
+    assert layer.num_batches_tracked == 1

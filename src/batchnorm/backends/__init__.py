@@ -89,9 +89,10 @@ def backend(name: str) -> Iterator[None]:
         ValueError: an unknown name.
         RuntimeError: in a layer, a call that the backend cannot serve.
 
-    >>> import torch, batchnorm as bn
-    >>> with bn.backend("reference"):
-    ...     y = bn.BatchNorm(3)(torch.randn(8, 3))
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> with bn.backend("reference"):
+        ...     y = bn.BatchNorm(3)(torch.randn(8, 3))
     """
     if name not in NAMES:
         raise ValueError(f"unknown backend {name!r}; there are {', '.join(map(repr, NAMES))}")

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 def kept(model: nn.Module, *inputs: Tensor) -> int:
     """Bytes that the backward pass of `model` holds on to, each storage once; parameters and buffers do not count.
 
-    >>> import torch
-    >>> from torch import nn
-    >>> kept(nn.ReLU(), torch.randn(100, requires_grad=True))  # its output, 100 values of four bytes
-    400
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> kept(nn.ReLU(), torch.randn(100, requires_grad=True))  # its output, 100 values of four bytes
+        400
     """
     storages: dict[int, int] = {}
 

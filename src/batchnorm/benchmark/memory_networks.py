@@ -168,8 +168,9 @@ VARIANTS = ("torch", "fused", "recompute", "chain", "checkpoint")
 def variant(name: str, kind: str) -> nn.Sequential:
     """A network with torch's layers; with ours fused, and `recompute` or torch's checkpoints on top. The same weights.
 
-    >>> len(variant("VGG-16", "recompute"))
-    8
+    Examples:
+        >>> len(variant("VGG-16", "recompute"))
+        8
     """
     torch.manual_seed(0)
     model = MEMORY_NETWORKS[name](kind != "torch")

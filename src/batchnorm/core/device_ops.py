@@ -4,6 +4,7 @@ Dtypes that the kernels do not read go to the reference, as on devices without k
 operators are not called: plain torch operations stay in the graph, which the compiler fuses with their neighbours.
 """
 
+import warnings
 from functools import cache
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from torch import Tensor
 
 from batchnorm.backends import triton
-from batchnorm.core import ops
-from batchnorm.core.torch_internals import below_autograd
+from batchnorm.core import ops, population
+from batchnorm.core.torch_internals import below_autograd, dispatch_mode_active
 
 KEYS = {"cuda": "CUDA", "xpu": "XPU", "cpu": "CPU"}  # ROCm's devices are CUDA's to the dispatcher
 
 _libraries: list[torch.library.Library] = []  # a registration lasts as long as its library
+_moves: dict[torch.device, bool] = {}  # whether a device's kernel moved a population as plain torch does
 
 
 @cache
@@ -36,6 +38,64 @@ def register(device_type: str) -> None:
     ):
         library.impl(name, _where_served(kernel, otherwise, 1 if name.startswith("backward") else 0), key)
     library.impl("forward", _differentiable_forward, f"Autograd{key}")
+    _libraries.append(library)
+
+
+def moves_in_one_launch(running_mean: Tensor, running_var: Tensor) -> bool:
+    """True where `ops.move_population` is one kernel for these buffers, which is tried once on each device.
+
+    A kernel that does not compile there, or moves a population otherwise than plain torch, is not used: a warning says
+    so. Nothing is tried while a CUDA graph is captured, nor in a dispatch mode, which would see it.
+    """
+    if type(running_mean) is not Tensor or running_var.dtype not in triton.DTYPES:
+        return False
+    if triton.reason_against(running_mean) is not None:
+        return False
+    device = running_mean.device
+    if device not in _moves:
+        capturing = device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+        if capturing or dispatch_mode_active():
+            return False
+        _moves[device] = _tried(device)
+    return _moves[device]
+
+
+def _tried(device: torch.device) -> bool:
+    _register_population(device.type)
+    olds = torch.tensor([[0.5, -2.0, 1e3, 0.0], [1.0, 3.0, 1e-3, 2.0]], device=device)
+    news = torch.tensor([[1.5, -1.0, float("nan"), 7.0], [0.5, 4.0, 1.0, float("inf")]], device=device)
+    results = []
+    try:
+        for move in (ops.move_population, population.move_in_place):
+            (mean, var), counts = olds.clone().unbind(), torch.tensor([3, 0], device=device)
+            move(mean, var, counts[0], counts[1], news[0], news[1], None, True)
+            results.append((torch.stack((mean, var)), counts))
+        (ours, counted), (plain, right) = results
+        if torch.allclose(ours, plain, rtol=1e-6, atol=0) and torch.equal(counted, right):
+            return True
+        why = "its results are not those of plain torch"
+    except Exception as error:  # whatever Triton and its compilers raise
+        why = f"{type(error).__name__}: {error}"
+    warnings.warn(
+        f"the kernel that moves running statistics does not work on {device}, plain torch does it there ({why})",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+    return False
+
+
+@cache
+def _register_population(device_type: str) -> None:
+    from batchnorm.backends.triton import launch
+
+    def move(running_mean: Tensor, running_var: Tensor, batches: Any, skipped: Any, *rest: Any) -> None:
+        for written in (running_mean, running_var, batches, skipped):
+            if written is not None and not written.is_inference():
+                torch.autograd.graph.increment_version(written)
+        launch.move_population(running_mean, running_var, batches, skipped, *rest)
+
+    library = torch.library.Library("batchnorm", "IMPL")
+    library.impl("move_population", _where_served(move, population.move_in_place, 0), KEYS[device_type])
     _libraries.append(library)
 
 

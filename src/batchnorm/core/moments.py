@@ -17,11 +17,12 @@ class Moments:
 
     Shapes: `mean` and `m2` are (C,), or (G, C) for G groups; `count` broadcasts against them.
 
-    >>> import torch
-    >>> from batchnorm import Moments
-    >>> x = torch.tensor([[1.0], [2.0], [3.0]])
-    >>> Moments.of(x)
-    Moments(count=3, mean=tensor([2.], dtype=torch.float64), m2=tensor([2.], dtype=torch.float64))
+    Examples:
+        >>> import torch
+        >>> from batchnorm import Moments
+        >>> x = torch.tensor([[1.0], [2.0], [3.0]])
+        >>> Moments.of(x)
+        Moments(count=3, mean=tensor([2.], dtype=torch.float64), m2=tensor([2.], dtype=torch.float64))
     """
 
     count: int | Tensor
@@ -40,7 +41,7 @@ class Moments:
 
     @property
     def unbiased_variance(self) -> Tensor:
-        """The unbiased variance m2 / (count − 1), which is remembered."""
+        """The unbiased variance m2 / (count − 1), as in the running statistics."""
         return self.m2 / (self.count - 1)
 
     def channels(self) -> "Moments":
@@ -62,11 +63,12 @@ class Moments:
         With δ = mean₂ − mean₁: mean = mean₁ + δ·n₂/n and m2 = m2₁ + m2₂ + δ²·n₁·n₂/n.
         Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", equation 2.1.
 
-        >>> import torch
-        >>> from batchnorm import Moments
-        >>> x = torch.arange(10.0).reshape(-1, 1)
-        >>> Moments.of(x[:3]).merge(Moments.of(x[3:])).variance.item()
-        8.25
+        Examples:
+            >>> import torch
+            >>> from batchnorm import Moments
+            >>> x = torch.arange(10.0).reshape(-1, 1)
+            >>> Moments.of(x[:3]).merge(Moments.of(x[3:])).variance.item()
+            8.25
         """
         count = self.count + other.count
         delta = other.mean - self.mean

@@ -50,6 +50,11 @@ library.define(
     " str? activation, bool constant, bool[4] needs)"
     " -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)"
 )
+# `population.move_in_place`, which a device may do in one launch.
+library.define(
+    "move_population(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches_tracked,"
+    " Tensor(d!)? skipped_batches, Tensor mean, Tensor var, float? momentum, bool skip_nonfinite) -> ()"
+)
 # A copy of a population, opaque to compilers: they would otherwise compute it again in the backward pass, from running
 # statistics that have moved.
 library.define("anchor(Tensor mean, Tensor var, float eps) -> (Tensor mean, Tensor rstd)")
@@ -59,6 +64,7 @@ library.define("refuse(Tensor not_fit, str dtype, str label) -> Tensor")
 forward = torch.ops.batchnorm.forward.default
 anchor = torch.ops.batchnorm.anchor.default
 backward = torch.ops.batchnorm.backward.default
+move_population = torch.ops.batchnorm.move_population.default
 
 
 # ---- the primitives, as the reference computes them
@@ -273,6 +279,7 @@ def _anchor(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 for _name, _function in {
     "anchor": _anchor,
     "refuse": population.refuse_unfit,
+    "move_population": population.move_in_place,
     "moments": _moments,
     "normalize": reference.normalize,
     "backward_reduce": reference.backward_reduce,
@@ -314,6 +321,11 @@ def _(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 @torch.library.register_fake("batchnorm::refuse", lib=library)
 def _(not_fit: Tensor, dtype: str, label: str) -> Tensor:
     return torch.empty_like(not_fit)
+
+
+@torch.library.register_fake("batchnorm::move_population", lib=library)
+def _(*_: Any) -> None:
+    return None
 
 
 @torch.library.register_fake("batchnorm::moments", lib=library)

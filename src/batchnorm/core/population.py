@@ -123,12 +123,12 @@ def unfit(batch: Moments, dtype: torch.dtype) -> Tensor:
 
 @dataclass
 class Window:
-    """Micro-batches that count as one: their merged moments come out once `steps` of them went in.
+    """Micro-batches that count as one: their merged moments come out once `steps` of them went in, or by `drain`.
 
     Source of the merge: `Moments.merge`.
     """
 
-    steps: int
+    steps: int | None
     taken: int = 0
     moments: Moments | None = None
 

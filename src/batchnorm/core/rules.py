@@ -1,7 +1,7 @@
 """The five decisions of a batch norm as one value, validated once."""
 
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, TypedDict, Unpack, get_args
 
 from torch import Tensor
 from torch import distributed as dist
@@ -18,13 +18,15 @@ class Renorm:
 
     x̂ = (x − μ)/σ·r + d with r = σ/σ_pop clipped to [1/r_max, r_max] and d = (μ − μ_pop)/σ_pop clipped to
     [−d_max, d_max], both constants to the gradient. Over the first `warmup` batches the limits grow linearly from
-    (1, 0), which is plain batch norm; `num_batches_tracked` counts the batches.
+    (1, 0), which is plain batch norm; with ``gradual=False`` they stay there and change at its end, as in CrossQ (Bhatt
+    et al. 2024, arXiv 1902.05605). `num_batches_tracked` counts the batches.
 
     Raises:
         ValueError: r_max < 1, d_max < 0 or warmup < 0.
 
-    >>> import batchnorm as bn
-    >>> layer = bn.BatchNorm(8, renorm=bn.Renorm(r_max=3, d_max=5, warmup=1000))
+    Examples:
+        >>> import batchnorm as bn
+        >>> layer = bn.BatchNorm(8, renorm=bn.Renorm(r_max=3, d_max=5, warmup=1000))
 
     Source: Ioffe 2017, "Batch Renormalization", algorithm 1.
     """
@@ -32,6 +34,7 @@ class Renorm:
     r_max: float = 3.0
     d_max: float = 5.0
     warmup: int = 0
+    gradual: bool = True
 
     def __post_init__(self) -> None:
         if self.r_max < 1 or self.d_max < 0 or self.warmup < 0:
@@ -42,7 +45,25 @@ class Renorm:
         if batches is None or not self.warmup:
             return self.r_max, self.d_max
         part = (batches / self.warmup).clamp(max=1)
+        part = part if self.gradual else part.floor()
         return 1 + (self.r_max - 1) * part, self.d_max * part
+
+
+class ConvertOptions(TypedDict, total=False):
+    """The options as keywords of `convert`, which sets only those it is given; its own `recompute` is another."""
+
+    activation: str | None
+    virtual_batch_size: int | None
+    process_group: Any
+    renorm: Renorm | None
+    single: Single
+    nonfinite: NonFinite
+
+
+class Options(ConvertOptions, total=False):
+    """The options as keywords of `set_options`, which sets only those it is given."""
+
+    recompute: bool
 
 
 @dataclass(frozen=True)
@@ -88,7 +109,7 @@ class Rules:
         object.__setattr__(self, "plain", size is None and self.renorm is None)
         object.__setattr__(self, "everyday", self.plain and group is None and self.nonfinite != "raise")
 
-    def changed(self, **options: Any) -> Self:
+    def changed(self, **options: Unpack[Options]) -> Self:
         """These rules with some options changed.
 
         Raises:

@@ -57,7 +57,7 @@ def diagnose(
         feed: called as feed(model, batch). By default model(batch); of a tuple or list the first element; a dict as
             keywords.
         limit: at most so many batches; None for all.
-        process_group: True (all ranks) or a group: compare what the ranks remember.
+        process_group: True (all ranks) or a group: compare the running statistics of the ranks.
         progress: a progress bar; by default where stderr is a terminal and rich is installed.
 
     Returns:
@@ -67,10 +67,11 @@ def diagnose(
     Raises:
         ValueError: there were no batches.
 
-    >>> import torch
-    >>> import batchnorm as bn
-    >>> bn.diagnose(torch.nn.BatchNorm1d(3)).findings[0].rule
-    'never-updated'
+    Examples:
+        >>> import torch
+        >>> import batchnorm as bn
+        >>> bn.diagnose(torch.nn.BatchNorm1d(3)).findings[0].rule
+        'never-updated'
     """
     states = of_model(model)
     base = diagnose_states(states)

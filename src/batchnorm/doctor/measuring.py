@@ -179,7 +179,7 @@ def _stubborn(model: nn.Module, layers: dict[str, _BatchNorm]) -> tuple[set[str]
 
 
 def _still(model: nn.Module) -> Any:
-    """Our layers neither remember nor warn: no batch is a training step here."""
+    """The running statistics are not updated and our layers do not warn: no batch is a training step here."""
     return paused(model) if any(isinstance(m, BatchNorm) for m in model.modules()) else nullcontext()
 
 

@@ -1,4 +1,4 @@
-"""Looks at a model's batch norms while it trains, every so many steps, and says what goes wrong as it happens."""
+"""Records a model's batch norms every so many steps while it trains, and reports faults as they happen."""
 
 from __future__ import annotations
 
@@ -16,17 +16,18 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from batchnorm.core.torch_internals import recomputing
 
+from . import writers
 from .findings import Finding, Report, report
 from .rules_training import RULES, Reading
 from .states import norms
 
 
 class TroubleWarning(UserWarning):
-    """Something goes wrong while training."""
+    """`watch` found a fault during training."""
 
 
 class TroubleError(RuntimeError):
-    """Something goes wrong while training, and it was to be an error. `finding` says what."""
+    """`watch` found a fault during training, with on_trouble="raise". `finding` describes it."""
 
     def __init__(self, finding: Finding) -> None:
         super().__init__(_line(finding))
@@ -36,35 +37,40 @@ class TroubleError(RuntimeError):
 def watch(
     model: nn.Module, writer: Any = None, *, every: int = 50, on_trouble: Literal["warn", "raise"] = "warn"
 ) -> Watch:
-    """A context in which every batch norm of `model` is looked at while it trains, on one forward pass in `every`.
+    """Record every batch norm of `model` while it trains, on one forward pass in `every`; a context manager.
 
-    Summaries of activations (mean and deviation of what the layer puts out, share of silent channels) and of the
-    gradient that comes back (root mean square) go to `records`, and to the writer if there is one. Trouble, said once
-    a layer: values that are not finite, channels that went silent, an exploding gradient, a population that moves
-    more than once per step of the optimizer. The passes between cost a Python call a layer. All hooks are removed at
-    the end, however it comes. Forward passes in evaluation mode are not looked at.
+    Each layer's output (mean, standard deviation, share of silent channels) and its gradient (root mean square) go to
+    `records`, and to the writer if there is one. Four faults are reported, each once a layer: values that are not
+    finite, channels that became silent, an exploding gradient, and running statistics that move more than once per
+    step of the optimizer. Other passes cost one Python call a layer. All hooks are removed at the end, also after an
+    exception. Forward passes in evaluation mode are not recorded.
 
     Args:
-        writer: anything with TensorBoard's `add_scalar(tag, value, step)`.
-        every: look at the first, and then at every so many forward passes in training mode.
+        writer: TensorBoard's SummaryWriter, a run of wandb, a logger of Lightning, mlflow, or anything else with one of
+            `add_scalar(tag, value, step)`, `log_metrics(values, step)` and `log(values, step=step)`.
+        every: record the first forward pass in training mode, and then one in `every`.
         on_trouble: "warn" (a `TroubleWarning`) or "raise" (a `TroubleError`).
 
     Raises:
+        TypeError: a writer with none of these methods.
         ValueError: no batch norm in the model, `every` below 1, or another `on_trouble`.
 
-    >>> import torch, batchnorm as bn
-    >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), bn.BatchNorm1d(8))
-    >>> with bn.watch(model, every=2) as w:
-    ...     for _ in range(4):
-    ...         model(torch.randn(32, 4)).square().sum().backward()
-    >>> [(record["step"], record["layer"]) for record in w.records]
-    [(0, '1'), (0, '1'), (2, '1'), (2, '1')]
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> model = torch.nn.Sequential(torch.nn.Linear(4, 8), bn.BatchNorm1d(8))
+        >>> with bn.watch(model, every=2) as w:
+        ...     for _ in range(4):
+        ...         model(torch.randn(32, 4)).square().sum().backward()
+        >>> sorted({record["step"] for record in w.records})
+        [0, 2]
     """
     layers = norms(model)
     if not layers:
         raise ValueError("this model has no batch norm to watch")
     if every < 1 or on_trouble not in ("warn", "raise"):
         raise ValueError(f'expected every ≥ 1 and on_trouble "warn" or "raise", got {every!r} and {on_trouble!r}')
+    if writer is not None:
+        writers.check(writer)
     return Watch(model, layers, writer, every, on_trouble)
 
 
@@ -80,6 +86,7 @@ class Watch:
     records: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     step: int = -1  # forward passes in training mode, from 0
+    by_forward: bool = True  # count calls of the model; a loop that does not call it calls `next_pass` instead
 
     def __enter__(self) -> Watch:
         self._looking = False
@@ -91,8 +98,9 @@ class Watch:
         self._parameters = {id(p) for p in self.model.parameters()}
         self._steps, self._moves = 0, dict.fromkeys(self.layers, 0)
         self._counts: dict[str, int] = {}
-        hook = register_optimizer_step_post_hook(self._after_step)
-        self._handles = [hook, self.model.register_forward_pre_hook(self._begin)]
+        self._handles: list[Any] = [register_optimizer_step_post_hook(self._after_step)]
+        if self.by_forward:
+            self._handles.append(self.model.register_forward_pre_hook(self._begin))
         self._handles += [m.register_forward_hook(partial(self._after, n)) for n, m in self.layers.items()]
         relus = [m for m in self.model.modules() if isinstance(m, nn.ReLU | nn.ReLU6)]
         self._handles += [m.register_forward_pre_hook(self._before_relu) for m in relus]
@@ -115,12 +123,20 @@ class Watch:
         if not model.training:
             self._looking = False
         elif not recomputing():
-            self.step += 1
-            self._looking = self.step % self.every == 0
-            if self._looking:
-                for handle in self._pending:
-                    handle.remove()
-                self._pending = []
+            self.next_pass()
+
+    def next_pass(self) -> None:
+        """Count a forward pass in training mode, and look at it if its turn has come."""
+        self.step += 1
+        self._looking = self.step % self.every == 0
+        if self._looking:
+            for handle in self._pending:
+                handle.remove()
+            self._pending = []
+
+    def look_away(self) -> None:
+        """Look at no forward pass until `next_pass`."""
+        self._looking = False
 
     def _after(self, name: str, layer: _BatchNorm, _: Any, output: Tensor) -> None:
         if not self._looking:
@@ -176,8 +192,7 @@ class Watch:
     def _read(self, name: str, step: int, values: dict[str, float], usual: float | None = None) -> None:
         self.records.append({"step": step, "layer": name, **values})
         if self.writer is not None:
-            for what, value in values.items():
-                self.writer.add_scalar(f"batchnorm/{name}/{what}", value, step)
+            writers.write(self.writer, {f"batchnorm/{name}/{what}": value for what, value in values.items()}, step)
         self._judge(Reading(name, step, values, usual))
 
     def _judge(self, reading: Reading) -> None:

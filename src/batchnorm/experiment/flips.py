@@ -28,8 +28,9 @@ OPPOSITES = {"holds": "does not hold here", "does not hold here": "holds"}
 def flips(verdicts: Sequence[Verdict]) -> Flips:
     """Counts the verdicts on one claim; of equally frequent ones the first met is the usual one.
 
-    >>> flips(["holds", "holds", "within its spread", "does not hold here"])
-    Flips(usual='holds', other=0.5, opposite=0.25)
+    Examples:
+        >>> flips(["holds", "holds", "within its spread", "does not hold here"])
+        Flips(usual='holds', other=0.5, opposite=0.25)
     """
     counts = Counter(verdicts)
     usual, times = counts.most_common(1)[0]

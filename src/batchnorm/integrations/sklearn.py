@@ -19,10 +19,11 @@ class StandardizeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimat
     Args:
         clip: the largest absolute value of the output, or None.
 
-    >>> import numpy as np
-    >>> from batchnorm.integrations.sklearn import StandardizeTransformer
-    >>> StandardizeTransformer().fit_transform(np.array([[1.0], [2.0], [3.0]])).ravel().round(4)
-    array([-1.2247,  0.    ,  1.2247])
+    Examples:
+        >>> import numpy as np
+        >>> from batchnorm.integrations.sklearn import StandardizeTransformer
+        >>> StandardizeTransformer().fit_transform(np.array([[1.0], [2.0], [3.0]])).ravel().round(4)
+        array([-1.2247,  0.    ,  1.2247])
     """
 
     def __init__(self, *, clip: float | None = None) -> None:

@@ -6,6 +6,7 @@ changes.
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -43,16 +44,53 @@ def _synchronising(theirs: Callable[..., Any]) -> Callable[..., Any]:
     def convert_sync_batchnorm(cls: Any, module: Any, process_group: Any = None) -> Any:
         if not isinstance(module, BatchNorm):
             return theirs(cls, module, process_group)
-        if module.virtual_batch_size is not None:
-            raise ValueError(
-                f"{module.label()} has virtual_batch_size={module.virtual_batch_size}, which process_group excludes. "
-                "Take it off (layer.set_options(virtual_batch_size=None)), then bn.convert(model, sync=True)"
-            )
-        if not isinstance(module, nn.SyncBatchNorm) and (sync := SYNCHRONISED.get(type(module))):
-            module.__class__ = sync
-        return module.set_options(process_group=True if process_group is None else process_group)
+        _inform_lightning()
+        return share(module, True if process_group is None else process_group)
 
     return convert_sync_batchnorm
+
+
+def share(layer: BatchNorm, process_group: Any, change_class: bool = True) -> BatchNorm:
+    """Have a layer of ours share its statistics; with `change_class` it becomes an instance of torch's class for that.
+
+    Raises:
+        ValueError: the layer has virtual batches.
+    """
+    if layer.virtual_batch_size is not None:
+        raise ValueError(
+            f"{layer.label()} has virtual_batch_size={layer.virtual_batch_size}, which process_group excludes. "
+            "Take it off (layer.set_options(virtual_batch_size=None)), then bn.convert(model, sync=True)"
+        )
+    if layer._before_sharing is None:
+        layer._before_sharing = type(layer), layer.process_group
+    if change_class and not isinstance(layer, nn.SyncBatchNorm) and (sync := SYNCHRONISED.get(type(layer))):
+        layer.__class__ = sync
+    return layer.set_options(process_group=process_group)
+
+
+def unshare(layer: BatchNorm) -> BatchNorm:
+    """Undo `share`."""
+    if layer._before_sharing is not None:
+        kind, group = layer._before_sharing
+        layer.__class__, layer._before_sharing = kind, None
+        layer.set_options(process_group=group)
+    return layer
+
+
+def _inform_lightning() -> None:
+    """Lightning goes back from any SyncBatchNorm to a plain layer of its tensors; ours go back to what they were."""
+    for package in ("lightning.pytorch", "pytorch_lightning"):
+        plugin = getattr(sys.modules.get(f"{package}.plugins.layer_sync"), "TorchSyncBatchNorm", None)
+        if plugin is not None and not hasattr(plugin.revert, "__wrapped__"):
+            plugin.revert = _reverting(plugin.revert)
+
+
+def _reverting(theirs: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(theirs)
+    def revert(plugin: Any, model: Any) -> Any:
+        return unshare(model) if isinstance(model, BatchNorm) else theirs(plugin, model)
+
+    return revert
 
 
 def _merging(theirs: Callable[..., Any]) -> Callable[..., Any]:

@@ -24,11 +24,12 @@ def prepare_qat_pt2e(graph: fx.GraphModule, quantizer: Any) -> fx.GraphModule:
     The graph is that of ``torch.export.export(model.train(), inputs).module()``, made in a ``bn.backend("aten")``
     context: torchao looks for torch's operator.
 
-    >>> import torch, batchnorm as bn
-    >>> from batchnorm.integrations.torchao import prepare_qat_pt2e  # doctest: +SKIP
-    >>> with bn.backend("aten"):  # doctest: +SKIP
-    ...     graph = torch.export.export(model.train(), inputs).module()
-    >>> prepared = prepare_qat_pt2e(graph, quantizer)  # doctest: +SKIP
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> from batchnorm.integrations.torchao import prepare_qat_pt2e  # doctest: +SKIP
+        >>> with bn.backend("aten"):  # doctest: +SKIP
+        ...     graph = torch.export.export(model.train(), inputs).module()
+        >>> prepared = prepare_qat_pt2e(graph, quantizer)  # doctest: +SKIP
     """
     return _keeping(lambda: quantize_pt2e.prepare_qat_pt2e(graph, quantizer), graph)
 

@@ -152,7 +152,8 @@ def _appendix(result: Result) -> str:
 <h2>Every run</h2>
 <details><summary>{len(result["runs"])} runs: score at the end on training, validation and test samples</summary>
 <div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table></div></details>
-<p class="caption">Every number is also in report.json beside this page.
+<p class="caption">To try batch norm by hand, run <code>batchnorm play</code>.
+Every number is also in report.json beside this page.
 {versions}; {result["timings"]["seconds"]:g} s.</p>
 </section>"""
 

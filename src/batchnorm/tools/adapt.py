@@ -79,12 +79,13 @@ def adapt(
         ValueError: a negative prior, no batches, nothing to adapt, ranks together with `online` or `entropy`.
         FloatingPointError: NaN or Inf in what a layer sees. Then, and when interrupted, the model is as it was.
 
-    >>> import torch, batchnorm as bn
-    >>> layer = bn.BatchNorm(1).eval()  # mean 0
-    >>> adaptation = bn.adapt(layer, [torch.full((4, 1), 3.0)], prior=8)
-    >>> layer.running_mean.item()
-    1.0
-    >>> adaptation.restore()
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> layer = bn.BatchNorm(1).eval()  # mean 0
+        >>> adaptation = bn.adapt(layer, [torch.full((4, 1), 3.0)], prior=8)
+        >>> layer.running_mean.item()
+        1.0
+        >>> adaptation.restore()
 
     Source: Schneider et al. 2020, "Improving robustness against common corruptions by covariate shift adaptation",
     equation 3; Wang et al. 2021, "Tent", section 3.

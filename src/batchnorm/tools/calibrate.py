@@ -1,4 +1,4 @@
-"""Population statistics of a model as they are, not as a moving average remembers them."""
+"""Population statistics of a model computed exactly, not as a moving average."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -97,11 +97,12 @@ def calibrate(
         ValueError: no batches, nothing to calibrate, one value per channel in all the data, an iterator when exact.
         FloatingPointError: NaN or Inf in what a layer sees. Then, and when interrupted, the model is as it was.
 
-    >>> import torch, batchnorm as bn
-    >>> layer = bn.BatchNorm(1)
-    >>> _ = bn.calibrate(layer, [torch.tensor([[1.0], [2.0]]), torch.tensor([[6.0]])])
-    >>> layer.running_mean.item(), layer.running_var.item()
-    (3.0, 7.0)
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> layer = bn.BatchNorm(1)
+        >>> _ = bn.calibrate(layer, [torch.tensor([[1.0], [2.0]]), torch.tensor([[6.0]])])
+        >>> layer.running_mean.item(), layer.running_var.item()
+        (3.0, 7.0)
 
     Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (precise BN).
     """
@@ -127,7 +128,7 @@ def calibrate(
 
 
 def remember(name: str, layer: _BatchNorm, moments: Moments, batches: int) -> None:
-    """Set a layer's population to `moments`, with the unbiased variance as training remembers it."""
+    """Set a layer's population to `moments`, with the unbiased variance as in training."""
     if bool(torch.as_tensor(moments.count <= 1).any()):
         raise ValueError(f"{name} saw one value per channel in all the data: one value has no variance")
     write(layer, moments.mean, moments.unbiased_variance)

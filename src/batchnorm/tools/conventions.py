@@ -15,14 +15,15 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     Decaying γ pulls the scale of a layer to 0, which no batch norm after it restores; a weight that a batch norm
     follows has no scale of its own, and decay only sets its effective learning rate.
 
-    >>> import torch, batchnorm as bn
-    >>> from torch import nn
-    >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    >>> optimizer = torch.optim.SGD(bn.parameter_groups(model, weight_decay=1e-4), lr=0.1)
-    >>> for group in optimizer.param_groups:
-    ...     print(len(group["params"]), group["weight_decay"])
-    1 0.0001
-    3 0.0
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
+        >>> optimizer = torch.optim.SGD(bn.parameter_groups(model, weight_decay=1e-4), lr=0.1)
+        >>> for group in optimizer.param_groups:
+        ...     print(len(group["params"]), group["weight_decay"])
+        1 0.0001
+        3 0.0
 
     Source: He et al. 2019, "Bag of tricks for image classification", section 3.1 (no bias decay).
     """
@@ -48,10 +49,11 @@ def from_keras(
     remembers the biased variance; it is taken as it is, and later batches add unbiased ones. Its default epsilon is
     1e-3. The channels of the input must be in dimension 1.
 
-    >>> import batchnorm as bn
-    >>> layer = bn.from_keras([1.0, 2.0], [4.0, 9.0], gamma=[1.0, 1.0], beta=[0.0, 0.0])
-    >>> round(layer.momentum, 6), layer.eps, layer.running_var.tolist()
-    (0.01, 0.001, [4.0, 9.0])
+    Examples:
+        >>> import batchnorm as bn
+        >>> layer = bn.from_keras([1.0, 2.0], [4.0, 9.0], gamma=[1.0, 1.0], beta=[0.0, 0.0])
+        >>> round(layer.momentum, 6), layer.eps, layer.running_var.tolist()
+        (0.01, 0.001, [4.0, 9.0])
     """
     layer = BatchNorm(len(moving_mean), eps=epsilon, momentum=1 - momentum)
     values = {"running_mean": moving_mean, "running_var": moving_variance, "weight": gamma, "bias": beta}
@@ -73,9 +75,10 @@ def from_flax(
 
     Momentum and variance are as in Keras; the default epsilon is 1e-5.
 
-    >>> import batchnorm as bn
-    >>> bn.from_flax({"mean": [1.0], "var": [4.0]}, {"scale": [3.0]}).weight.item()
-    3.0
+    Examples:
+        >>> import batchnorm as bn
+        >>> bn.from_flax({"mean": [1.0], "var": [4.0]}, {"scale": [3.0]}).weight.item()
+        3.0
     """
     params = params or {}
     return from_keras(

@@ -6,10 +6,11 @@ so optimizers, shared modules and references to it go on as they were.
 
 import warnings
 from collections import defaultdict
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, Unpack
 
 from torch import nn
 
+from batchnorm.core.rules import ConvertOptions
 from batchnorm.integrations.frozen import FrozenBatchNorm2d
 from batchnorm.integrations.norm_act import NormAct
 from batchnorm.layers import BatchNorm
@@ -27,7 +28,7 @@ def convert(
     fuse: bool = False,
     sync: bool = False,
     recompute: bool | Literal["chain"] = False,
-    **options: Any,
+    **options: Unpack[ConvertOptions],
 ) -> Model:
     """Turn every batch norm of `model` into ours, in place; returns the model.
 
@@ -36,23 +37,27 @@ def convert(
     transformers, as frozen layers. Other subclasses may behave in their own way: they are left as they are and named in
     one warning, grouped by class.
 
+    The other keywords are options of `BatchNorm`, also set on layers that are ours already. An option that is not given
+    stays as it is.
+
     Args:
         fuse: let the batch norms also do what follows them, activations and residual additions.
         sync: share statistics between all ranks; short for ``process_group=True``.
         recompute: put the hooks of `bn.recompute` on the model, until `revert`; "chain" for its longer chains.
-        options: those of `BatchNorm` beyond torch's; they are also set on layers that are ours already.
 
     Raises:
         TypeError, ValueError: a bad option, or a class in place of a model; then nothing is changed.
 
-    >>> import batchnorm as bn
-    >>> from torch import nn
-    >>> model = bn.convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
-    >>> type(model[1])
-    <class 'batchnorm.layers.BatchNorm2d'>
+    Examples:
+        >>> import batchnorm as bn
+        >>> from torch import nn
+        >>> model = bn.convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
+        >>> type(model[1])
+        <class 'batchnorm.layers.BatchNorm2d'>
     """
     require_model(model)
-    options |= {"process_group": True} if sync else {}
+    if sync:
+        options["process_group"] = True
     recomputation.check(recompute)
     BatchNorm(1).set_options(**options)  # complains before anything is changed
     left: Left = defaultdict(list)
@@ -84,10 +89,11 @@ def revert(model: Model, *, expand: bool = False) -> Any:
     Raises:
         ValueError: a layer computes what torch's class cannot, an activation say; then nothing is changed.
 
-    >>> import batchnorm as bn
-    >>> from torch import nn
-    >>> type(bn.revert(bn.convert(nn.BatchNorm2d(8))))
-    <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
+    Examples:
+        >>> import batchnorm as bn
+        >>> from torch import nn
+        >>> type(bn.revert(bn.convert(nn.BatchNorm2d(8))))
+        <class 'torch.nn.modules.batchnorm.BatchNorm2d'>
     """
     taken = fusion.fused(model)
     if expand:

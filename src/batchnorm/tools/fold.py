@@ -89,13 +89,14 @@ def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
         ValueError: the model is in training mode, has a batch norm that was never trained, or its dataflow depends
             on the data. RuntimeError: the outputs on the example differ by more than rounding.
 
-    >>> import torch, batchnorm as bn
-    >>> from torch import nn
-    >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
-    >>> _ = model(torch.randn(16, 3, 8, 8))
-    >>> folded = bn.fold(model.eval(), example=torch.randn(2, 3, 8, 8))
-    >>> print([type(m).__name__ for m in folded.children()], folded.report.error < 1e-5)
-    ['Conv2d', 'ReLU'] True
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> _ = model(torch.randn(16, 3, 8, 8))
+        >>> folded = bn.fold(model.eval(), example=torch.randn(2, 3, 8, 8))
+        >>> print([type(m).__name__ for m in folded.children()], folded.report.error < 1e-5)
+        ['Conv2d', 'ReLU'] True
 
     Source: Jacob et al. 2018, "Quantization and Training of Neural Networks", equation 14.
     """

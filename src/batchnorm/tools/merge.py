@@ -30,12 +30,13 @@ def merge(models_or_states: Sequence[Thing], weights: Sequence[float] | None = N
     Raises:
         ValueError: nothing to merge, keys or shapes that differ, weights that are negative or all 0.
 
-    >>> import torch, batchnorm as bn
-    >>> night, day = bn.BatchNorm(1), bn.BatchNorm(1)
-    >>> _ = night.running_mean.fill_(-1.0), day.running_mean.fill_(1.0)  # the variance of each is 1
-    >>> both = bn.merge([night, day])
-    >>> both.running_mean.item(), both.running_var.item()
-    (0.0, 2.0)
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> night, day = bn.BatchNorm(1), bn.BatchNorm(1)
+        >>> _ = night.running_mean.fill_(-1.0), day.running_mean.fill_(1.0)  # the variance of each is 1
+        >>> both = bn.merge([night, day])
+        >>> both.running_mean.item(), both.running_var.item()
+        (0.0, 2.0)
 
     Source: Chan, Golub & LeVeque 1983, equation 2.1, by shares instead of counts.
     """
@@ -56,12 +57,13 @@ def population_keys(model_or_state: nn.Module | Mapping[str, Any]) -> tuple[set[
 
     Local are running statistics, counters, γ and β, of each layer with a `running_mean`.
 
-    >>> import batchnorm as bn
-    >>> from torch import nn
-    >>> from batchnorm.tools.merge import population_keys
-    >>> shared, local = population_keys(nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2)))
-    >>> sorted(shared), len(local)
-    (['0.weight'], 5)
+    Examples:
+        >>> import batchnorm as bn
+        >>> from torch import nn
+        >>> from batchnorm.tools.merge import population_keys
+        >>> shared, local = population_keys(nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2)))
+        >>> sorted(shared), len(local)
+        (['0.weight'], 5)
 
     Source: Li et al. 2021, "FedBN: Federated learning on non-IID features via local batch normalization", algorithm 1.
     """

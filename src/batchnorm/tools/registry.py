@@ -1,4 +1,4 @@
-"""The layers that `convert` can turn into ours, and the way back.
+"""The layers that `convert` can turn into ours, and the layers that `revert` turns them back into.
 
 torch's four classes and those of `register` change their class and nothing else. Layers of other packages are known by
 name, so that nothing is imported, and the first of each class is compared with ours on a probe.
@@ -63,15 +63,16 @@ def register(theirs: type[nn.Module], ours: type[BatchNorm], *, example: nn.Modu
         TypeError: `theirs` is not a batch norm of torch's kind, or `ours` is not one of ours.
         ValueError: the two compute different things, or `ours` already stands for another class.
 
-    >>> import batchnorm as bn
-    >>> from torch import nn
-    >>> class Theirs(nn.BatchNorm2d):
-    ...     "One more name for the same thing."
-    >>> class Ours(bn.BatchNorm2d):
-    ...     "Its counterpart."
-    >>> bn.register(Theirs, Ours)
-    >>> type(bn.convert(Theirs(3))).__name__, type(bn.revert(bn.convert(Theirs(3)))).__name__
-    ('Ours', 'Theirs')
+    Examples:
+        >>> import batchnorm as bn
+        >>> from torch import nn
+        >>> class Theirs(nn.BatchNorm2d):
+        ...     "One more name for the same thing."
+        >>> class Ours(bn.BatchNorm2d):
+        ...     "Its counterpart."
+        >>> bn.register(Theirs, Ours)
+        >>> type(bn.convert(Theirs(3))).__name__, type(bn.revert(bn.convert(Theirs(3)))).__name__
+        ('Ours', 'Theirs')
     """
     if not issubclass(theirs, _BatchNorm) or issubclass(theirs, BatchNorm):
         raise TypeError(f"{theirs.__name__} must be a subclass of torch's batch norms, and not of ours")

@@ -43,15 +43,16 @@ class Standardize(nn.Module):
     Raises:
         RuntimeError: used before it was fitted. ValueError: another number of features, infinite values.
 
-    >>> import torch, batchnorm as bn
-    >>> data = torch.tensor([[180.0, 0.5], [160.0, 0.1], [170.0, 0.3]])
-    >>> layer = bn.Standardize(2).fit(data)
-    >>> layer(data)[:, 0]
-    tensor([ 1.2247, -1.2247,  0.0000])
-    >>> torch.equal(layer.inverse(layer(data)), data)
-    True
-    >>> bn.Standardize().fit(data.numpy())(data.numpy())[:, 0].round(4)
-    array([ 1.2247, -1.2247,  0.    ], dtype=float32)
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> data = torch.tensor([[180.0, 0.5], [160.0, 0.1], [170.0, 0.3]])
+        >>> layer = bn.Standardize(2).fit(data)
+        >>> layer(data)[:, 0]
+        tensor([ 1.2247, -1.2247,  0.0000])
+        >>> torch.equal(layer.inverse(layer(data)), data)
+        True
+        >>> bn.Standardize().fit(data.numpy())(data.numpy())[:, 0].round(4)
+        array([ 1.2247, -1.2247,  0.    ], dtype=float32)
 
     Source of the merge: Chan, Golub & LeVeque 1983, equation 2.1.
     """
@@ -110,10 +111,11 @@ class Standardize(nn.Module):
             ValueError: no values at all, infinite ones, another number of features. Then, and when interrupted, the
                 layer is as it was.
 
-        >>> import numpy as np, batchnorm as bn
-        >>> layer = bn.Standardize(1).fit(np.full((10, 1), 7.0) + np.arange(10).reshape(-1, 1) for _ in range(3))
-        >>> layer.mean.item(), layer.count.item()
-        (11.5, 30.0)
+        Examples:
+            >>> import numpy as np, batchnorm as bn
+            >>> layer = bn.Standardize(1).fit(np.full((10, 1), 7.0) + np.arange(10).reshape(-1, 1) for _ in range(3))
+            >>> layer.mean.item(), layer.count.item()
+            (11.5, 30.0)
         """
         total = None
         for x in streams.tensors(batches, columns):
@@ -135,10 +137,11 @@ class Standardize(nn.Module):
     def partial_fit(self, x: Any, mask: Any = None) -> Self:
         """Add the values of one batch to the statistics; where `mask` (it broadcasts) is false they are left out.
 
-        >>> import torch, batchnorm as bn
-        >>> x = torch.tensor([[1.0], [3.0], [99.0]])
-        >>> bn.Standardize(1).partial_fit(x, mask=torch.tensor([[True], [True], [False]])).mean.item()
-        2.0
+        Examples:
+            >>> import torch, batchnorm as bn
+            >>> x = torch.tensor([[1.0], [3.0], [99.0]])
+            >>> bn.Standardize(1).partial_fit(x, mask=torch.tensor([[True], [True], [False]])).mean.item()
+            2.0
         """
         pieces = streams.tensors(x)
         if mask is not None:  # whole, since the two belong together
@@ -153,10 +156,11 @@ class Standardize(nn.Module):
     def merge(self, *others: "Standardize | Moments") -> Self:
         """Add what others have seen (shards, workers, clients), exactly as if this layer had seen it.
 
-        >>> import torch, batchnorm as bn
-        >>> a, b = (bn.Standardize(1).partial_fit(torch.tensor(x)) for x in ([[1.0], [2.0]], [[6.0]]))
-        >>> a.merge(b).mean.item(), a.count.item()
-        (3.0, 3.0)
+        Examples:
+            >>> import torch, batchnorm as bn
+            >>> a, b = (bn.Standardize(1).partial_fit(torch.tensor(x)) for x in ([[1.0], [2.0]], [[6.0]]))
+            >>> a.merge(b).mean.item(), a.count.item()
+            (3.0, 3.0)
         """
         if others:
             self._take_width(others[0].mean.numel())

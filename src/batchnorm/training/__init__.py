@@ -1,1 +1,1 @@
-"""Things that change while a model trains: what is normalised by, and what is remembered."""
+"""Things that change while a model trains: the statistics that normalise, and how the running statistics move."""

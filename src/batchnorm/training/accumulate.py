@@ -1,4 +1,4 @@
-"""A window of micro-batches is remembered as one batch for the length of a `with`."""
+"""Within a `with`, a window of micro-batches updates the running statistics once, as one batch."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,35 +10,59 @@ from batchnorm.training.own_layers import require_own_layers
 
 
 @contextmanager
-def accumulate(model: nn.Module, steps: int) -> Iterator[None]:
+def accumulate(model: nn.Module, steps: int | None = None) -> Iterator[None]:
     """The population moves once for every `steps` micro-batches, by their exactly merged moments.
 
     With gradient accumulation the population then moves as it would have on the one big batch (momentum counts
     steps of the optimizer). The outputs and gradients are still those of micro-batches: each is normalised by itself.
-    A window that is not full at the end counts as it is; one that an exception interrupts is forgotten.
+    A window that is not full at the end counts as it is; one that an exception interrupts is dropped.
+
+    Args:
+        steps: micro-batches of a window; by default all that the block runs are one.
 
     Raises:
         ValueError: `steps` is no whole number ≥ 1, or a window is open already.
 
-    >>> import torch, batchnorm as bn
-    >>> x, layer, whole = torch.randn(32, 3), bn.BatchNorm(3), bn.BatchNorm(3)
-    >>> with bn.accumulate(layer, steps=4):
-    ...     outputs = [layer(micro) for micro in x.chunk(4)]
-    >>> y = whole(x)
-    >>> torch.allclose(layer.running_var, whole.running_var), layer.num_batches_tracked.item()
-    (True, 1)
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> x, layer, whole = torch.randn(32, 3), bn.BatchNorm(3), bn.BatchNorm(3)
+        >>> with bn.accumulate(layer, steps=4):
+        ...     outputs = [layer(micro) for micro in x.chunk(4)]
+        >>> y = whole(x)
+        >>> torch.allclose(layer.running_var, whole.running_var), layer.num_batches_tracked.item()
+        (True, 1)
     """
-    layers = require_own_layers(model)
-    if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"steps must be a whole number of micro-batches ≥ 1, got {steps!r}")
-    if any(layer._window for layer in layers):
-        raise ValueError("a window of micro-batches is open already: bn.accumulate cannot be nested")
+    open_windows(model, steps)
     try:
-        for layer in layers:
-            layer._window = Window(steps)
         yield
-        for layer in layers:
-            layer.close_window()
+        close_windows(model)
     finally:
-        for layer in layers:
-            layer._window = None
+        forget_windows(model)
+
+
+def open_windows(model: nn.Module, steps: int | None = None) -> None:
+    """Start the window of `accumulate`, for loops that cannot hold a `with` open from one call to the next."""
+    layers = require_own_layers(model)
+    if steps is not None and (isinstance(steps, bool) or not isinstance(steps, int) or steps < 1):
+        raise ValueError(f"steps must be a whole number of micro-batches ≥ 1, got {steps!r}")
+    if have_windows(model):
+        raise ValueError("a window of micro-batches is open already: bn.accumulate cannot be nested")
+    for layer in layers:
+        layer._window = Window(steps)
+
+
+def have_windows(model: nn.Module) -> bool:
+    """True while a window is open."""
+    return any(layer._window is not None for layer in require_own_layers(model))
+
+
+def close_windows(model: nn.Module) -> None:
+    """End the window: what it holds counts as one batch."""
+    for layer in require_own_layers(model):
+        layer.close_window()
+
+
+def forget_windows(model: nn.Module) -> None:
+    """End the window, and leave the population as it is."""
+    for layer in require_own_layers(model):
+        layer._window = None

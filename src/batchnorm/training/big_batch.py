@@ -63,13 +63,14 @@ def big_batch(
     Dropout and other random draws: between two batch norms, the micro-batches draw from torch's generators one after
     another. A seed gives the same numbers each time, which are not those of the big batch.
 
-    >>> import torch, batchnorm as bn
-    >>> from torch import nn
-    >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
-    >>> x, target = torch.randn(64, 4), torch.randint(0, 2, (64,))
-    >>> loss = bn.big_batch(model, nn.functional.cross_entropy, x, target, micro_batch_size=16)
-    >>> loss.dim(), model[1].num_batches_tracked.item(), model[0].weight.grad.shape
-    (0, 1, torch.Size([8, 4]))
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> from torch import nn
+        >>> model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2))
+        >>> x, target = torch.randn(64, 4), torch.randint(0, 2, (64,))
+        >>> loss = bn.big_batch(model, nn.functional.cross_entropy, x, target, micro_batch_size=16)
+        >>> loss.dim(), model[1].num_batches_tracked.item(), model[0].weight.grad.shape
+        (0, 1, torch.Size([8, 4]))
 
     Source: Ioffe & Szegedy 2015, algorithm 1, with moments merged as by Chan, Golub & LeVeque 1983.
     """

@@ -20,12 +20,13 @@ def domain(model: nn.Module, name: str, affine: bool = False) -> Iterator[None]:
         KeyError: in evaluation, a population that has not been trained.
         ValueError: a name that cannot be a key: empty, or with a dot.
 
-    >>> import torch, batchnorm as bn
-    >>> layer = bn.BatchNorm(3)
-    >>> with bn.domain(layer, "night"):
-    ...     y = layer(torch.randn(8, 3) - 5)
-    >>> bool((layer.banks["night"].running_mean < 0).all()), layer.running_mean
-    (True, tensor([0., 0., 0.]))
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> layer = bn.BatchNorm(3)
+        >>> with bn.domain(layer, "night"):
+        ...     y = layer(torch.randn(8, 3) - 5)
+        >>> bool((layer.banks["night"].running_mean < 0).all()), layer.running_mean
+        (True, tensor([0., 0., 0.]))
 
     Source: Li et al. 2017, "Revisiting Batch Normalization for Practical Domain Adaptation"; Xie et al. 2020,
     "Adversarial Examples Improve Image Recognition" (auxiliary batch norm).

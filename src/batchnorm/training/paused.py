@@ -1,4 +1,4 @@
-"""Batch statistics are used for the length of a `with`, and nothing is remembered."""
+"""Within a `with`, batch statistics are used and the running statistics are not updated."""
 
 import threading
 from collections.abc import Iterator
@@ -14,17 +14,18 @@ _lock = threading.Lock()
 
 @contextmanager
 def paused(model: nn.Module) -> Iterator[None]:
-    """Batch norms of `model` go on normalising by the batch, and remember nothing of it.
+    """Batch norms of `model` normalise by the batch, and their running statistics are not updated.
 
     For a forward pass that is not a training step of its own: sharpness-aware minimisation, virtual adversarial
-    training. May be nested and used from several threads; a layer remembers again when the last one has left.
+    training. May be nested and used from several threads; updates go on when the last one has ended.
 
-    >>> import torch, batchnorm as bn
-    >>> layer = bn.BatchNorm(3)
-    >>> with bn.paused(layer):
-    ...     y = layer(torch.randn(8, 3) + 5)
-    >>> layer.running_mean
-    tensor([0., 0., 0.])
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> layer = bn.BatchNorm(3)
+        >>> with bn.paused(layer):
+        ...     y = layer(torch.randn(8, 3) + 5)
+        >>> layer.running_mean
+        tensor([0., 0., 0.])
     """
     layers = require_own_layers(model)
     _add_to_paused(layers, 1)

@@ -40,13 +40,14 @@ def recompute(model: nn.Module, chain: bool = False) -> Iterator[None]:
         RuntimeError: in the backward pass, where a tensor was written to in place that a gradient needs, or a part of
             a concatenation after it was concatenated.
 
-    >>> import torch, batchnorm as bn
-    >>> from torch import nn
-    >>> layers = nn.Conv2d(3, 8, 3), bn.BatchNorm2d(8, activation="relu"), nn.Conv2d(8, 8, 3)
-    >>> model = nn.Sequential(*layers)
-    >>> with bn.recompute(model):
-    ...     y = model(torch.randn(2, 3, 9, 9))
-    >>> y.sum().backward()
+    Examples:
+        >>> import torch, batchnorm as bn
+        >>> from torch import nn
+        >>> layers = nn.Conv2d(3, 8, 3), bn.BatchNorm2d(8, activation="relu"), nn.Conv2d(8, 8, 3)
+        >>> model = nn.Sequential(*layers)
+        >>> with bn.recompute(model):
+        ...     y = model(torch.randn(2, 3, 9, 9))
+        >>> y.sum().backward()
     """
     require_own_layers(model)
     hooks = Hooks(LINKS["chain" if chain else True])

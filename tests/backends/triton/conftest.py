@@ -9,11 +9,20 @@ import pytest
 from batchnorm.backends import triton as backend
 from tests.support.interpreter import quickly
 
-SMALL = {"TILE": 32, "SEGMENT": 16, "WHOLE": 64, "WHOLE_SEGMENT": 16, "PROGRAMS": 12, "APPLIED": 3, "MERGED": 8}
+SMALL = {
+    "TILE": 32,
+    "SEGMENT": 16,
+    "WHOLE": 64,
+    "WHOLE_SEGMENT": 16,
+    "PROGRAMS": 12,
+    "APPLIED": 3,
+    "MERGED": 8,
+    "CHANNELS": 8,
+}
 SMALL |= {"LEAST": {False: 1, True: 2}}
 
 # The tests of what is not run by the interpreter.
-WITHOUT_INTERPRETER = {"test_compile", "test_table"}
+WITHOUT_INTERPRETER = {"test_compile", "test_cover", "test_pairs", "test_table"}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -40,7 +49,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from batchnorm.backends.triton import plan
 
     def forget() -> None:
-        for cached in (plan.reduction, plan.elementwise, plan.whole):
+        for cached in (plan.reduction, plan.elementwise, plan.whole, plan.population):
             cached.cache_clear()
 
     for name, value in SMALL.items():

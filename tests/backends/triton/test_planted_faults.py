@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.backends.triton import test_plain as plain
+from tests.backends.triton import test_population as population
 from tests.support.material import drifting
 from tests.support.primitives import check_primitives
 
@@ -47,7 +48,10 @@ FAULTS = {
     "apply: through the variance": ("kernels", "return -each * rstd * rstd * total_x", "return -each * rstd * total_x", plain_case(SPLIT)),  # noqa: E501
     "whole forward: the unbiased variance": ("kernels", "rstd = 1.0 / tl.sqrt(m2 / n +", "rstd = 1.0 / tl.sqrt(m2 / (n - 1) +", plain_case(WHOLE)),  # noqa: E501
     "whole backward: a sign": ("kernels", "+ constant.to(tl.float32)[None, :]\n        result", "- constant.to(tl.float32)[None, :]\n        result", plain_case(WHOLE)),  # noqa: E501
-    "population: the biased variance": ("merging", "unbiased = m2 / (count - 1)", "unbiased = m2 / count", plain_case(WHOLE)),  # noqa: E501
+    "population: the biased variance": ("kernels", "        remember(\n            running_mean, running_var, batches, skipped, counters, momentum, limit, tiles,\n            mean, m2 / (n - 1)", "        remember(\n            running_mean, running_var, batches, skipped, counters, momentum, limit, tiles,\n            mean, m2 / n", plain_case(WHOLE)),  # noqa: E501
+    "population: one whose variance is infinite": ("merging", "(tl.abs(mean) <= limit) & (unbiased <= limit)", "tl.abs(mean) <= limit", lambda: population.test_like_plain_torch(0.3, True, "inf")),  # noqa: E501
+    "population: counted by every program": ("merging", "if is_last(arrivals, 0, tiles):\n        met", "if tiles > 0:\n        met", lambda: population.test_like_plain_torch(0.3, True, "nan")),  # noqa: E501
+    "population alone: the variance in the mean's place": ("kernels", "new_mean, new_var = row(mean, 0, 0, channels, known), row(var", "new_mean, new_var = row(var, 0, 0, channels, known), row(var", lambda: population.test_like_plain_torch(None, False, "")),  # noqa: E501
     "tiles: a block of positions twice": ("elementwise", "(t % across) * Q", "0 * Q", primitives()),
     "slope of an activation": ("elementwise", "g = g * s * (1 + z * (1 - s))", "g = g * s * (1 - z * (1 - s))", plain_case(SPLIT)),  # noqa: E501
 }

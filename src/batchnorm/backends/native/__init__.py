@@ -55,8 +55,9 @@ def empty_cache() -> int:
     Outputs of 4 MiB and more take memory from a pool, which keeps what they free for the next ones. 0 where no
     native kernel has been used.
 
-    >>> import batchnorm as bn
-    >>> bn.empty_cache() >= 0
-    True
+    Examples:
+        >>> import batchnorm as bn
+        >>> bn.empty_cache() >= 0
+        True
     """
     return torch.ops.batchnorm_memory.empty_cache() if _available else 0

@@ -495,7 +495,6 @@ std::tuple<Tensor, Tensor> forward_autograd(
   node->set_next_edges(torch::autograd::collect_next_edges(x, r, w, b));
   node->x = SavedVariable(x, false);
   const Activation act = activation_of(activation);
-  if (r.defined() && act != Activation::none) node->extra = SavedVariable(by_output(act) ? y : r, by_output(act));
   node->weight = SavedVariable(w, false);
   node->bias = SavedVariable(b, false);
   node->statistics = SavedVariable(statistics, false);
@@ -503,6 +502,8 @@ std::tuple<Tensor, Tensor> forward_autograd(
   node->eps = eps;
   node->constant = has(mean);
   torch::autograd::set_history(y, node);
+  // Last: an output saved before it has a history is taken for a leaf, and then it and the node keep each other alive.
+  if (r.defined() && act != Activation::none) node->extra = SavedVariable(by_output(act) ? y : r, by_output(act));
   return results;
 }
 

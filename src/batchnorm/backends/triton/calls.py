@@ -107,6 +107,17 @@ def heaviest() -> Iterator[Call]:
 
 
 def sample() -> Iterator[Call]:
-    """Two calls with every kernel, one of planes and one of rows."""
+    """Two calls with every kernel that reads a batch, one of planes and one of rows."""
     yield Call((32, 256, 14, 14), False, torch.float32, "gelu", True)
     yield Call((256, 1024), True, torch.bfloat16, "gelu", True)
+
+
+def populations() -> list[Launch]:
+    """What moves a population by the statistics of torch's operator: with a momentum and without, and both rules."""
+    new_mean, new_var = torch.empty(2, 1000, device="meta").unbind()
+    with launch.recording() as found:
+        for dtype, momentum, skip in itertools.product(DTYPES, (0.1, None), (True, False)):
+            mean, var = torch.empty(2, 1000, dtype=dtype, device="meta").unbind()
+            batches, skipped = torch.empty(2, dtype=torch.int64, device="meta").unbind()
+            launch.move_population(mean, var, batches, skipped, new_mean, new_var, momentum, skip)
+    return found

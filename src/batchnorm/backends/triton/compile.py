@@ -1,17 +1,21 @@
 """Compile every kernel that the launcher can ask for ahead of time, without a device, and show what it needs.
 
     python -m batchnorm.backends.triton.compile              every specialisation, for every target: takes hours
+    python -m batchnorm.backends.triton.compile --pairs      some of them, with every pair of choices that any makes
     python -m batchnorm.backends.triton.compile --heaviest   of every tile those that need the most registers
     python -m batchnorm.backends.triton.compile --sample     every kernel once for planes and once for rows
+
+`--sm_90`, and likewise the other targets, compiles for this one alone; `--list` compiles nothing.
 
 Status 1 if one does not compile, spills registers to memory, or needs more than the smallest card of its target has.
 """
 
+import itertools
 import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +24,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from batchnorm.backends.triton.calls import Call, every_call, heaviest, sample
+from batchnorm.backends.triton.calls import Call, every_call, heaviest, populations, sample
+from batchnorm.backends.triton.cover import pairs
 from batchnorm.backends.triton.launch import Launch
 
 TARGETS = {
@@ -32,6 +37,11 @@ TARGETS = {
 # Bytes of shared memory that a program has without asking for more, the least of any card of these targets, and
 # registers that a thread can have.
 SHARED, REGISTERS = 48 * 1024, {"cuda": 255, "hip": 512}
+
+# Arguments that a call may leave out.
+OPTIONAL = (
+    "residual", "extra", "mask", "weight", "bias", "shift", "sums", "dx", "dresidual", "dweight", "running_mean",
+)  # fmt: skip
 
 POINTERS = {
     torch.float32: "*fp32", torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float64: "*fp64",
@@ -54,10 +64,27 @@ class Specialisation(NamedTuple):
 
     def __str__(self) -> str:
         shown = {k: v for k, v in self.constants if k.isupper() and v not in (None, False, 0)}
+        words = [self.launch.name.removesuffix("_kernel"), self.dtype[1:]]
+        words += [k if v is True else f"{k}={v}" for k, v in shown.items()]
+        given = [k for k in OPTIONAL if dict(self.signature).get(k, "constexpr") != "constexpr"]
+        aligned = [f"{k}%16" for k in ("C", "S") if k in self.multiples]
+        return " ".join([*words, *given, *aligned])
+
+    @property
+    def dtype(self) -> str:
+        """The type of the input, or of the running statistics where there is no input."""
         types = dict(self.signature)
-        return f"{self.launch.name.removesuffix('_kernel')} {types['x'][1:]} " + " ".join(
-            k if v is True else f"{k}={v}" for k, v in shown.items()
-        )
+        return types.get("x", types.get("running_mean", ""))
+
+    def choices(self) -> dict[str, Hashable]:
+        """All that its code depends on, by name, for `cover.pairs`: the tile and the dtype are one choice each."""
+        constants, name = dict(self.constants), self.launch.name
+        tile = tuple(constants.pop(k, None) for k in ("ROWS", "P", "Q", "WIDE", "MERGED")), self.launch.plan.warps
+        types = {k: "input" if v == self.dtype else v for k, v in self.signature}
+        fixed = {k: v for k, v in constants.items() if k.isupper()}
+        aligned = tuple(k for k in ("C", "S") if k in self.multiples)
+        every = {"tile": tile, "dtype": self.dtype, "aligned": aligned} | types | fixed
+        return {f"{name}.{k}": v for k, v in every.items()}
 
 
 class Needs(NamedTuple):
@@ -72,8 +99,9 @@ def specialise(launch: Launch) -> Specialisation:
     """The types and constants of a launch, as Triton's own launcher derives them."""
     signature, constants, multiples = {}, {}, []
     fixed = {p.name for p in launch.kernel.params if p.is_constexpr}
+    anything = {p.name for p in launch.kernel.params if p.do_not_specialize}
     for name, value in launch.arguments.items():
-        if name in fixed or value is None or (type(value) is int and value == 1):
+        if name in fixed or value is None or (type(value) is int and value == 1 and name not in anything):
             signature[name], constants[name] = "constexpr", value
         elif isinstance(value, torch.Tensor):
             signature[name] = POINTERS[value.dtype]
@@ -82,41 +110,41 @@ def specialise(launch: Launch) -> Specialisation:
             signature[name] = "fp32"
         else:
             signature[name] = "i32" if value < 2**31 else "i64"
-            multiples += [name] if value % 16 == 0 else []
+            multiples += [name] if value % 16 == 0 and name not in anything else []
     return Specialisation(launch, tuple(signature.items()), tuple(constants.items()), tuple(multiples))
 
 
-def specialisations(calls: Iterable[Call]) -> Iterator[Specialisation]:
-    """Those of all launches of the calls, each once."""
+def specialisations(launches: Iterable[Launch]) -> Iterator[Specialisation]:
+    """Those of the launches, each once."""
     seen = set()
-    for call in calls:
-        for launch in call.launches():
-            found = specialise(launch)
-            if found.key not in seen:
-                seen.add(found.key)
-                yield found
+    for launch in launches:
+        found = specialise(launch)
+        if found.key not in seen:
+            seen.add(found.key)
+            yield found
+
+
+def _launches(calls: Iterable[Call]) -> Iterator[Launch]:
+    return itertools.chain.from_iterable(call.launches() for call in calls)
 
 
 def chosen(arguments: list[str]) -> list[Specialisation]:
     """Those that the command line asks for."""
     if "--sample" in arguments:
-        return _first_of_each(sample(), lambda s: (s.launch.name, s.launch.plan.view.rows))
+        launches = itertools.chain(_launches(sample()), populations()[:1])
+        return _first_of_each(launches, lambda s: (s.launch.name, s.launch.plan.view.rows))
     if "--heaviest" in arguments:
         return _first_of_each(
-            heaviest(),
-            lambda s: (
-                s.launch.name,
-                s.launch.plan[1:3],
-                s.launch.arguments["x"].dtype,
-                s.launch.arguments.get("MASK"),
-            ),
+            _launches(heaviest()),
+            lambda s: (s.launch.name, s.launch.plan[1:3], s.dtype, s.launch.arguments.get("MASK")),
         )
-    return list(specialisations(every_call()))
+    every = list(specialisations(itertools.chain(_launches(every_call()), populations())))
+    return pairs(every, Specialisation.choices) if "--pairs" in arguments else every
 
 
-def _first_of_each(calls: Iterable[Call], kind: Callable[[Specialisation], Any]) -> list[Specialisation]:
+def _first_of_each(launches: Iterable[Launch], kind: Callable[[Specialisation], Any]) -> list[Specialisation]:
     found: dict[Any, Specialisation] = {}
-    for s in specialisations(calls):
+    for s in specialisations(launches):
         found.setdefault(kind(s), s)
     return list(found.values())
 
@@ -164,12 +192,16 @@ def complaint(needs: Needs, target: GPUTarget) -> str:
 def main(arguments: list[str]) -> int:
     """Print the table; the status."""
     found, bad = chosen(arguments), 0
-    print(f"{len(found)} specialisations, {len(TARGETS)} targets: registers/shared bytes each")
+    if "--list" in arguments:
+        print("\n".join(map(str, found)))
+        return 0
+    targets = {name: target for name, target in TARGETS.items() if f"--{name}" in arguments} or TARGETS
+    print(f"{len(found)} specialisations, registers/shared bytes on each of: {', '.join(targets)}", flush=True)
     with tempfile.TemporaryDirectory() as cache:
         triton.knobs.cache.dir = cache
         for s in found:
             cells = []
-            for target in TARGETS.values():
+            for target in targets.values():
                 try:
                     needs = compiled(s, target)
                     wrong = complaint(needs, target)

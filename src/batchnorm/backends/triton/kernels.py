@@ -1,5 +1,7 @@
 """The kernels: two that add up, two that read and write, and two that hold all values of a channel tile on chip.
 
+One more moves a population by the statistics that torch's operator saved.
+
 Arguments that all share: A, C, S and GROUP are those of a `View`, SPLITS, PER, P, Q, WIDE and MERGED those of a `Plan`
 (plan.py). STRIDE is C where each virtual batch has its own parameters, 0 where they share them. Pointers may be None.
 """
@@ -23,6 +25,9 @@ from batchnorm.backends.triton.elementwise import (
 )
 from batchnorm.backends.triton.merging import is_last, merged_moments, merged_sums, remember
 
+# Numbers that do not decide how memory is read: their values get no code of their own. C and S do, as multiples of 16.
+ANY = ("A", "GROUP", "SPLITS", "PER", "STRIDE", "TABLE")
+
 
 @triton.jit
 def moments_of_tile(x, w, ROWS: tl.constexpr):
@@ -31,7 +36,7 @@ def moments_of_tile(x, w, ROWS: tl.constexpr):
     return count, over(tl.where(w > 0, x * w, 0.0), ROWS) / tl.where(count > 0, count, 1.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def moments_kernel(
     x, mask, table, counters, out,
     running_mean, running_var, batches, skipped, momentum, limit, eps,
@@ -82,7 +87,7 @@ def moments_kernel(
             if running_mean is not None:
                 remember(
                     running_mean, running_var, batches, skipped, counters, momentum, limit, tiles,
-                    n, mean, m2, channels, known, CUMULATIVE, SKIP,
+                    mean, m2 / (n - 1), channels, known, CUMULATIVE, SKIP,
                 )  # fmt: skip
         else:
             to, size = out + group * C + channels, tl.cdiv(A, GROUP) * C
@@ -109,7 +114,7 @@ def output(x, residual, w, high, low, scale, shift, base, offsets, inside, ACTIV
     return tl.where(w > 0, activate(z, ACTIVATION), 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def normalize_kernel(
     x, y, residual, mask, mean, scale, shift, weight, bias,
     A, C, S, GROUP, SPLITS, PER, STRIDE,
@@ -150,7 +155,7 @@ def gradient(
     return tl.where(w > 0, centered, 0.0), tl.where(w > 0, g, 0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def reduce_kernel(
     grad, x, extra, mask, mean, scale, shift, weight, bias, table, counters, out, dweight, dbias,
     A, C, S, GROUP, SPLITS, PER, STRIDE, TABLE,
@@ -202,7 +207,7 @@ def through_statistics(scale, rstd, total, total_x, share):
     return -each * rstd * rstd * total_x, -each * total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def apply_kernel(
     grad, x, extra, mask, mean, scale, shift, weight, bias, a, b, c, sums, dx, dresidual, share,
     A, C, S, GROUP, SPLITS, PER, STRIDE,
@@ -241,7 +246,7 @@ def apply_kernel(
             tl.store(dresidual + base + offsets, g.to(dresidual.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def forward_whole_kernel(
     x, y, residual, weight, bias, counters, out,
     running_mean, running_var, batches, skipped, momentum, limit, eps, A, C, S,
@@ -274,11 +279,11 @@ def forward_whole_kernel(
     if running_mean is not None:
         remember(
             running_mean, running_var, batches, skipped, counters, momentum, limit, tiles,
-            n, mean, m2, channels, known, CUMULATIVE, SKIP,
+            mean, m2 / (n - 1), channels, known, CUMULATIVE, SKIP,
         )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=ANY)
 def backward_whole_kernel(
     grad, x, extra, mean, rstd, weight, bias, dx, dresidual, dweight, dbias, share, A, C, S,
     ACTIVATION: tl.constexpr, BY_OUTPUT: tl.constexpr,
@@ -305,3 +310,19 @@ def backward_whole_kernel(
         tl.store(dx + base + offsets, result.to(dx.dtype.element_ty), mask=inside)
     if dresidual is not None:
         tl.store(dresidual + base + offsets, g.to(dresidual.dtype.element_ty), mask=inside)
+
+
+@triton.jit(do_not_specialize=("C",))
+def population_kernel(
+    mean, var, counters, running_mean, running_var, batches, skipped, momentum, limit, C,
+    CUMULATIVE: tl.constexpr, SKIP: tl.constexpr, Q: tl.constexpr,
+):  # fmt: skip
+    """Move the running statistics by a batch's mean and unbiased variance (C,), and count the batch."""
+    tile = tl.program_id(0)
+    channels = tile * Q + tl.arange(0, Q)
+    known = channels < C
+    new_mean, new_var = row(mean, 0, 0, channels, known), row(var, 0, 0, channels, known)
+    remember(
+        running_mean, running_var, batches, skipped, counters, momentum, limit, tl.cdiv(C, Q),
+        new_mean, new_var, channels, known, CUMULATIVE, SKIP,
+    )  # fmt: skip

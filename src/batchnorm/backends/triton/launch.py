@@ -227,6 +227,31 @@ def forward(
     return y, statistics
 
 
+def move_population(
+    running_mean: Tensor,
+    running_var: Tensor,
+    batches: Tensor | None,
+    skipped: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float | None,
+    skip: bool,
+) -> None:
+    """Move a population by a batch's mean and unbiased variance (C,), as `population.move_in_place`, in one launch.
+
+    Each statistic is computed in float64 and rounded once.
+    """
+    given = Input(running_mean, plan.view((1, running_mean.numel()), False))
+    with current(running_mean):
+        moving = _Moving(given, running_mean, running_var, batches, skipped, skip)
+        chosen = plan.population(given.view.channels)
+        _run(
+            kernels.population_kernel, chosen, given, mean=vector(given, mean, "mean"), var=vector(given, var, "var"),
+            counters=counters(running_mean, 0), **moving.arguments(momentum),
+        )  # fmt: skip
+        moving.close()
+
+
 def by_population(given: Input, statistics: Tensor, mean: Tensor, var: Tensor, eps: float) -> None:
     """Fill in the statistics from a given mean and variance (C,)."""
     mean, var = (vector(given, t, name).to(torch.float64) for t, name in ((mean, "mean"), (var, "var")))  # type: ignore[union-attr]

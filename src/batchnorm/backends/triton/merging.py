@@ -68,15 +68,16 @@ def merged_sums(table, size, at, C, SPLITS, known, MERGED: tl.constexpr):
 @triton.jit
 def remember(
     running_mean, running_var, batches, skipped, arrivals, momentum, limit, tiles,
-    count, mean, m2, channels, known, CUMULATIVE: tl.constexpr, SKIP: tl.constexpr,
+    mean, unbiased, channels, known, CUMULATIVE: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
-    """Move a channel tile's population by the batch. The last channel tile counts the batch, and skips.
+    """Move a channel tile's population by the batch's mean and unbiased variance, both in float64.
+
+    The last channel tile counts the batch, and whether a channel was skipped.
 
     A cumulative average takes the counter as it was before. `arrivals` holds the tiles that have come so far, and
     whether one of them was skipped; both are 0 again afterwards.
     """
     old_mean, old_var = row(running_mean, 0, 0, channels, known), row(running_var, 0, 0, channels, known)
-    unbiased = m2 / (count - 1)
     factor = tl.cast(momentum, tl.float64)
     if CUMULATIVE:
         factor = 1.0 / (tl.load(batches).to(tl.float64) + 1)

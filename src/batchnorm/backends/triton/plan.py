@@ -20,7 +20,8 @@ PROGRAMS = 2048  # of a reduction: 16 of 4 warps for each of an H100's 132 multi
 LEAST = {False: 8, True: 32}
 MOST = 4096  # tiles of a share: float32 counts its values exactly
 APPLIED = 8  # tiles of a share that is only read and written: per-channel values are loaded once for all
-MERGED = 1024  # entries of the table that are merged at a time
+CHANNELS = 256  # of a program that only moves a population: few programs, and 2 channels a thread
+MERGED = 1024  # entries of the table that are merged at a time, of 64 shares at most
 
 
 class View(NamedTuple):
@@ -70,8 +71,8 @@ class Plan(NamedTuple):
 
     @property
     def merged(self) -> int:
-        """Shares whose results are merged at a time."""
-        return max(1, min(power_of_two(self.splits), MERGED // self.width))
+        """Shares whose results are merged at a time; how many there are does not change the code."""
+        return max(1, min(64, MERGED // self.width))
 
     @property
     def wide(self) -> bool:
@@ -121,6 +122,12 @@ def whole(v: View, itemsize: int) -> Plan | None:
     if v.groups > 1 or P * Q > WHOLE:
         return None
     return Plan(v, P, Q, 1, 1, max(4, min(16, P * Q // 512)))
+
+
+@lru_cache(maxsize=1024)
+def population(channels: int) -> Plan:
+    """A pass over per-channel values alone."""
+    return Plan(View(True, 1, channels, 1, 1), 1, CHANNELS, 1, 1, 4)
 
 
 def _tile(v: View, itemsize: int) -> tuple[int, int]:

@@ -1,0 +1,176 @@
+"""Federated learning: exact populations from many clients, and the arrays that a Flower-like server passes around.
+
+Everything here works on lists of NumPy arrays, as Flower's NumPyClient and strategies do; no package is imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import nn
+
+from batchnorm.core.moments import Moments
+from batchnorm.tools.calibrate import remember
+from batchnorm.tools.merge import merge, population_keys
+from batchnorm.tools.model_populations import bank, evaluating, populations
+from batchnorm.tools.sweep import Feed, Sweep, feed_by_default
+
+Local = Literal["nothing", "statistics", "all"]
+STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
+
+
+def shared_keys(model: nn.Module, local: Local = "all") -> list[str]:
+    """The keys of the state_dict that travel between client and server, in its order.
+
+    Args:
+        local: what of the batch norms stays with its client: "all" (FedBN: γ, β and statistics), "statistics" (SiloBN:
+            γ and β travel) or "nothing".
+
+    Raises:
+        ValueError: another `local`.
+
+    >>> from torch import nn
+    >>> from batchnorm.integrations.federated import shared_keys
+    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
+    >>> shared_keys(model), shared_keys(model, "statistics")
+    (['0.weight'], ['0.weight', '1.weight', '1.bias'])
+
+    Source: Li et al. 2021, "FedBN", algorithm 1; Andreux et al. 2020, "Siloed federated learning for multi-centric
+    histopathology datasets" (SiloBN).
+    """
+    if local not in ("nothing", "statistics", "all"):
+        raise ValueError(f'local must be "nothing", "statistics" or "all", got {local!r}')
+    _, norms = population_keys(model)
+    stay = {key for key in norms if local == "all" or (local == "statistics" and key.split(".")[-1] in STATISTICS)}
+    return [key for key in model.state_dict() if key not in stay]
+
+
+def arrays(model: nn.Module, keys: Sequence[str]) -> list[np.ndarray]:
+    """The entries `keys` of the state_dict as arrays of their own, as Flower's `get_parameters` returns them."""
+    state = model.state_dict()
+    return [state[key].detach().cpu().numpy().copy() for key in keys]
+
+
+def load(model: nn.Module, keys: Sequence[str], values: Sequence[np.ndarray]) -> None:
+    """Write arrays into the entries `keys` of the model; all others stay as they are.
+
+    Raises:
+        ValueError: another number of arrays, or a shape that does not fit; then nothing is written.
+    """
+    state = model.state_dict()
+    if len(keys) != len(values):
+        raise ValueError(f"expected {len(keys)} arrays, one for each key, got {len(values)}")
+    for key, value in zip(keys, values, strict=True):
+        if tuple(np.shape(value)) != tuple(state[key].shape):
+            raise ValueError(f"{key} has the shape {tuple(state[key].shape)}, and its array {np.shape(value)}")
+    model.load_state_dict(state | {k: torch.as_tensor(np.array(v)) for k, v in zip(keys, values, strict=True)})
+
+
+def aggregate(results: Sequence[tuple[Sequence[np.ndarray], int]], keys: Sequence[str]) -> list[np.ndarray]:
+    """The clients' arrays as one, weighted by their numbers of samples, as Flower's `aggregate`.
+
+    Running variances are merged with the variance between the clients' means, which an average leaves out; counters of
+    batches are summed.
+
+    Args:
+        results: of each client, its arrays and its number of samples.
+        keys: the name of each array.
+
+    Raises:
+        ValueError: no results, other numbers of arrays, shapes that differ, weights that are all 0.
+
+    >>> import numpy as np
+    >>> from batchnorm.integrations.federated import aggregate
+    >>> one, two = ([np.array([mean]), np.array([1.0])] for mean in (-1.0, 1.0))
+    >>> aggregate([(one, 50), (two, 50)], ["bn.running_mean", "bn.running_var"])
+    [array([0.]), array([2.])]
+    """
+    for number, (values, _) in enumerate(results):
+        if len(values) != len(keys):
+            raise ValueError(f"client {number} sent {len(values)} arrays, and there are {len(keys)} keys")
+    states = [
+        {key: torch.as_tensor(np.array(value)) for key, value in zip(keys, values, strict=True)}
+        for values, _ in results
+    ]
+    merged: dict[str, Any] = merge(states, weights=[samples for _, samples in results])
+    return [merged[key].numpy() for key in keys]
+
+
+def client_moments(
+    model: nn.Module, batches: Any, *, feed: Feed = feed_by_default, limit: int | None = None
+) -> list[np.ndarray]:
+    """A client's share of the exact population: (count, mean, m2) of what each batch norm gets, (3, C) for a layer.
+
+    The model is in evaluation mode and nothing of it changes. The layers stand in the order of the model; frozen ones
+    are left out. The arrays hold sums over samples and no sample.
+
+    Args:
+        batches: a list, a DataLoader or a function that returns an iterator.
+        feed, limit: as those of `bn.calibrate`.
+
+    Raises:
+        ValueError: no batch norm that learns statistics.
+        FloatingPointError: NaN or Inf in what a layer gets.
+    """
+    layers = _layers(model)
+    found: dict[str, Moments] = {}
+
+    def take(name: str, layer: nn.Module, moments: Moments, samples: int) -> None:
+        found[name] = found[name].merge(moments) if name in found else moments
+
+    with evaluating(model):
+        Sweep(model, layers, batches, feed, limit, progress=False).each_batch(take)
+    return [_packed(found.get(name), layer.num_features) for name, layer in layers.items()]
+
+
+def set_population(model: nn.Module, clients: Iterable[Sequence[np.ndarray]]) -> None:
+    """Set the running statistics of every batch norm to those of all clients' data together.
+
+    The first batch norm is exact at once. What the second one gets depends on how the first one normalises, so it is
+    exact after a second round of `client_moments` and `set_population` with the same weights, and so on. Counters of
+    batches stay as they are.
+
+    Args:
+        clients: the `client_moments` of each.
+
+    Raises:
+        ValueError: no clients, arrays of another shape, or a layer with fewer than two values in all of the data; then
+            nothing is set.
+
+    Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", equation 2.1.
+    """
+    layers, everyone = _layers(model), [list(client) for client in clients]
+    if not everyone:
+        raise ValueError("there is no client to take a population from")
+    shapes = [(3, layer.num_features) for layer in layers.values()]
+    for number, client in enumerate(everyone):
+        if [np.shape(array) for array in client] != shapes:
+            raise ValueError(
+                f"client {number} sent arrays of the shapes {[np.shape(a) for a in client]}, expected {shapes}"
+            )
+    pooled = {}
+    for name, parts in zip(layers, zip(*everyone, strict=True), strict=True):
+        count, mean, m2 = torch.as_tensor(np.stack(parts), dtype=torch.float64).unbind(1)
+        pooled[name] = Moments(count, mean, m2).pooled().channels()
+        if bool((torch.as_tensor(pooled[name].count) <= 1).any()):
+            raise ValueError(f"{name} saw fewer than two values per channel in all the data: one value has no variance")
+    for name, layer in layers.items():
+        counter = bank(layer).num_batches_tracked
+        remember(name, layer, pooled[name], 0 if counter is None else int(counter))
+
+
+def _layers(model: nn.Module) -> dict[str, Any]:
+    layers = populations(model)
+    if not layers:
+        raise ValueError("no batch norm here learns statistics: there is none, or all are frozen")
+    return layers
+
+
+def _packed(moments: Moments | None, channels: int) -> np.ndarray:
+    if moments is None:
+        return np.zeros((3, channels))
+    count = torch.zeros_like(moments.mean) + moments.count
+    return torch.stack([count, moments.mean, moments.m2]).double().cpu().numpy()

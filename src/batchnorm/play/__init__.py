@@ -1,0 +1,78 @@
+"""The page of `batchnorm play`: batch norm to try by hand. `page/` has its sources, in a clone only."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable
+from html import escape
+from pathlib import Path
+
+LANGUAGES = ("en", "ko")
+HERE = Path(__file__).parent
+BUILT = HERE / "page.html"
+SOURCES = HERE / "page"
+
+
+class NoPageError(RuntimeError):
+    """There is no page, and none can be built here; the message says what to do."""
+
+
+def write_page(folder: Path, lang: str = "en", docs: str = "", say: Callable[[str], None] = print) -> Path:
+    """Write the page to folder/index.html and return that path.
+
+    In a clone the page is built first if it is missing or older than its sources, which takes npm; `say` is told.
+
+    Args:
+        lang: the language that the page opens in, "en" or "ko"; the page has a switch.
+        docs: address of the documentation, with a slash at the end; without one its pages are named and not linked.
+
+    Raises:
+        NoPageError: no page was built and npm is missing or fails.
+        OSError: the folder cannot be written.
+    """
+    if lang not in LANGUAGES:
+        raise ValueError(f"lang={lang!r}: expected one of {', '.join(LANGUAGES)}")
+    if is_stale():
+        say("building the page, with npm")
+        try:
+            build()
+        except NoPageError as error:
+            if not BUILT.exists():
+                raise
+            say(f"the page is older than its sources: {error}")
+    text = BUILT.read_text(encoding="utf-8")
+    text = text.replace('<html lang="en">', f'<html lang="{lang}">', 1)
+    text = text.replace('<meta name="docs" content="">', f'<meta name="docs" content="{escape(docs)}">', 1)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "index.html"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def is_stale() -> bool:
+    """There is no page, or one of its sources has changed since it was built."""
+    if not BUILT.exists():
+        return True
+    built = BUILT.stat().st_mtime
+    return any(path.stat().st_mtime > built for path in _sources())
+
+
+def build() -> None:
+    """Fetch the two npm packages of the lockfile and build the page. Raises NoPageError where that cannot be."""
+    if not SOURCES.exists():
+        raise NoPageError("this installation has no page to play with: install batchnorm from a wheel, or from a clone")
+    if shutil.which("npm") is None:
+        raise NoPageError("the page is built with npm, which is not here: install Node.js 20 or newer and try again")
+    for command in (["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"], ["node", "build.mjs"]):
+        done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        if done.returncode:
+            lines = (done.stderr or done.stdout).strip().splitlines() or ["no message"]
+            raise NoPageError(f"`{' '.join(command[:2])}` in {SOURCES} failed: {lines[0]}")
+
+
+def _sources() -> list[Path]:
+    if not SOURCES.exists():
+        return []
+    installed = SOURCES / "node_modules"
+    return [path for path in SOURCES.rglob("*.*") if installed not in path.parents and "tests" not in path.parts]
