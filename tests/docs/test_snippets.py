@@ -14,6 +14,8 @@ RUN = [s for s in ALL if not s.includes and s.not_run is None]
 # Why a snippet may be left out. A new reason is added here, so that it is read in a review.
 REASONS = {
     "needs a GPU",
+    "needs Lightning",  # tests/integrations/frameworks/test_lightning.py
+    "needs Flower",
     "needs the networks of timm",  # tests/clients/test_zoo.py
     "needs torchao",  # tests/clients/test_quantization.py
     "torch warns that this API is deprecated",  # the same
