@@ -61,8 +61,10 @@ def batch_norm(
 
     Args:
         input: (N, C, *), floating point.
-        running_mean, running_var: (C,), both or neither; written in training, read otherwise.
-        weight, bias: (C,) or None: γ and β.
+        running_mean: (C,), updated in training, read otherwise; None if there are no running statistics.
+        running_var: the same; both or neither.
+        weight: γ (C,), or None.
+        bias: β (C,), or None.
         residual: the shape of `input`; added before the activation.
         activation: "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "gelu" or "hardswish".
         mask: which values count: booleans, or weights ≥ 0, that broadcast over `input`, or over (N, *) for all

@@ -46,8 +46,12 @@ def study(
         test: the same, scored once at the end; without it a fifth of `train` is held out. Another fifth is the
             validation part.
         rates: learning rates of the sweep; by default seven, and more while the best one is at an edge.
-        seeds, seed: how many seeds, and the first. epochs, batch_size: of each run.
-        batch_sizes: of the last claim. quick: a small sweep, for a first look.
+        seeds: number of runs of each setting.
+        seed: the first seed.
+        epochs: of each run.
+        batch_size: of each run.
+        batch_sizes: of the last claim.
+        quick: True for a small sweep, for a first look.
         norms: the arms, "batch,none" and, to show beside them, "layer" and "group".
         workers: processes that train at once, by default one a core; the numbers do not depend on it.
         progress: called with (updates done, updates planned, what is running).

@@ -109,7 +109,8 @@ def client_moments(
 
     Args:
         batches: a list, a DataLoader or a function that returns an iterator.
-        feed, limit: as those of `bn.calibrate`.
+        feed: as that of `bn.calibrate`.
+        limit: the same.
 
     Raises:
         ValueError: no batch norm that learns statistics.
