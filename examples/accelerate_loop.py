@@ -8,8 +8,8 @@ import batchnorm as bn
 
 try:
     from accelerate import Accelerator
-except ImportError:
-    print("skipped: the package accelerate is not installed")
+except ImportError as error:
+    print(f"skipped: {error}")
     raise SystemExit from None
 from batchnorm.integrations.accelerate import accumulate, calibrate
 

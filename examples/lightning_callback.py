@@ -11,8 +11,8 @@ import batchnorm as bn
 
 try:
     import lightning.pytorch as pl
-except ImportError:
-    print("skipped: the package lightning is not installed")
+except ImportError as error:
+    print(f"skipped: {error}")
     raise SystemExit from None
 from batchnorm.integrations.lightning import BatchNormCallback
 

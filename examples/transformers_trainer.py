@@ -10,8 +10,8 @@ import batchnorm as bn
 
 try:
     from transformers import Trainer, TrainingArguments
-except ImportError:
-    print("skipped: the package transformers is not installed")
+except ImportError as error:
+    print(f"skipped: {error}")
     raise SystemExit from None
 from batchnorm.integrations.transformers import BatchNormCallback
 

@@ -40,8 +40,8 @@ assert sorted(run.history) == [0, 2]
 
 try:
     from torch.utils.tensorboard import SummaryWriter
-except ImportError:
-    print("skipped: the package tensorboard is not installed")
+except ImportError as error:
+    print(f"skipped: {error}")
     raise SystemExit from None
 with tempfile.TemporaryDirectory() as folder, SummaryWriter(folder) as writer, bn.watch(model, writer, every=2):
     train()

@@ -1,5 +1,6 @@
 """Run a function of a test module on two ranks, as processes over gloo."""
 
+import importlib
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,9 @@ from tests.support.launch import finish, start
 
 if importlib.util.find_spec("lightning"):  # `make test` has no need of torchvision here
     make_torchvision_importable()
+for framework in ("accelerate", "lightning", "tensorboard", "torchrl", "transformers"):
+    if importlib.util.find_spec(framework):
+        importlib.import_module(framework)  # or a missing requirement of it would skip its tests
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
