@@ -65,6 +65,7 @@ def diagnose(
         `save("doctor.html")`.
 
     Raises:
+        TypeError: a single batch in place of batches.
         ValueError: there were no batches.
 
     Examples:

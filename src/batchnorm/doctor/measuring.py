@@ -6,7 +6,6 @@ import random
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +17,7 @@ from batchnorm.core.torch_internals import tree_leaves
 from batchnorm.layers import BatchNorm
 from batchnorm.tools.model_populations import bank, evaluating
 from batchnorm.tools.progress import track
+from batchnorm.tools.streams import several
 from batchnorm.tools.sweep import Feed
 from batchnorm.training.paused import paused
 
@@ -87,8 +87,7 @@ def _both_ways(
 ) -> list[Kept]:
     """Every batch as in evaluation and as in training; returns the first few, with their outputs."""
     kept: list[Kept] = []
-    stream = batches() if callable(batches) else batches
-    for batch in track(islice(stream, limit), "diagnosing", progress):
+    for batch in track(several(batches, limit), "diagnosing", progress):
         followers = nullcontext() if found.batches else Followers(observer.seen)
         with observer.observing("evaluation"), followers:
             expected = runner([], batch)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 import torch
@@ -17,6 +15,7 @@ from batchnorm.doctor.states import norms
 from batchnorm.doctor.watch import Watch
 from batchnorm.tools.calibrate import Calibration, calibrate
 from batchnorm.tools.model_populations import bank
+from batchnorm.tools.streams import several
 from batchnorm.tools.sweep import Feed, feed_by_default
 from batchnorm.training.accumulate import close_windows, have_windows, open_windows
 from batchnorm.training.freeze import freeze, unfreeze
@@ -185,7 +184,4 @@ def calibrated(model: nn.Module, batches: Any, settings: Settings) -> Calibratio
 
 def _held(batches: Any, limit: int | None) -> Any:
     """The first `limit` batches in a list: a loader that shuffles would give others in the next pass."""
-    if limit is None:
-        return batches
-    source: Callable[[], Any] = batches if callable(batches) else lambda: batches
-    return list(islice(source(), limit))
+    return batches if limit is None else list(several(batches, limit))

@@ -76,6 +76,7 @@ def adapt(
         An `Adaptation`: before, after, `restore()`.
 
     Raises:
+        TypeError: a single batch in place of batches.
         ValueError: a negative prior, no batches, nothing to adapt, ranks together with `online` or `entropy`.
         FloatingPointError: NaN or Inf in what a layer sees. Then, and when interrupted, the model is as it was.
 

@@ -94,6 +94,7 @@ def calibrate(
         A `Calibration`: before, after, `restore()`.
 
     Raises:
+        TypeError: a single batch in place of batches.
         ValueError: no batches, nothing to calibrate, one value per channel in all the data, an iterator when exact.
         FloatingPointError: NaN or Inf in what a layer sees. Then, and when interrupted, the model is as it was.
 

@@ -1,7 +1,8 @@
 """Data as a stream of tensors, whatever they come as: arrays, data frames, loaders, and files larger than memory."""
 
 import csv
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,21 @@ import torch
 from torch import Tensor
 
 ROWS = 65_536  # of a file or a memory map at a time
+
+
+def several(batches: Any, limit: int | None = None) -> Iterable[Any]:
+    """The batches for a model, at most `limit`: of an iterable, or of a function that returns one.
+
+    Raises:
+        TypeError: a single batch, whose rows would be taken for batches, or something that has no batches.
+    """
+    batches = batches() if callable(batches) else batches
+    kind = type(batches).__name__
+    if isinstance(batches, Tensor | np.ndarray | Mapping):
+        raise TypeError(f"expected batches, as a list or a DataLoader, got a {kind}: put a single batch into a list")
+    if isinstance(batches, str) or not isinstance(batches, Iterable):
+        raise TypeError(f"expected batches, as a list or a DataLoader, got {kind}; a Dataset goes into a DataLoader")
+    return batches if limit is None else islice(batches, limit)
 
 
 def tensors(source: Any, columns: list[str] | None = None) -> Iterator[Tensor]:

@@ -17,6 +17,7 @@ from batchnorm.core.sharing import pooled_over_ranks, resolve
 from batchnorm.tools.dependency_levels import Use, levels
 from batchnorm.tools.model_populations import bank, write
 from batchnorm.tools.progress import track
+from batchnorm.tools.streams import several
 
 Feed = Callable[[nn.Module, Any], Any]
 Settle = Callable[[str, Moments, int], tuple[Tensor, Tensor]]
@@ -45,8 +46,7 @@ class Sweep:
 
     def stream(self) -> Iterable[Any]:
         """The batches from the start, at most `limit`."""
-        batches = self.batches() if callable(self.batches) else self.batches
-        return batches if self.limit is None else islice(batches, self.limit)
+        return several(self.batches, self.limit)
 
     def check_passes(self, what: str) -> None:
         """Complain where a second pass over the batches would find nothing."""
