@@ -143,8 +143,10 @@ class Kept:
             self._coming = pool.submit(self._read)
 
     def forget(self) -> None:
-        """Let go what was fetched."""
-        self._coming = None
+        """Let go what was fetched, and do not start to read what was not yet."""
+        if self._coming is not None:
+            self._coming.cancel()
+            self._coming = None
 
     def get(self) -> Tensor:
         """A copy, with the strides that it had."""
