@@ -86,6 +86,13 @@ class Call(NamedTuple):
         launch.backward(*given, False, [True, self.residual, True, True])
         launch.backward(*given, True, [True, False, False, False])
         launch.backward(*given, False, [False, False, True, True])
+        # γ without β, parameters and running statistics of the input's dtype, and a gradient of float32
+        launch.forward(x, residual, weight, None, None, None, *population, 0.1, *options)
+        own = [t.to(self.dtype) for t in (weight, bias, mean, var)]
+        launch.forward(x, residual, *own[:2], None, None, *own[2:], batches, skipped, 0.1, *options)
+        rest = statistics, 1e-5, self.activation, False
+        launch.backward(grad, x, extra, weight, None, *rest, [True, self.residual, True, False])
+        launch.backward(self.tensor(torch.float32), x, extra, *own[:2], *rest, [True, self.residual, True, True])
 
 
 def every_call() -> Iterator[Call]:

@@ -7,7 +7,8 @@
 
 `--sm_90`, and likewise the other targets, compiles for this one alone; `--list` compiles nothing.
 
-Status 1 if one does not compile, spills registers to memory, or needs more than the smallest card of its target has.
+Status 1 if one does not compile, spills registers for want of them, or needs more than the smallest card of its target
+has.
 """
 
 import itertools
@@ -37,6 +38,9 @@ TARGETS = {
 # Bytes of shared memory that a program has without asking for more, the least of any card of these targets, and
 # registers that a thread can have.
 SHARED, REGISTERS = 48 * 1024, {"cuda": 255, "hip": 512}
+# NVIDIA's assembler keeps one value in memory where that lets more programs share a multiprocessor, even at 32 registers
+# of 255. More than one would be a tile that is too large.
+ONE_VALUE = {"cuda": 8, "hip": 0}
 
 # Arguments that a call may leave out.
 OPTIONAL = (
@@ -93,6 +97,10 @@ class Needs(NamedTuple):
     registers: int
     spilled: int
     shared: int
+
+    def __str__(self) -> str:
+        kept = f" ({self.spilled} in memory)" if self.spilled else ""
+        return f"{self.registers}/{self.shared}{kept}"
 
 
 def specialise(launch: Launch) -> Specialisation:
@@ -181,7 +189,7 @@ def _needs_on_amd(assembly: str, shared: int) -> Needs:
 
 def complaint(needs: Needs, target: GPUTarget) -> str:
     """Why a kernel does not fit; empty if it does."""
-    if needs.spilled:
+    if needs.spilled > ONE_VALUE[target.backend]:
         return f"spills {needs.spilled} bytes"
     if needs.shared > SHARED:
         return f"needs {needs.shared} bytes of shared memory; {SHARED} are there"
@@ -205,13 +213,13 @@ def main(arguments: list[str]) -> int:
                 try:
                     needs = compiled(s, target)
                     wrong = complaint(needs, target)
-                    cells.append(wrong or f"{needs.registers}/{needs.shared}")
+                    cells.append(wrong or str(needs))
                 except Exception as error:  # whatever a compiler raises
                     wrong = f"does not compile: {' '.join(str(error).split())[:300]}"
                     cells.append(wrong)
                 bad += bool(wrong)
             print(" | ".join((str(s), *cells)), flush=True)
-    print(f"{bad} that do not fit" if bad else "all compile, without spills, within the limits")
+    print(f"{bad} that do not fit" if bad else "all compile, within the limits")
     return 1 if bad else 0
 
 

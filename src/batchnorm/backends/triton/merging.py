@@ -66,6 +66,18 @@ def merged_sums(table, size, at, C, SPLITS, known, MERGED: tl.constexpr):
 
 
 @triton.jit
+def write(pointers, values, known):
+    """Store float64 values in the dtype of the buffer.
+
+    A store would narrow them on its own, which the interpreter does not for bfloat16.
+    """
+    narrow = values
+    if pointers.dtype.element_ty != tl.float64:
+        narrow = values.to(tl.float32).to(pointers.dtype.element_ty)
+    tl.store(pointers, narrow, mask=known)
+
+
+@triton.jit
 def remember(
     running_mean, running_var, batches, skipped, arrivals, momentum, limit, tiles,
     mean, unbiased, channels, known, CUMULATIVE: tl.constexpr, SKIP: tl.constexpr,
@@ -87,9 +99,8 @@ def remember(
         new_mean, new_var = tl.where(unfit, old_mean, new_mean), tl.where(unfit, old_var, new_var)
         if tl.sum(unfit.to(tl.int32), 0) > 0:
             tl.atomic_xchg(arrivals + 1, 1)
-    # without these conversions a store would narrow float64 on its own, which the interpreter does not for bfloat16
-    tl.store(running_mean + channels, new_mean.to(tl.float32).to(running_mean.dtype.element_ty), mask=known)
-    tl.store(running_var + channels, new_var.to(tl.float32).to(running_var.dtype.element_ty), mask=known)
+    write(running_mean + channels, new_mean, known)
+    write(running_var + channels, new_var, known)
     if is_last(arrivals, 0, tiles):
         met = tl.atomic_xchg(arrivals + 1, 0)
         if batches is not None:
