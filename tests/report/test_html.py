@@ -9,6 +9,7 @@ import pytest
 
 from batchnorm.report.html import page
 from tests.support.browsers import chromium
+from tests.support.screens import faults
 from tests.support.studies import EVIL, quick
 
 
@@ -120,6 +121,16 @@ def test_the_summary_is_kept_as_svg_and_as_png(browser: Any, folder: Path, tmp_p
         assert (tmp_path / kind).read_bytes().startswith(start)
         assert (tmp_path / kind).stat().st_size > 5000
     assert "&lt;script&gt;" in (tmp_path / "svg").read_text(encoding="utf-8")
+    tab.close()
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1300, 390])
+def test_everything_can_be_read(browser: Any, folder: Path, width: int, theme: str) -> None:
+    tab = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=theme)
+    tab.goto((folder / "static.html").as_uri())
+    tab.locator("details").evaluate_all("(all) => all.forEach((details) => { details.open = true; })")
+    assert faults(tab) == []
     tab.close()
 
 

@@ -21,7 +21,9 @@ def plotly(part: str) -> Any:
         raise ImportError("the report needs plotly: pip install 'batchnorm[study]'") from error
 
 
-def document(title: str, body: str, figures: dict[str, dict[str, Any]] | None = None, script: str = "") -> str:
+def document(
+    title: str, body: str, figures: dict[str, dict[str, Any]] | None = None, script: str = "", style: str = ""
+) -> str:
     """HTML around a body, which holds an empty element for each plotly figure, by its id.
 
     Without figures plotly is not needed and the page is small. With them plotly.js is inlined once. A content security
@@ -42,7 +44,7 @@ def document(title: str, body: str, figures: dict[str, dict[str, Any]] | None = 
 <title>{escape(title)}</title>
 <style>:root {{ {color_variables(dark=False)} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {color_variables(dark=True)} }} }}
-{part("page.css")}</style>
+{part("page.css")}{style}</style>
 {library}</head>
 <body>
 <main>

@@ -136,9 +136,11 @@ def _section(claim: dict[str, Any], drawn: list[str]) -> str:
 <p class="caption">The claim: {escape(claim["statement"])}</p>
 <p class="statement">{escape(claim["sentence"])}</p>
 <p class="caption">{escape(small)}.</p>
+<div class="shown">
 <div class="plots">{"".join(drawn)}</div>
-{f'<p class="caption">{escape(claim["explanation"])}</p>' if drawn else ""}
-{how}
+<div>{f'<p class="caption">{escape(claim["explanation"])}</p>' if drawn else ""}
+{how}</div>
+</div>
 </section>
 """
 

@@ -6,7 +6,7 @@ from html import escape
 from typing import Any
 
 from .axes import limits
-from .chart import COLORS, Chart, Panel, Series
+from .chart import COLORS, SHAPES, Chart, Panel, Series
 from .document import plotly
 
 
@@ -18,7 +18,7 @@ def interactive(chart: Chart) -> dict[str, Any]:
     )
     figure.update_layout(
         template="none",
-        height=chart.height * rows + 90,
+        height=(chart.height + 90) * rows + 90,
         margin={"l": 62, "r": 14, "t": 64, "b": 52},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
@@ -52,8 +52,14 @@ def _trace(series: Series, first: bool) -> dict[str, Any]:
     if series.kind == "bars":
         return trace | {"type": "bar", "marker": {"color": color}}
     mode = "markers" if series.kind == "points" else "lines+markers" if series.marked else "lines"
+    symbol = SHAPES.get(series.color, "circle").replace("triangle", "triangle-up")
     line = {"color": color, "width": 2, "dash": "dot" if series.dashed else "solid"}
-    return trace | {"type": "scatter", "mode": mode, "line": line, "marker": {"color": color, "size": 8}}
+    return trace | {
+        "type": "scatter",
+        "mode": mode,
+        "line": line,
+        "marker": {"color": color, "size": 8, "symbol": symbol},
+    }
 
 
 def _distances(upper: Any, lower: Any) -> list[float | None]:
