@@ -17,6 +17,7 @@ from .svg import WIDTH, mark, wide_as
 Result = dict[str, Any]
 INLINE, ROW, TALL = 14, 20, 36  # letters of a name that stands beside its axis; the height of its row, and of others
 SIDE, NUMBER, TICK = 12, 50, 38  # left of the axis without a name; right of it, for each number; between two ticks
+AXIS = "torch's time over ours (log scale)"
 CLASSES = {"aim reached": "good", "enough": "fair", "not enough": "bad", "no aim": "open", "not measured": "open"}
 STYLE = """
 .ratios text { paint-order: stroke; stroke: var(--panel, #fff); stroke-width: 3 }
@@ -135,7 +136,9 @@ def _rows(rows: Sequence[Row], top: float, among: Sequence[Row] = ()) -> tuple[s
     parts = [*_axis(scale, start, bottom)]
     for i, row in enumerate(rows):
         parts += _row(row, start + height * i, height, scale, tall)
-    return "\n".join(parts), bottom + 22
+    middle = (scale.left + scale.right) / 2
+    parts.append(f'<text class="soft" x="{middle:g}" y="{bottom + 32:g}" text-anchor="middle">{AXIS}</text>')
+    return "\n".join(parts), bottom + 38
 
 
 def _axis(scale: _Scale, top: float, bottom: float) -> Iterator[str]:
