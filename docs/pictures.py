@@ -21,7 +21,7 @@ from batchnorm.benchmark.whole_networks import NETWORKS
 
 FOLDER = Path(__file__).parent / "images"
 EXAMPLES = Path(__file__).parent.parent / "examples"
-WIDTH, LARGER = 360, 1.4
+WIDTH, LARGER = 360, 1.2
 FRAME = (
     f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * LARGER:.0f}" height="{{larger:.0f}}" '
     f'viewBox="0 0 {WIDTH} {{height}}" font-family="sans-serif" font-size="12.5">'

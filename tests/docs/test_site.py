@@ -50,6 +50,14 @@ def test_every_page_can_be_read(browser: Any, site: Path, width: int) -> None:
     assert {place: lines for place, lines in found.items() if lines} == {}
 
 
+def test_examples_in_docstrings_are_code(site: Path) -> None:
+    """Outside an `Examples:` section their >>> makes quotations of them."""
+    pages = [
+        page for page in site.glob("**/*.html") if "<blockquote>\n<blockquote>" in page.read_text(encoding="utf-8")
+    ]
+    assert pages == []
+
+
 @pytest.mark.parametrize("page", ["study", "doctor", "play"])
 def test_a_phone_gets_a_picture_of_its_own(browser: Any, site: Path, page: str) -> None:
     shown = {}

@@ -90,7 +90,7 @@ def chart(result: Result) -> str:
     legend, y = _legend(24)
     body, bottom = _rows(target_rows(result["targets"]), y + 6)
     height = bottom + 12
-    return f"""<svg xmlns="http://www.w3.org/2000/svg" class="ratios" width="{WIDTH * 1.4:g}" height="{height * 1.4:g}"
+    return f"""<svg xmlns="http://www.w3.org/2000/svg" class="ratios" width="{WIDTH * 1.3:g}" height="{height * 1.3:g}"
 viewBox="-8 0 {WIDTH + 16} {height:g}" font-family="sans-serif" font-size="12" role="img">
 <title>{title}</title>
 <style>{STYLE}</style>
