@@ -67,7 +67,8 @@ FAULTS = """([smallest, faintest]) => {
 
   for (const drawing of document.querySelectorAll("svg:not([aria-hidden=true]), canvas, img")) {
     if (drawing.parentElement.closest("svg, [aria-hidden=true]")) continue;
-    if (drawing.getBoundingClientRect().width < 40) continue;  // an icon beside its text
+    const box = drawing.getBoundingClientRect();
+    if (box.width < 40 || box.right < 0) continue;  // an icon beside its text; what plotly measures letters with
     const name = drawing.getAttribute("aria-label") || drawing.getAttribute("alt") || drawing.closest("[aria-label]");
     if (!name) faults.add(`no name: ${drawing.outerHTML.slice(0, 60)}`);
   }

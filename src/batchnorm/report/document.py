@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from .chart import color_variables
+from .chart import COLORS, color_variables
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
@@ -32,7 +32,9 @@ def document(
     library = f"<script>{plotly('offline').get_plotlyjs()}</script>\n" if figures else ""
     if figures:
         data = json.dumps(figures).replace("<", "\\u003c")
-        script = f"const FIGURES = {data};\n{part('figures.js')}{script}"
+        script = (
+            f"const FIGURES = {data};\nconst DARK = {json.dumps(dict(COLORS.values()))};\n{part('figures.js')}{script}"
+        )
     return f"""<!doctype html>
 <html lang="en">
 <head>

@@ -113,14 +113,13 @@ def _gradients(detail: dict[str, Any]) -> list[Chart]:
     panels, legend = [], []
     for arm, layers in detail["layers"].items():
         names = spaced(list(layers), LAYERS)
-        panels.append(
-            Panel(
-                [Series("line", detail["steps"][arm][: len(layers[n])], _positive(layers[n]), ramp(i, len(names)), n)
-                 for i, n in enumerate(names)],
-                "step", "gradient (log scale)", NAMES[arm], log_y=True,
-            )
-        )  # fmt: skip
-        legend += [Key(name, ramp(i, len(names))) for i, name in enumerate(without_prefix(names))]
+        keys = [Key(name, ramp(i, len(names))) for i, name in enumerate(without_prefix(names))]
+        series = [
+            Series("line", detail["steps"][arm][: len(layers[n])], _positive(layers[n]), key.color, key.label)
+            for n, key in zip(names, keys, strict=True)
+        ]
+        panels.append(Panel(series, "step", "gradient (log scale)", NAMES[arm], log_y=True))
+        legend += keys
     through = Chart(panels, "Gradient of each layer through training", height=90, legend=tuple(dict.fromkeys(legend)))
     return [through, _start(detail["start"])]
 

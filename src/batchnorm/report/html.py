@@ -30,7 +30,9 @@ def page(result: Result, interactive: bool = False) -> str:
         if interactive:
             specs |= {name: to_plotly(chart) for name, chart in zip(names, found, strict=True)}
         drawn[number] = [
-            f'<div class="plot" id="{name}">{"" if interactive else draw(chart)}</div>'
+            f'<div class="plot" id="{name}" role="img" aria-label="{escape(chart.title)}"></div>'
+            if interactive
+            else f'<div class="plot" id="{name}">{draw(chart)}</div>'
             for name, chart in zip(names, found, strict=True)
         ]
     body = f"""{_header(result)}
