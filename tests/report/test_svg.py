@@ -125,3 +125,12 @@ def test_limits_show_every_value() -> None:
 
 def test_colours_are_pairs_for_light_and_dark() -> None:
     assert all(re.fullmatch("#[0-9a-f]{6}", color) for pair in COLORS.values() for color in pair)
+
+
+def test_numbers_below_an_axis_do_not_touch() -> None:
+    rates = [0.00081, 0.0027, 0.009, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
+    chart = Chart([Panel([Series("line", rates, rates, "batch")], log_x=True, x_ticks=rates)], "rates")
+    drawn = [text for text in elements(chart, "text") if text.attrib["text-anchor"] == "middle"]
+    ends = [(float(t.attrib["x"]), wide_as(t.text or "") / 2) for t in drawn]
+    assert len(drawn) > 4
+    assert all(a + half < b - other for (a, half), (b, other) in itertools.pairwise(ends))
