@@ -193,6 +193,8 @@ def test_page() -> None:
         "5.00×",
         "4.00× ?",
     ], "seconds are not in the figure"
+    places = [{t.text: t.attrib["x"] for t in drawn.iter(f"{SVG}text")} for drawn in aims]
+    assert places[0]["1×"] == places[1]["1×"], "both halves have one axis"
 
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -25,12 +25,13 @@ STYLE = """
 .ratios .grid { stroke: #d8dde3 } .ratios .one { stroke: #6b7480; stroke-width: 1.5 }
 .ratios .good { fill: #16794d } .ratios .fair { fill: #2563c9 } .ratios .bad { fill: #b3401c }
 .ratios .open { fill: #5c6775 } .ratios .aim { stroke: #24292f; stroke-width: 1.5; fill: none }
+.ratios .cross { stroke: #5c6775; stroke-width: 1.5; fill: none }
 @media (prefers-color-scheme: dark) {
   .ratios text { stroke: var(--panel, #161b22) }
   .ratios .page { fill: #161b22 } .ratios .ink { fill: #e6ebf1 } .ratios .soft { fill: #9aa5b1 }
   .ratios .grid { stroke: #30363d } .ratios .one { stroke: #8f9bab }
   .ratios .good { fill: #4cc38a } .ratios .fair { fill: #6aa8f7 } .ratios .bad { fill: #f0906a }
-  .ratios .open { fill: #9aa5b1 } .ratios .aim { stroke: #e6ebf1 }
+  .ratios .open { fill: #9aa5b1 } .ratios .aim { stroke: #e6ebf1 } .ratios .cross { stroke: #9aa5b1 }
 }"""
 
 
@@ -128,7 +129,7 @@ def _target(row: Result) -> Row:
 
 def _rows(rows: Sequence[Row], top: float, among: Sequence[Row] = ()) -> tuple[str, float]:
     """The rows, and where they end."""
-    tall = any(len(row.name) > INLINE for row in rows)
+    tall = any(len(row.name) > INLINE for row in (*rows, *among))
     height, left = (TALL, SIDE) if tall else (ROW, 8 + max((wide_as(row.name) for row in rows), default=0))
     right = WIDTH - (SIDE if tall else NUMBER * max((len(row.marks) for row in rows), default=1))
     scale = _Scale([value for row in (*rows, *among) for value in row.values()], left + 4, right - 4)
@@ -177,7 +178,7 @@ def _mark(found: Mark, scale: _Scale, y: float) -> Iterator[str]:
     ink, x = _ink(found), scale(found.ratio)
     hint = f"<title>{escape(found.doubt or found.words)}</title>"
     if found.doubt is not None:
-        yield f'<path class="aim" d="M{x - 4:.1f} {y - 4:g}l8 8m0 -8l-8 8">{hint}</path>'
+        yield f'<path class="cross" d="M{x - 4:.1f} {y - 4:g}l8 8m0 -8l-8 8">{hint}</path>'
         return
     if found.low is not None and found.high is not None:
         left, right = scale(found.low), scale(found.high)
