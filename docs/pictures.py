@@ -1,10 +1,14 @@
-"""Draws the pictures of README, tools.md, standardize.md and big-batch.md from the examples: python docs/pictures.py"""
+"""Draws the pictures of README, tools.md, standardize.md and big-batch.md from the examples: python docs/pictures.py
+
+They are laid out for a phone, 360 units wide with letters of 12.5, and shown larger where there is room.
+"""
 
 import copy
 import math
 import runpy
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import wrap
 from typing import Any
 
 import torch
@@ -17,8 +21,12 @@ from batchnorm.benchmark.whole_networks import NETWORKS
 
 FOLDER = Path(__file__).parent / "images"
 EXAMPLES = Path(__file__).parent.parent / "examples"
-FRAME = '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 640 {height}" font-family="sans-serif" font-size="13">'
-BACKGROUND = '<rect width="640" height="{height}" fill="white"/>'
+WIDTH, LARGER = 360, 1.2
+FRAME = (
+    f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH * LARGER:.0f}" height="{{larger:.0f}}" '
+    f'viewBox="0 0 {WIDTH} {{height}}" font-family="sans-serif" font-size="12.5">'
+)
+BACKGROUND = f'<rect width="{WIDTH}" height="{{height}}" fill="white"/>'
 ORANGE, PURPLE, GREEN, GREY = "#d95f02", "#7570b3", "#1b9e77", "#999"
 
 
@@ -28,7 +36,7 @@ def example(name: str) -> dict[str, Any]:
 
 
 def write(name: str, height: float, parts: list[str]) -> None:
-    head = [FRAME.format(height=height), BACKGROUND.format(height=height)]
+    head = [FRAME.format(height=height, larger=LARGER * height), BACKGROUND.format(height=height)]
     (FOLDER / name).write_text("\n".join([*head, *parts, "</svg>"]) + "\n")
 
 
@@ -36,18 +44,47 @@ def text(x: float, y: float, words: str, anchor: str = "start") -> str:
     return f'<text x="{x:.0f}" y="{y:.0f}" text-anchor="{anchor}" fill="#333">{words}</text>'
 
 
-def bars(name: str, title: str, groups: Iterable[tuple[str, list[tuple[str, float, str]]]]) -> None:
-    """A horizontal bar for each (caption, length from 0 to 1, colour), in groups with a label."""
-    parts, y = [text(20, 24, title)], 50
+def title(words: str) -> tuple[list[str], int]:
+    """A title over as many lines as it needs, and where it ends."""
+    lines = wrap(words, 46)
+    return [text(12, 22 + 17 * i, line) for i, line in enumerate(lines)], 22 + 17 * (len(lines) - 1)
+
+
+def upright(x: float, y: float, words: str) -> str:
+    """The title of an axis from bottom to top."""
+    turned = f'text-anchor="middle" transform="rotate(-90 {x:.0f} {y:.0f})"'
+    return f'<text x="{x:.0f}" y="{y:.0f}" fill="#333" {turned}>{words}</text>'
+
+
+def line(points: Iterable[tuple[float, float]], colour: str, dash: str = "", width: float = 2) -> str:
+    path = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
+    dashes = f' stroke-dasharray="{dash}"' if dash else ""
+    return f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="{width}"{dashes}/>'
+
+
+def key(x: float, y: float, words: str, colour: str, dash: str = "", width: float = 2) -> str:
+    return line([(x, y - 4), (x + 24, y - 4)], colour, dash, width) + text(x + 30, y, words)
+
+
+def box(left: float, top: float, width: float, height: float) -> str:
+    return f'<rect x="{left}" y="{top}" width="{width}" height="{height}" fill="none" stroke="{GREY}"/>'
+
+
+def bars(name: str, words: str, groups: Iterable[tuple[str, list[tuple[str, float, str]]]]) -> None:
+    """A horizontal bar for each (caption, length from 0 to 1, colour), in groups below their labels."""
+    parts, y = title(words)
+    y += 18
     for label, rows in groups:
-        parts.append(text(20, y + 10 * len(rows) + 4, label))
+        if label:
+            parts.append(text(12, y + 8, label))
+            y += 16
         for caption, length, colour in rows:
-            width = max(360 * length, 2)
-            parts.append(f'<rect x="140" y="{y}" width="{width:.0f}" height="16" fill="{colour}"/>')
-            parts.append(text(146 + width, y + 13, caption))
+            width = max(180 * length, 2)
+            parts.append(f'<rect x="12" y="{y}" width="{width:.0f}" height="16" fill="{colour}"/>')
+            parts.append(text(20 + width, y + 13, caption))
             y += 20
-        y += 14
-    write(name, y + 4, parts)
+        y += 12
+    write(name, y, parts)
 
 
 def magnitude(error: float) -> float:
@@ -79,27 +116,32 @@ def merging() -> None:
     """The data of two clients, and the normal curves of their merged and of their averaged variance."""
     run = example("merge_clients.py")
     data, mean = run["everything"].flatten(), run["merged"].running_mean.item()
-    parts = [text(20, 24, "all the data of two clients, and what each way takes their distribution to be")]
+    parts, top = title("all the data of two clients, and what each way takes their distribution to be")
     low, bins, width = -6.0, 48, 0.25
+    bottom = top + 160
 
     def place(x: float, density: float) -> tuple[float, float]:
-        return 20 + 600 * (x - low) / (bins * width), 220 - 430 * density
+        return 30 + 318 * (x - low) / (bins * width), bottom - 330 * density
 
     shares = torch.histc(data, bins, low, low + bins * width) / len(data) / width
     for i, share in enumerate(shares.tolist()):
         x, y = place(low + i * width, share)
-        parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="11.5" height="{220 - y:.1f}" fill="#ddd"/>')
-    ways = [("merged", run["ours"], GREEN), ("variances averaged", run["naive"].item(), ORANGE)]
-    for row, (label, variance, colour) in enumerate(ways):
+        parts.append(f'<rect x="{x:.1f}" y="{y:.1f}" width="6" height="{bottom - y:.1f}" fill="#ccc"/>')
+    parts.append(f'<line x1="30" x2="348" y1="{bottom}" y2="{bottom}" stroke="{GREY}"/>')
+    parts.append(upright(18, bottom - 70, "density"))
+    parts += [text(place(x, 0)[0], bottom + 16, f"{x}", "middle") for x in (-6, -3, 0, 3, 6)]
+    y = bottom + 40
+    parts.append(f'<rect x="30" y="{y - 11}" width="24" height="10" fill="#ccc"/>')
+    parts.append(text(60, y, f"all the data: variance {run['truth']:.2f}"))
+    ways = [("merged", run["ours"], GREEN, ""), ("variances averaged", run["naive"].item(), ORANGE, "6 3")]
+    for label, variance, colour, dash in ways:
         curve = torch.distributions.Normal(mean, variance**0.5)
         xs = torch.linspace(low, low + bins * width, 121)
         points = [place(x, d) for x, d in zip(xs.tolist(), curve.log_prob(xs).exp().tolist(), strict=True)]
-        line = " ".join(f"{x:.1f},{y:.1f}" for x, y in points)
-        parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<rect x="400" y="{52 + 22 * row}" width="14" height="4" fill="{colour}"/>')
-        parts.append(text(420, 58 + 22 * row, f"{label}: variance {variance:.2f}"))
-    parts.append(text(420, 58 + 22 * len(ways), f"all the data: variance {run['truth']:.2f}"))
-    write("merge.svg", 232, parts)
+        parts.append(line(points, colour, dash))
+        y += 20
+        parts.append(key(30, y, f"{label}: variance {variance:.2f}", colour, dash))
+    write("merge.svg", y + 14, parts)
 
 
 def fusing() -> None:
@@ -119,13 +161,27 @@ def fusing() -> None:
 def following() -> None:
     """A running mean with the momentum of Keras, converted and taken as it is."""
     paths = example("other_frameworks.py")["paths"]
-    parts = [text(20, 24, "a running mean over 200 batches of 16, momentum 0.99 in Keras; the data's mean is 3")]
-    for (label, path), colour, x in zip(reversed(paths.items()), (ORANGE, GREEN), (20, 320), strict=True):
-        points = " ".join(f"{20 + 3 * i:.1f},{120 - 80 * (mean - 3):.1f}" for i, mean in enumerate(path))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2"/>')
-        parts.append(f'<rect x="{x}" y="206" width="14" height="4" fill="{colour}"/>')
-        parts.append(text(x + 20, 212, label))
-    write("momentum.svg", 222, parts)
+    parts, top = title("a running mean over 200 batches of 16, momentum 0.99 in Keras; the data's mean is 3")
+    values = [mean for path in paths.values() for mean in path]
+    low, high = min(values), max(values)
+    top, bottom = top + 16, top + 176
+
+    def place(i: float, mean: float, last: int) -> tuple[float, float]:
+        return 48 + 300 * i / last, bottom - 8 - (bottom - top - 16) * (mean - low) / (high - low)
+
+    parts.append(box(48, top, 300, bottom - top))
+    parts += [text(42, y, f"{mean:.1f}", "end") for y, mean in ((top + 12, high), (bottom - 4, low))]
+    for tick in range(math.ceil(low), math.floor(high) + 1):
+        y = place(0, tick, 1)[1]
+        parts.append(text(42, y + 4, f"{tick}", "end"))
+        parts.append(f'<line x1="48" x2="348" y1="{y:.1f}" y2="{y:.1f}" stroke="#ddd"/>')
+    parts += [text(48, bottom + 16, "1"), text(198, bottom + 16, "batch", "middle")]
+    parts += [text(348, bottom + 16, "200", "end"), upright(18, (top + bottom) / 2, "running mean")]
+    styles = ((ORANGE, "", 1.5), (GREEN, "", 3))
+    for row, ((label, path), style) in enumerate(zip(reversed(paths.items()), styles, strict=True)):
+        parts.append(line([place(i, mean, len(path) - 1) for i, mean in enumerate(path)], *style))
+        parts.append(key(48, bottom + 40 + 20 * row, label, *style))
+    write("momentum.svg", bottom + 74, parts)
 
 
 @torch.no_grad()
@@ -150,76 +206,77 @@ def standardization() -> None:
     """Two columns of the wine data on equal axes: before, one of them is squashed to a line; after, both spread."""
     x = torch.from_numpy(load_wine().data)[:, [12, 10]]  # proline, hue
     layer = bn.Standardize(2).fit(x)
-    parts = []
-    for left, data, title in ((60, x, "before: proline and hue"), (380, layer(x), "after Standardize")):
+    parts, top = [], 10
+    for data, words in ((x, "before: proline and hue"), (layer(x), "after Standardize")):
         low, high = data.min().item(), data.max().item()  # one range for both columns, so that scales can be compared
-        parts.append(text(left + 120, 22, title, "middle"))
-        parts.append(f'<rect x="{left}" y="34" width="240" height="240" fill="none" stroke="{GREY}"/>')
+        parts += [text(186, top + 14, words, "middle"), box(66, top + 24, 240, 240)]
         parts += [
-            f'<circle cx="{left + 8 + 224 * px:.1f}" cy="{266 - 224 * py:.1f}" r="2.5" fill="{GREEN}" opacity="0.6"/>'
+            f'<circle cx="{74 + 224 * px:.1f}" cy="{top + 256 - 224 * py:.1f}" r="2.5" fill="{GREEN}" opacity="0.6"/>'
             for px, py in ((data - low) / (high - low)).tolist()
         ]
-        parts += [text(left, 292, f"{low:.2g}"), text(left + 240, 292, f"{high:.4g}", "end")]
-        parts += [text(left - 4, 274, f"{low:.2g}", "end"), text(left - 4, 44, f"{high:.4g}", "end")]
-        parts += [text(left + 120, 292, "proline", "middle"), text(left - 4, 160, "hue", "end")]
-    write("standardize.svg", 302, parts)
+        ends = f"{low:.2g}", f"{high:.4g}"
+        parts += [text(66, top + 280, ends[0]), text(306, top + 280, ends[1], "end")]
+        parts += [text(62, top + 264, ends[0], "end"), text(62, top + 34, ends[1], "end")]
+        parts += [text(186, top + 280, "proline", "middle"), upright(24, top + 144, "hue")]
+        top += 306
+    write("standardize.svg", top, parts)
 
 
 def contrasting() -> None:
     """The held-out loss of contrastive learning, by the way in which a big batch was made."""
     run = example("big_batch.py")["curves"](60)
     styles = {
-        "accumulation": (ORANGE, 2),
-        "ghost batches": (PURPLE, 2),
-        "big batch": ("#ccc", 8),
-        "bn.big_batch": (GREEN, 2),
+        "accumulation": (ORANGE, "6 3", 2),
+        "ghost batches": (PURPLE, "2 3", 2),
+        "big batch": ("#bbb", "", 8),
+        "bn.big_batch": (GREEN, "", 2),
     }
-    parts = [text(20, 24, "held-out contrastive loss on digits: batches of 256, micro-batches and ghost batches of 4")]
+    parts, top = title("held-out contrastive loss on digits: batches of 256, micro-batches and ghost batches of 4")
     values = [loss for curve in run.values() for loss in curve]
     low, high = min(values), max(values)
-    parts.append(f'<rect x="60" y="40" width="540" height="220" fill="none" stroke="{GREY}"/>')
-    parts += [text(54, y, f"{value:.1f}", "end") for y, value in ((54, high), (258, low))]
-    parts.append(text(60, 278, "0") + text(600, 278, "60 steps", "end"))
-    for i, (label, (colour, width)) in enumerate(styles.items()):
-        points = " ".join(
-            f"{60 + 540 * at / (len(run[label]) - 1):.1f},{254 - 208 * (loss - low) / (high - low):.1f}"
+    top += 14
+    parts.append(box(52, top, 296, 190))
+    parts += [text(47, y, f"{value:.1f}", "end") for y, value in ((top + 14, high), (top + 186, low))]
+    parts += [text(52, top + 206, "0"), text(348, top + 206, "60 steps", "end"), upright(18, top + 95, "loss")]
+    for i, (label, style) in enumerate(styles.items()):
+        points = [
+            (52 + 296 * at / (len(run[label]) - 1), top + 182 - 174 * (loss - low) / (high - low))
             for at, loss in enumerate(run[label])
-        )
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="{width}"/>')
-        parts.append(f'<rect x="{60 + 140 * i}" y="296" width="14" height="{width + 1}" fill="{colour}"/>')
-        parts.append(text(80 + 140 * i, 302, label))
-    write("big_batch.svg", 316, parts)
+        ]
+        parts.append(line(points, *style))
+        parts.append(key(52 + 150 * (i % 2), top + 230 + 20 * (i // 2), label, *style))
+    write("big_batch.svg", top + 262, parts)
 
 
-def histogram(left: float, bottom: float, values: torch.Tensor, colour: str) -> list[str]:
-    """24 bars from the least to the largest value, 240 wide and at most 70 high, with the range below."""
+def histogram(bottom: float, values: torch.Tensor, colour: str) -> list[str]:
+    """24 bars from the least to the largest value, 336 wide and at most 70 high, with the range below."""
     low, high = values.min().item(), values.max().item()
     counts = torch.histc(values, 24, low, high)
     parts = [
-        f'<rect x="{left + 10 * i}" y="{bottom - 70 * share:.1f}" width="9" height="{70 * share:.1f}" fill="{colour}"/>'
+        f'<rect x="{12 + 14 * i}" y="{bottom - 70 * share:.1f}" width="13" height="{70 * share:.1f}" fill="{colour}"/>'
         for i, share in enumerate((counts / counts.max()).tolist())
     ]
-    return [*parts, text(left, bottom + 16, f"{low:.1f}"), text(left + 240, bottom + 16, f"{high:.1f}", "end")]
+    return [*parts, text(12, bottom + 16, f"{low:.1f}"), text(348, bottom + 16, f"{high:.1f}", "end")]
 
 
 def learning() -> None:
     """One channel before and after a batch norm, and the accuracy of a network with and without while it trains."""
     run = example("with_and_without.py")
-    parts = [text(20, 24, "one channel: same shape, mean 0, σ 1")]
-    for values, bottom, colour, label in ((run["before"], 126, ORANGE, "before"), (run["after"], 232, GREEN, "after")):
-        parts += histogram(20, bottom, values, colour)
+    parts, _ = title("one channel: same shape, mean 0, σ 1")
+    for values, bottom, colour, label in ((run["before"], 110, ORANGE, "before"), (run["after"], 212, GREEN, "after")):
+        parts += histogram(bottom, values, colour)
         mean = round(values.mean().item(), 2) + 0.0  # no "-0.00"
-        parts.append(text(140, bottom + 16, f"{label}: mean {mean:.2f}, σ {values.std():.2f}", "middle"))
-    parts.append(text(340, 24, "accuracy on held-out digits"))
-    parts.append(f'<rect x="370" y="40" width="250" height="192" fill="none" stroke="{GREY}"/>')
-    parts += [text(364, y, label, "end") for y, label in ((46, "1"), (140, "0.5"), (236, "0"))]
-    parts.append(text(370, 248, "0") + text(620, 248, "1000 steps", "end"))
-    for name, colour, y in (("with", GREEN, 74), ("without", ORANGE, 216)):
+        parts.append(text(180, bottom + 16, f"{label}: mean {mean:.2f}, σ {values.std():.2f}", "middle"))
+    parts += [text(12, 266, "accuracy on held-out digits"), box(42, 280, 306, 170)]
+    parts += [text(36, y, label, "end") for y, label in ((288, "1"), (369, "0.5"), (452, "0"))]
+    parts += [text(42, 468, "0"), text(348, 468, "1000 steps", "end")]
+    for name, colour, dash, x in (("with", GREEN, "", 12), ("without", ORANGE, "6 3", 184)):
         found = [0.1, *run["curves"][name, run["best"][name]]]  # chance, before the first step
-        points = " ".join(f"{370 + 250 * i / (len(found) - 1):.1f},{232 - 192 * v:.1f}" for i, v in enumerate(found))
-        parts.append(f'<polyline points="{points}" fill="none" stroke="{colour}" stroke-width="2.5"/>')
-        parts.append(text(610, y, f"{name} batch norm", "end"))
-    write("why.svg", 262, parts)
+        parts.append(
+            line([(42 + 306 * i / (len(found) - 1), 450 - 170 * v) for i, v in enumerate(found)], colour, dash)
+        )
+        parts.append(key(x, 494, f"{name} batch norm", colour, dash))
+    write("why.svg", 510, parts)
 
 
 if __name__ == "__main__":

@@ -1,16 +1,19 @@
 """The comparison with torch as tables and as a page: slower inputs and doubtful ratios are shown as such."""
 
-import copy
 import io
-import json
+import math
 import re
+from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
 
 from batchnorm.report.bench_page import page
 from batchnorm.report.bench_table import show
+from tests.support.browsers import chromium
+from tests.support.screens import faults
 
 STALL = "torch stalls: its median, 30 ms, is 83 times its least"
 
@@ -120,12 +123,10 @@ def test_a_stall_is_named_and_not_printed_as_speed() -> None:
     assert f"not to be trusted: relu 2×16×8×8 float32 contiguous: {STALL}" in text
     assert f"<li>relu 2×16×8×8 float32 contiguous: {STALL}</li>" in html
     assert "against torch 1.00× (least 0.50×; torch is faster on 1; 1 left out)" in html
-    figures = json.loads(re.search(r"const FIGURES = (.*);\n", html)[1])
-    series = {trace["name"]: trace for trace in figures["figure-1"]["data"]}
-    assert series["torch"]["y"] == [2.0, 0.5]
-    crosses = series["torch: not to be trusted"]
-    assert (crosses["y"], crosses["customdata"]) == ([83.0], [STALL])
-    assert crosses["marker"]["symbol"] != series["torch"]["marker"]["symbol"]
+    chart = drawing(html, "Torch's time over ours: relu, float32, contiguous")
+    (cross,) = (path for path in chart.iter(f"{SVG}path") if path.findtext(f"{SVG}title") == STALL)
+    assert "l8 8m0 -8l-8 8" in cross.attrib["d"]
+    assert texts(chart)[-3:-1] == ["2×16×8×8", "?"], "and not its 83×"
 
 
 def test_targets() -> None:
@@ -173,24 +174,52 @@ def test_page() -> None:
     assert "against torch.compile 4.50× (least 4.50×)" in text
     assert "torch.compile &lt;broke&gt; [bold]here[/bold]" in text
     assert "<td>with ReLU &lt;large&gt;</td><td>1.00×</td><td>0.50 to 2.00</td>" in text
-    assert text.count('class="plot"') == 4
-    figures = json.loads(re.search(r"const FIGURES = (.*);\n", text)[1])
-    for figure in ("figure-1", "figure-2"):
-        layout = figures[figure]["layout"]
-        assert layout["yaxis"]["type"] == "log"
-        assert layout["shapes"][0]["y0"] == 1, "the line above which ours is faster"
-    assert figures["figure-0"]["layout"]["xaxis"]["type"] == "log"
-    torch, compiled, _ = sorted(figures["figure-1"]["data"], key=lambda trace: len(trace["name"]))
-    assert (torch["name"], compiled["name"]) == ("torch", "torch.compile")
-    assert torch["error_y"]["array"] == pytest.approx([0.2, 0.05])
-    assert torch["error_y"]["arrayminus"] == pytest.approx([0.2, 0.05])
-    assert compiled["y"] == [4.5]
-    aims = {trace["name"]: trace["x"] for trace in figures["figure-0"]["data"]}
-    assert aims["aim reached"] == [5.0]
-    assert aims["at least"] == [3.5] * 3, "seconds are not in the figure"
+    assert text.count('class="plot"') == 5
+    assert "plotly" not in text.lower()
+    chart = drawing(text, "Torch's time over ours: relu, float32, contiguous")
+    assert texts(chart)[:11] == ["1×", "1×", "4×", "4×", "16×", "16×", "64×", "64×", "8×4×9×9", "2.00×", "4.50×"]
+    at = {text.text: float(text.attrib["x"]) for text in chart.iter(f"{SVG}text")}
+    assert at["4×"] - at["1×"] == pytest.approx(at["64×"] - at["16×"], abs=0.2), "the axis is logarithmic"
+    line, *others = (line for line in chart.iter(f"{SVG}line") if line.attrib["class"] == "one")
+    assert not others
+    assert float(line.attrib["x1"]) == at["1×"], "the line beyond which ours is faster"
+    width = (at["64×"] - at["1×"]) / 6
+    box = next(chart.iter(f"{SVG}rect"))
+    assert float(box.attrib["x"]) == pytest.approx(at["1×"] + math.log2(1.8) * width, abs=0.2)
+    assert float(box.attrib["width"]) == pytest.approx(math.log2(2.2 / 1.8) * width, abs=0.2)
+    aims = [drawn for drawn in drawings(text) if drawn.attrib["aria-label"].endswith("beside the aims")]
+    assert [t for drawn in aims for t in texts(drawn) if t in ("5.00×", "1.00×", "4.00× ?", "50 s")] == [
+        "1.00×",
+        "5.00×",
+        "4.00× ?",
+    ], "seconds are not in the figure"
+    places = [{t.text: t.attrib["x"] for t in drawn.iter(f"{SVG}text")} for drawn in aims]
+    assert places[0]["1×"] == places[1]["1×"], "both halves have one axis"
 
 
-def test_without_plotly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "plotly.graph_objects", None)
-    with pytest.raises(ImportError, match=r"the report needs plotly: pip install 'batchnorm\[study\]'"):
-        page(copy.deepcopy(RESULT))
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def drawings(html: str) -> list[ElementTree.Element]:
+    found = re.findall(r'<svg class="chart.*?</svg>', html, re.DOTALL)
+    return [ElementTree.fromstring(text.replace("<svg ", f'<svg xmlns="{SVG[1:-1]}" ', 1)) for text in found]
+
+
+def drawing(html: str, name: str) -> ElementTree.Element:
+    return next(found for found in drawings(html) if found.attrib["aria-label"] == name)
+
+
+def texts(chart: ElementTree.Element) -> list[str]:
+    return [text.text or "" for text in chart.iter(f"{SVG}text")]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1300, 390])
+def test_everything_can_be_read(tmp_path: Path, width: int, theme: str) -> None:
+    path = tmp_path / "bench.html"
+    path.write_text(page(RESULT), encoding="utf-8")
+    with chromium() as browser:
+        tab = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=theme)
+        tab.goto(path.as_uri())
+        tab.locator("details").evaluate_all("(all) => all.forEach((details) => { details.open = true; })")
+        assert faults(tab) == []

@@ -13,6 +13,7 @@ import batchnorm as bn
 from batchnorm.doctor.findings import Finding, report
 from tests.support.browsers import chromium
 from tests.support.patients import batches, trained
+from tests.support.screens import faults
 from tests.support.studies import EVIL
 
 
@@ -82,8 +83,22 @@ def test_the_page_needs_nothing_else_and_escapes_names(tmp_path):
     assert 'src="http' not in text
     assert EVIL not in text
     assert "&lt;script&gt;evil()" in text
-    assert text.count('class="plot"') == 5
+    assert text.count('class="plot"') == 4, "the gap of NaN is no figure"
     assert all(f'id="finding-{i}"' in text for i in range(1, len(ill().findings) + 1))
+
+
+def test_the_page_is_small_and_has_a_figure_for_each_measurement(tmp_path):
+    model = trained(True)
+    bn.calibrate(model, batches())
+    text = bn.diagnose(model, batches()).save(tmp_path / "doctor.html").read_text(encoding="utf-8")
+    assert len(text.encode()) < 60_000
+    assert re.findall('class="plot" id="figure-([a-z]+)"', text) == ["gap", "stale", "values", "drift", "state"]
+
+
+def test_a_greek_letter_keeps_its_size(tmp_path):
+    finding = Finding("warning", "dead-gamma", ("a",), "γ is all but zero", "decay", "prune it", {"a": 1})
+    html = report([finding], {}).save(tmp_path / "doctor.html").read_text(encoding="utf-8")
+    assert "<h2>γ is all but zero " in html
 
 
 def test_without_data_the_page_shows_the_state(tmp_path):
@@ -91,19 +106,19 @@ def test_without_data_the_page_shows_the_state(tmp_path):
     assert re.findall('class="plot" id="([a-z-]+)"', text) == ["figure-state"]
 
 
-@pytest.mark.parametrize("width", [1280, 360])
-def test_in_a_browser(tmp_path, width):
+@pytest.mark.parametrize(("width", "theme"), [(1300, "dark"), (390, "light"), (390, "dark"), (360, "light")])
+def test_in_a_browser(tmp_path, width, theme):
     page = ill().save(tmp_path / "doctor.html")
     with chromium() as browser:
-        tab = browser.new_page(viewport={"width": width, "height": 800})
+        tab = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=theme)
         requests, complaints = [], []
         tab.on("request", lambda request: requests.append(request.url))
         tab.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.goto(page.as_uri())
-        tab.wait_for_selector("#figure-state .main-svg")
-        assert tab.locator(".plot:has(.main-svg)").count() == 5
-        assert EVIL in tab.locator("#figure-stale").text_content()
+        assert tab.locator(".plot:has(svg.chart)").count() == 4
+        assert EVIL in tab.locator(".evidence").first.text_content()
         assert complaints == []
         assert [url for url in requests if not url.startswith(("file:", "data:", "blob:"))] == []
-        assert tab.evaluate("document.documentElement.scrollWidth") <= width
+        tab.locator("details").evaluate_all("(all) => all.forEach((details) => { details.open = true; })")
+        assert faults(tab) == []

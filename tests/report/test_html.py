@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from batchnorm.report.chart import COLORS
 from batchnorm.report.html import page
 from tests.support.browsers import chromium
+from tests.support.screens import faults
 from tests.support.studies import EVIL, quick
 
 
@@ -123,6 +125,17 @@ def test_the_summary_is_kept_as_svg_and_as_png(browser: Any, folder: Path, tmp_p
     tab.close()
 
 
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1300, 390])
+@pytest.mark.parametrize("kind", ["static", "interactive"])
+def test_everything_can_be_read(browser: Any, folder: Path, kind: str, width: int, theme: str) -> None:
+    tab = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=theme)
+    tab.goto((folder / f"{kind}.html").as_uri())
+    tab.locator("details").evaluate_all("(all) => all.forEach((details) => { details.open = true; })")
+    assert faults(tab) == []
+    tab.close()
+
+
 def test_both_themes_are_readable(browser: Any, folder: Path) -> None:
     """Of the page's text, and of the text in its figures."""
     tab = browser.new_page(color_scheme="light")
@@ -144,3 +157,22 @@ def test_both_themes_are_readable(browser: Any, folder: Path) -> None:
     assert light[0] > 200 > 110 > max(light[1:])
     assert dark[0] < 100 < 150 < min(dark[1:])
     tab.close()
+
+
+def test_interactive_figures_have_equal_axes_and_the_colours_of_the_theme(browser: Any, folder: Path) -> None:
+    tab = browser.new_page(color_scheme="light")
+    tab.goto((folder / "interactive.html").as_uri())
+    tab.wait_for_selector("#figure-9-0 .main-svg")
+    layout = tab.evaluate("FIGURES['figure-5-1'].layout")
+    assert layout["xaxis"]["range"] == layout["xaxis2"]["range"], "before and after, on one axis"
+    assert layout["yaxis"]["range"] == layout["yaxis2"]["range"]
+    stroke = "getComputedStyle(document.querySelector('#figure-1-0 .scatterlayer path.js-line')).stroke"
+    light = tab.evaluate(stroke)
+    tab.emulate_media(color_scheme="dark")
+    tab.wait_for_timeout(200)
+    assert [light, tab.evaluate(stroke)] == [rgb(color) for color in COLORS["batch"]]
+    tab.close()
+
+
+def rgb(color: str) -> str:
+    return f"rgb({', '.join(str(int(color[i : i + 2], 16)) for i in (1, 3, 5))})"

@@ -87,7 +87,7 @@ class Report:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     def save(self, path: str | Path) -> Path:
-        """Writes one HTML page that needs nothing besides itself (plotly makes its figures)."""
+        """Writes one HTML page that needs nothing besides itself."""
         from batchnorm.report.diagnosis import page
 
         path = Path(path)

@@ -25,12 +25,13 @@ def accumulate(accelerator: Any, *models: nn.Module) -> Iterator[None]:
     Raises:
         ValueError: none of the models has a batch norm of ours.
 
-    >>> from batchnorm.integrations.accelerate import accumulate
-    >>> for x, y in loader:  # doctest: +SKIP
-    ...     with accumulate(accelerator, model):
-    ...         accelerator.backward(loss(model(x), y))
-    ...         optimizer.step()
-    ...         optimizer.zero_grad()
+    Examples:
+        >>> from batchnorm.integrations.accelerate import accumulate
+        >>> for x, y in loader:  # doctest: +SKIP
+        ...     with accumulate(accelerator, model):
+        ...         accelerator.backward(loss(model(x), y))
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
     """
     ours = [model for model in models if own_layers(model)]
     if not ours:
@@ -70,8 +71,9 @@ def calibrate(
     Raises:
         ValueError, FloatingPointError: as `bn.calibrate`.
 
-    >>> from batchnorm.integrations.accelerate import calibrate
-    >>> calibrate(accelerator, model, loader, limit=100)  # doctest: +SKIP
+    Examples:
+        >>> from batchnorm.integrations.accelerate import calibrate
+        >>> calibrate(accelerator, model, loader, limit=100)  # doctest: +SKIP
     """
     settings = Settings(exact=exact, limit=limit, feed=feed)
     return calibrated(accelerator.unwrap_model(model), batches, settings)

@@ -32,11 +32,12 @@ def shared_keys(model: nn.Module, local: Local = "all") -> list[str]:
     Raises:
         ValueError: another `local`.
 
-    >>> from torch import nn
-    >>> from batchnorm.integrations.federated import shared_keys
-    >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
-    >>> shared_keys(model), shared_keys(model, "statistics")
-    (['0.weight'], ['0.weight', '1.weight', '1.bias'])
+    Examples:
+        >>> from torch import nn
+        >>> from batchnorm.integrations.federated import shared_keys
+        >>> model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2))
+        >>> shared_keys(model), shared_keys(model, "statistics")
+        (['0.weight'], ['0.weight', '1.weight', '1.bias'])
 
     Source: Li et al. 2021, "FedBN", algorithm 1; Andreux et al. 2020, "Siloed federated learning for multi-centric
     histopathology datasets" (SiloBN).
@@ -82,11 +83,12 @@ def aggregate(results: Sequence[tuple[Sequence[np.ndarray], int]], keys: Sequenc
     Raises:
         ValueError: no results, other numbers of arrays, shapes that differ, weights that are all 0.
 
-    >>> import numpy as np
-    >>> from batchnorm.integrations.federated import aggregate
-    >>> one, two = ([np.array([mean]), np.array([1.0])] for mean in (-1.0, 1.0))
-    >>> aggregate([(one, 50), (two, 50)], ["bn.running_mean", "bn.running_var"])
-    [array([0.]), array([2.])]
+    Examples:
+        >>> import numpy as np
+        >>> from batchnorm.integrations.federated import aggregate
+        >>> one, two = ([np.array([mean]), np.array([1.0])] for mean in (-1.0, 1.0))
+        >>> aggregate([(one, 50), (two, 50)], ["bn.running_mean", "bn.running_var"])
+        [array([0.]), array([2.])]
     """
     for number, (values, _) in enumerate(results):
         if len(values) != len(keys):

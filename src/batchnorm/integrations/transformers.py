@@ -31,8 +31,9 @@ class BatchNormCallback(TrainerCallback):
     Raises:
         TypeError, ValueError: a bad option; when training begins, a model without a batch norm of ours.
 
-    >>> from batchnorm.integrations.transformers import BatchNormCallback  # doctest: +SKIP
-    >>> trainer = Trainer(model, args, callbacks=[BatchNormCallback(calibrate=batches)])  # doctest: +SKIP
+    Examples:
+        >>> from batchnorm.integrations.transformers import BatchNormCallback  # doctest: +SKIP
+        >>> trainer = Trainer(model, args, callbacks=[BatchNormCallback(calibrate=batches)])  # doctest: +SKIP
     """
 
     def __init__(self, writer: Any = None, **options: Any) -> None:

@@ -2,39 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from html import escape
 from itertools import groupby
 from typing import Any
 
-from .bench_words import NAMES, SIZES, aims, at_least, doubts, load, measured, quartiles, shape, spread
+from . import svg
+from .bench_chart import STYLE, Mark, Row, draw, target_rows
+from .bench_words import NAMES, SIZES, aims, at_least, doubts, load, measured, shape, spread
+from .chart import Chart, Panel, Series
 from .document import document
-from .plotly_parts import blank
 
 Result = dict[str, Any]
-COLORS = {"torch": "#e0782f", "compiled": "#9a63d8", "converted": "#8d99ae", "fused": "#2f7de1"}
-SYMBOLS = {"torch": "circle", "compiled": "diamond"}
-DOUBTFUL = {"color": "#8a8f98", "symbol": "x-thin-open", "size": 11, "line": {"width": 2, "color": "#8a8f98"}}
-VERDICTS = {"aim reached": "#2e9e6b", "enough": "#2f7de1", "not enough": "#ca472f", "no aim": "#8a8f98"}
+COLORS = {"torch": "plain", "compiled": "raw", "converted": "layer", "fused": "batch"}
 BADGES = {"aim reached": "holds", "enough": "", "not enough": "fails"}
-TICKS = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100]
 
 
 def page(result: Result) -> str:
     """Self-contained HTML for the dict of a comparison: the aims first, then a figure for each block and layout."""
-    figures: dict[str, Result] = {}
     sections = []
     targets = [row for row in result["targets"] if result["settings"]["targets"] or row["measured"] is not None]
     if targets:
-        sections.append(_section("Beside the aims", [], figures, _aims(targets), _table(targets)))
-    for (dtype, block, layout), cases in groupby(result["cases"], key=lambda c: (c["dtype"], c["block"], c["layout"])):
-        totals = [t for t in result["totals"] if (t["dtype"], t["block"], t["layout"]) == (dtype, block, layout)]
-        figure = _times_faster(list(cases))
-        sections.append(_section(f"{block}, {dtype}, {layout}", [_total(t) for t in totals], figures, figure))
+        rows, title = target_rows(targets), "Torch's time over ours, beside the aims"
+        half = -(-len(rows) // 2)
+        plots = [draw(rows[:half], title, legend=True, among=rows), draw(rows[half:], title, among=rows)]
+        sections.append(_section("Beside the aims", [_plot(plot) for plot in plots], _table(targets)))
+    for (dtype, block), layouts in groupby(result["cases"], key=lambda c: (c["dtype"], c["block"])):
+        plots = []
+        for layout, cases in groupby(layouts, key=lambda c: c["layout"]):
+            totals = [t for t in result["totals"] if (t["dtype"], t["block"], t["layout"]) == (dtype, block, layout)]
+            plots.append(_times_faster(f"{block}, {dtype}, {layout}", list(cases), [_total(t) for t in totals]))
+        sections.append(_section(f"{block}, {dtype}", plots))
+    pair = []
     if result["networks"]:
-        sections.append(_section("A training step beside torch's", [], figures, _steps(result["networks"])))
+        steps = _plot(_steps(result["networks"]), "converted", "fused")
+        pair.append(_section("A training step beside torch's", [steps]))
     if result["memory"]:
-        sections.append(_section("Kept for the backward pass", [], figures, _kept(result["memory"])))
-    return document("Batch norm against torch", _header(result) + "\n".join(sections), figures)
+        pair.append(_section("Kept for the backward pass", [_plot(svg.draw(_kept(result["memory"])))]))
+    sections.append(f'<div class="pair">{"".join(pair)}</div>')
+    return document("Batch norm against torch", _header(result) + "\n".join(sections), style=STYLE)
 
 
 def _header(result: Result) -> str:
@@ -82,108 +88,58 @@ def _table(rows: list[Result]) -> str:
     return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def _section(title: str, words: list[str], figures: dict[str, Result], figure: Any, more: str = "") -> str:
-    name = f"figure-{len(figures)}"
-    figures[name] = figure.to_plotly_json()
+def _section(title: str, plots: list[str], more: str = "") -> str:
+    return f'<section><h2>{escape(title)}</h2><div class="plots">{"".join(plots)}</div>{more}</section>'
+
+
+def _plot(drawing: str, *names: str, title: str = "", words: Sequence[str] = ()) -> str:
+    """A figure below its title, words about it, and the marks of what it compares."""
+    head = f"<h3>{escape(title)}</h3>" if title else ""
     text = "".join(f"<p>{escape(line)}</p>" for line in words)
-    return f'<section><h2>{escape(title)}</h2>{text}<div class="plot" id="{name}"></div>{more}</section>'
-
-
-def _logarithmic(update: Any) -> None:
-    update(type="log", tickvals=TICKS, ticktext=[f"{tick:g}×" for tick in TICKS])
-
-
-def _points(figure: Any, name: str, labels: Any, ratios: list[Result], color: str, symbol: str) -> None:
-    """Medians with quartiles; ratios not to be trusted apart, as grey crosses without."""
-    good = [(x, r) for x, r in zip(labels, ratios, strict=True) if r["doubt"] is None]
-    figure.add_scatter(
-        x=[x for x, _ in good],
-        y=[r["median"] for _, r in good],
-        customdata=[quartiles(r) for _, r in good],
-        error_y={
-            "type": "data",
-            "symmetric": False,
-            "array": [r["high"] - r["median"] for _, r in good],
-            "arrayminus": [r["median"] - r["low"] for _, r in good],
-            "thickness": 1.5,
-        },
-        mode="markers",
-        marker={"color": color, "symbol": symbol, "size": 9},
-        name=NAMES.get(name, name),
-        hovertemplate="%{x}: %{y:.3g}× (%{customdata})<extra>" + NAMES.get(name, name) + "</extra>",
+    keys = "".join(
+        f'<span><svg viewBox="-6 -6 12 12" aria-hidden="true">{svg.mark(COLORS[name], 0, 0)}</svg>'
+        f"{escape(NAMES.get(name, name))}</span>"
+        for name in names
     )
-    bad = [(x, r) for x, r in zip(labels, ratios, strict=True) if r["doubt"] is not None]
-    if bad:
-        figure.add_scatter(
-            x=[x for x, _ in bad],
-            y=[r["median"] for _, r in bad],
-            customdata=[r["doubt"] for _, r in bad],
-            mode="markers",
-            marker=DOUBTFUL,
-            name=f"{NAMES.get(name, name)}: not to be trusted",
-            hovertemplate="%{x}: not to be trusted<br>%{customdata}<extra></extra>",
+    return f'<div class="plot">{head}{text}{f"<p class=keys>{keys}</p>" if keys else ""}{drawing}</div>'
+
+
+def _mark(name: str, ratio: Result) -> Mark:
+    words = f"{ratio['median']:.2f}×"
+    return Mark(ratio["median"], COLORS[name], words, ratio["low"], ratio["high"], ratio["doubt"])
+
+
+def _times_faster(title: str, cases: list[Result], words: list[str]) -> str:
+    """A row for each input, with a mark for torch and for torch.compile where it was measured."""
+    rivals = [name for name in ("torch", "compiled") if any(name in case["ratios"] for case in cases)]
+    rows = [
+        Row(shape(case), [_mark(name, case["ratios"][name]) for name in rivals if name in case["ratios"]])
+        for case in cases
+    ]
+    drawing = draw(rows, f"Torch's time over ours: {title}")
+    layout = title.rpartition(", ")[2]
+    return _plot(drawing, *rivals, title=layout, words=words)
+
+
+def _steps(networks: list[Result]) -> str:
+    rows = [
+        Row(
+            ", ".join(found[key] for key in ("name", "layout", "dtype")),
+            [_mark(kind, found["ratios"][kind]) for kind in ("converted", "fused")],
         )
+        for found in networks
+    ]
+    return draw(rows, "Torch's time over ours, for a training step")
 
 
-def _times_faster(cases: list[Result]) -> Any:
-    figure = blank("input", "torch's time over ours", height=420)
-    for name in ("torch", "compiled"):
-        inside = [case for case in cases if name in case["ratios"]]
-        if inside:
-            ratios = [case["ratios"][name] for case in inside]
-            _points(figure, name, [shape(case) for case in inside], ratios, COLORS[name], SYMBOLS[name])
-    order = [shape(case) for case in cases]
-    figure.update_xaxes(type="category", categoryorder="array", categoryarray=order)
-    _logarithmic(figure.update_yaxes)
-    figure.add_hline(y=1, line={"color": "#ca472f", "width": 2})
-    return figure
-
-
-def _steps(networks: list[Result]) -> Any:
-    figure = blank("", "torch's time over ours")
-    labels = [f"{found['name']}<br>{found['layout']}<br>{found['dtype']}" for found in networks]
-    for kind in ("converted", "fused"):
-        _points(figure, kind, labels, [found["ratios"][kind] for found in networks], COLORS[kind], "circle")
-    figure.update_yaxes(type="log", tickvals=[0.5, 0.8, 1, 1.2, 1.5, 2, 3], ticksuffix="×")
-    figure.add_hline(y=1, line={"color": "#ca472f", "width": 2})
-    return figure
-
-
-def _kept(memory: list[Result]) -> Any:
-    figure = blank("", "MiB an image", barmode="group")
-    labels = [[found[key] for found in memory] for key in ("name", "activation")]  # two levels
-    for kind in ("torch", "converted", "fused"):
-        sizes = [found["mebibytes"][kind] for found in memory]
-        hover = f"%{{x}}: %{{y:.3g}} MiB<extra>{kind}</extra>"
-        figure.add_bar(x=labels, y=sizes, name=kind, marker_color=COLORS[kind], hovertemplate=hover)
-    return figure
-
-
-def _aims(rows: list[Result]) -> Any:
-    """The measured ratios beside what is enough and what is aimed at."""
-    rows = [row for row in rows if row["unit"] == "×"][::-1]
-    figure = blank("torch's time over ours", "", height=120 + 30 * len(rows))
-    for verdict, color in VERDICTS.items():
-        inside = [row for row in rows if row["verdict"] == verdict]
-        if inside:
-            figure.add_scatter(
-                x=[row["measured"] for row in inside],
-                y=[row["name"] for row in inside],
-                mode="markers",
-                name=verdict,
-                marker={"color": color, "size": 12},
-                hovertemplate="%{y}: %{x:.3g}×<extra>measured</extra>",
-            )
-    for key, name, symbol in (("at_least", "at least", "line-ns-open"), ("aim", "aim", "diamond-open")):
-        figure.add_scatter(
-            x=[row[key] for row in rows],
-            y=[row["name"] for row in rows],
-            mode="markers",
-            name=name,
-            marker={"color": "#8a8f98", "symbol": symbol, "size": 12, "line": {"width": 2}},
-            hovertemplate=f"%{{y}}: %{{x:.3g}}×<extra>{name}</extra>",
-        )
-    _logarithmic(figure.update_xaxes)
-    figure.update_yaxes(type="category", categoryorder="array", categoryarray=[row["name"] for row in rows])
-    figure.add_vline(x=1, line={"color": "#ca472f", "width": 1})
-    return figure
+def _kept(memory: list[Result]) -> Chart:
+    """A panel for each network, with bars for each activation."""
+    panels = []
+    for name, group in groupby(memory, key=lambda found: found["name"]):
+        found = {row["activation"]: row["mebibytes"] for row in group}
+        series = [
+            Series("bars", list(found), [sizes[kind] for sizes in found.values()], COLORS[kind], kind)
+            for kind in ("torch", "converted", "fused")
+        ]
+        panels.append(Panel(series, "activation", "MiB an image", name, names=list(found)))
+    return Chart(panels, "Memory kept for the backward pass", height=100)

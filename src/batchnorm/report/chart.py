@@ -49,41 +49,73 @@ class Panel:
 
 
 @dataclass(frozen=True)
+class Key:
+    """An entry of a legend."""
+
+    label: str
+    color: str
+    dashed: bool = False
+    kind: Kind = "line"
+
+
+@dataclass(frozen=True)
 class Chart:
-    """Panels above one another or side by side. What is compared has equal axes: `equal_x`, `equal_y` over panels."""
+    """Panels above one another or side by side. What is compared has equal axes: `equal_x`, `equal_y` over panels.
+
+    Panels above one another with equal x axes share the lowest one's numbers, and one title an axis.
+    """
 
     panels: Sequence[Panel]
     title: str
     columns: int = 1
-    height: int = 250  # of a panel
+    height: int = 150  # of a panel's axes
     equal_x: bool = True
     equal_y: bool = True
-    legend: Sequence[tuple[str, str, bool]] = field(default=())  # (label, color, dashed), else from the series
+    legend: Sequence[Key] = field(default=())  # else from the series
 
-    def entries(self) -> list[tuple[str, str, bool]]:
-        """What the legend shows."""
+    def entries(self) -> list[Key]:
+        """The legend's entries, each label once."""
         if self.legend:
             return list(self.legend)
-        found = {s.label: (s.label, s.color, s.dashed) for panel in self.panels for s in panel.series if s.label}
+        found = {s.label: Key(s.label, s.color, s.dashed, s.kind) for p in self.panels for s in p.series if s.label}
         return list(found.values())
 
+    @property
+    def shares_x(self) -> bool:
+        titles = {(p.x_title, p.y_title, p.log_x) for p in self.panels}
+        numbers = all(p.names is None for p in self.panels)
+        return self.columns == 1 and self.equal_x and numbers and len(titles) == 1
+
+
+# The mark of a series tells it apart where colours do not.
+SHAPES = {
+    "batch": "circle",
+    "plain": "square",
+    "raw": "diamond",
+    "layer": "triangle",
+    "group": "diamond",
+    "c1": "square",
+}
 
 # Light and dark; the page's style sheet has the same under --series-NAME.
 COLORS = {
     "batch": ("#2563c9", "#6aa8f7"),
-    "plain": ("#c2571a", "#f0956a"),
+    "plain": ("#b9500a", "#f0956a"),
     "raw": ("#7d45b8", "#b98ae6"),
     "layer": ("#0f7b6c", "#4fc3b0"),
     "group": ("#a3286b", "#e57fb5"),
     "soft": ("#6b7480", "#9aa5b1"),
     "c0": ("#0b6e8c", "#4fb6d3"),
     "c1": ("#b06d00", "#f0b545"),
-    "c2": ("#6f4e7c", "#b795c6"),
-    "c3": ("#4d7a1d", "#9ccb66"),
-    "c4": ("#b0351d", "#f08a76"),
-    "c5": ("#24786f", "#6fcdc3"),
-    "c6": ("#7d5238", "#c79c80"),
-    "c7": ("#5a6678", "#a9b4c4"),
+    # layers from the first to the last: dark to light, so that their order shows without colour too
+    "l0": ("#440154", "#2a788e"),
+    "l1": ("#472374", "#21918c"),
+    "l2": ("#414487", "#22a884"),
+    "l3": ("#375a8c", "#44bf70"),
+    "l4": ("#2c718e", "#7ad151"),
+    "l5": ("#25848e", "#a8db34"),
+    "l6": ("#1f958b", "#d2e21b"),
+    "l7": ("#2a9d70", "#fde725"),
 }
 
 

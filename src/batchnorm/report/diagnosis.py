@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from html import escape
 from typing import TYPE_CHECKING, Any
 
+from .chart import Chart, Kind, Panel, Series
 from .document import document
-from .plotly_parts import LAYER_COLORS, Figure, bars, blank
+from .figures import LAYERS, ramp, spaced
+from .svg import draw, without_prefix
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -77,9 +78,9 @@ def _layers(result: Result) -> Any:
 
 def page(result: Result) -> str:
     """Self-contained HTML: a card and a section a finding, then figures and numbers per layer."""
-    specs = figures(result)
     plots = "".join(
-        f'<div><div class="plot" id="{name}"></div><p class="caption">{CAPTIONS[name]}</p></div>' for name in specs
+        f'<div><div class="plot" id="{name}">{draw(chart)}</div><p class="caption">{CAPTIONS[name]}</p></div>'
+        for name, chart in figures(result).items()
     )
     notes = "".join(f'<p class="notice">{escape(note)}</p>' for note in result["notes"])
     findings = list(enumerate(result["findings"], 1))
@@ -93,54 +94,58 @@ def page(result: Result) -> str:
 {"".join(_section(n, f) for n, f in findings)}
 <section><h2>Layer by layer</h2><div class="plots">{plots}</div>
 <details><summary>All numbers</summary>{_table(result["layers"])}</details></section>"""
-    return document("Batch norm doctor", body, specs)
+    return document("Batch norm doctor", body)
 
 
-def figures(result: Result) -> dict[str, Figure]:
-    """Plotly figures by id: of the state always, the others where data were given."""
+def figures(result: Result) -> dict[str, Chart]:
+    """Charts by id: of the state always, the others where data were given. One without a number is left out."""
     layers = result["layers"]
-    drawn: dict[str, Any] = {}
+    drawn: dict[str, Chart] = {}
     if any("gap" in numbers for numbers in layers.values()):
-        drawn["figure-gap"] = _by_layer(layers, {"part of the gap": "part of the gap"})
-        drawn["figure-stale"] = _by_layer(layers, {"σ from the data": "measured", "by chance": "by chance"})
-        drawn["figure-values"] = _by_layer(layers, {"independent values": "values"})
-        drawn["figure-values"].update_yaxes(type="log")
+        drawn["figure-gap"] = _by_layer("bars", layers, {"part of the gap": "part of the gap"}, "part of the gap, σ")
+        stale = {"σ from the data": "measured", "by chance": "by chance"}
+        drawn["figure-stale"] = _by_layer("bars", layers, stale, "σ from the data")
+        values = {"independent values": "independent values"}
+        drawn["figure-values"] = _by_layer("points", layers, values, "independent values (log scale)")
         drawn["figure-drift"] = _drift(layers)
     if any("σ" in numbers for numbers in layers.values()):
         drawn["figure-state"] = _state(layers)
-    return {name: figure.to_plotly_json() for name, figure in drawn.items()}
+    return {name: chart for name, chart in drawn.items() if _has_values(chart)}
 
 
-def _by_layer(layers: dict[str, Any], columns: dict[str, str]) -> Any:
-    figure = blank("layer", next(iter(columns)), barmode="group")
-    for color, (column, name) in zip(LAYER_COLORS, columns.items(), strict=False):
-        values = [_number(numbers.get(column)) for numbers in layers.values()]
-        figure.add_bar(x=_as_text(layers), y=values, name=name, marker_color=color, showlegend=len(columns) > 1)
-    figure.update_xaxes(type="category")
-    return figure
+def _has_values(chart: Chart) -> bool:
+    return any(value is not None for panel in chart.panels for series in panel.series for value in series.y)
 
 
-def _drift(layers: dict[str, Any]) -> Any:
-    figure = blank("batch", "distance of the mean, σ")
-    for i, (name, numbers) in enumerate(layers.items()):
-        line = {"color": LAYER_COLORS[i % len(LAYER_COLORS)], "width": 2}
-        y = [_number(value) for value in numbers.get("means, σ", [])]
-        figure.add_scatter(x=list(range(1, len(y) + 1)), y=y, mode="lines+markers", name=escape(name), line=line)
-    return figure
+def _by_layer(kind: Kind, layers: dict[str, Any], columns: dict[str, str], title: str) -> Chart:
+    """One value a layer and column; points are on a logarithmic axis."""
+    series = [
+        Series(kind, list(layers), [_number(numbers.get(column)) for numbers in layers.values()], f"c{i}",
+               name if len(columns) > 1 else "")
+        for i, (column, name) in enumerate(columns.items())
+    ]  # fmt: skip
+    return Chart([Panel(series, "layer", title, names=list(layers), log_y=kind == "points")], title)
 
 
-def _state(layers: dict[str, Any]) -> Any:
-    figure = blank("layer", "per channel")
-    for color, column in zip(LAYER_COLORS, ("σ", "γ"), strict=False):
+def _drift(layers: dict[str, Any]) -> Chart:
+    names = spaced([name for name in layers if layers[name].get("means, σ")], LAYERS)
+    series = []
+    for i, (name, label) in enumerate(zip(names, without_prefix(names), strict=True)):
+        y = [_number(value) for value in layers[name]["means, σ"]]
+        series.append(Series("line", list(range(1, len(y) + 1)), y, ramp(i, len(names)), label, marked=True))
+    return Chart([Panel(series, "batch", "distance of the mean, σ")], "Distance of each batch's mean")
+
+
+def _state(layers: dict[str, Any]) -> Chart:
+    series = []
+    for color, column in (("c0", "σ"), ("c1", "γ")):
         known = {name: numbers[column] for name, numbers in layers.items() if numbers.get(column)}
-        low, middle, high = ([_number(v[i]) for v in known.values()] for i in range(3))
-        figure.add_scatter(
-            x=_as_text(known), y=middle, error_y=bars(middle, low, high), mode="markers",
-            name="|γ|" if column == "γ" else column, marker={"size": 10, "color": color},
-        )  # fmt: skip
-    figure.update_xaxes(type="category")
-    figure.update_yaxes(type="log", exponentformat="power")
-    return figure
+        low, middle, high = ([_positive(v[i]) for v in known.values()] for i in range(3))
+        label = "|γ|" if column == "γ" else column
+        series.append(Series("points", list(known), middle, color, label, low, high))
+    return Chart(
+        [Panel(series, "layer", "per channel (log scale)", names=list(layers), log_y=True)], "σ and |γ| by layer"
+    )
 
 
 def _card(number: int, f: dict[str, Any]) -> str:
@@ -155,10 +160,11 @@ def _card(number: int, f: dict[str, Any]) -> str:
 def _section(number: int, f: dict[str, Any]) -> str:
     rows = "".join(f"<tr><td>{escape(n)}</td><td>{escape(_words(v))}</td></tr>" for n, v in f["evidence"].items())
     return f"""<section id="finding-{number}">
-<h2>{escape(f["what"][0].upper() + f["what"][1:])} {_badge(f)}</h2>
+<h2>{escape(_capital(f["what"]))} {_badge(f)}</h2>
 <p>Likely cause: {escape(f["cause"])}.</p>
 <p>Cure: <strong>{escape(f["cure"])}</strong></p>
-<div class="scroll"><table><thead><tr><th>layer</th><th>evidence</th></tr></thead><tbody>{rows}</tbody></table></div>
+<div class="scroll"><table class="evidence"><thead><tr><th>layer</th><th>evidence</th></tr></thead>
+<tbody>{rows}</tbody></table></div>
 </section>
 """
 
@@ -171,6 +177,11 @@ def _table(layers: dict[str, Any]) -> str:
         for name, n in layers.items()
     )
     return f'<div class="scroll"><table><thead><tr><th>layer</th>{head}</tr></thead><tbody>{rows}</tbody></table></div>'
+
+
+def _capital(text: str) -> str:
+    """Latin letters alone: γ is another quantity than Γ."""
+    return text[:1].upper() + text[1:] if text[:1].isascii() else text
 
 
 def _badge(f: dict[str, Any]) -> str:
@@ -205,11 +216,12 @@ def _words(value: Any) -> str:
     return "" if value is None else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def _positive(value: Any) -> float | None:
+    """A logarithmic axis has no place for 0."""
+    number = _number(value)
+    return number if number is not None and number > 0 else None
+
+
 def _number(value: Any) -> float | None:
     """A number to draw; text stands for one that is not finite."""
     return value if isinstance(value, int | float) else None
-
-
-def _as_text(names: Iterable[str]) -> list[str]:
-    """plotly takes some tags in names for markup: they are shown as they are."""
-    return [escape(name) for name in names]

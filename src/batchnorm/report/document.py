@@ -8,7 +8,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from .chart import color_variables
+from .chart import COLORS, color_variables
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 
@@ -21,7 +21,9 @@ def plotly(part: str) -> Any:
         raise ImportError("the report needs plotly: pip install 'batchnorm[study]'") from error
 
 
-def document(title: str, body: str, figures: dict[str, dict[str, Any]] | None = None, script: str = "") -> str:
+def document(
+    title: str, body: str, figures: dict[str, dict[str, Any]] | None = None, script: str = "", style: str = ""
+) -> str:
     """HTML around a body, which holds an empty element for each plotly figure, by its id.
 
     Without figures plotly is not needed and the page is small. With them plotly.js is inlined once. A content security
@@ -30,7 +32,9 @@ def document(title: str, body: str, figures: dict[str, dict[str, Any]] | None = 
     library = f"<script>{plotly('offline').get_plotlyjs()}</script>\n" if figures else ""
     if figures:
         data = json.dumps(figures).replace("<", "\\u003c")
-        script = f"const FIGURES = {data};\n{part('figures.js')}{script}"
+        script = (
+            f"const FIGURES = {data};\nconst DARK = {json.dumps(dict(COLORS.values()))};\n{part('figures.js')}{script}"
+        )
     return f"""<!doctype html>
 <html lang="en">
 <head>
@@ -42,7 +46,7 @@ def document(title: str, body: str, figures: dict[str, dict[str, Any]] | None = 
 <title>{escape(title)}</title>
 <style>:root {{ {color_variables(dark=False)} }}
 @media (prefers-color-scheme: dark) {{ :root {{ {color_variables(dark=True)} }} }}
-{part("page.css")}</style>
+{part("page.css")}{style}</style>
 {library}</head>
 <body>
 <main>

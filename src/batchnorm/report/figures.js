@@ -14,9 +14,12 @@ function dress(layout) {
   for (const note of out.annotations || []) note.font = { ...note.font, color: t.ink };
   return out;
 }
+function painted(data) {
+  return dark.matches ? JSON.parse(JSON.stringify(data).replace(/#[0-9a-f]{6}/g, color => DARK[color] ?? color)) : data;
+}
 function draw() {
   for (const [id, figure] of Object.entries(FIGURES))
-    Plotly.react(id, figure.data, dress(figure.layout), { responsive: true, displaylogo: false, displayModeBar: false });
+    Plotly.react(id, painted(figure.data), dress(figure.layout), { responsive: true, displaylogo: false, displayModeBar: false });
 }
 draw();
 dark.addEventListener("change", draw);

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-from .chart import Chart, Panel, Series
+from .chart import Chart, Key, Kind, Panel, Series
+from .svg import without_prefix
 
 Claim = dict[str, Any]
 
@@ -46,7 +47,7 @@ def _with_spread(detail: dict[str, Any], x: list[float], title: str, *more: Seri
         for arm, found in detail["scores"].items()
     ]
     # the largest rates may be many, and are a decade apart or half of one
-    panel = Panel([*series, *more], title, f"validation {detail['score']}", log_x=True, x_ticks=_spaced(x, 9))
+    panel = Panel([*series, *more], title, f"validation {detail['score']}", log_x=True, x_ticks=spaced(x, 9))
     return Chart([panel], f"Validation score by {title}")
 
 
@@ -54,7 +55,7 @@ def _steadier(detail: dict[str, Any]) -> list[Chart]:
     ends = [detail["rates"][0], detail["rates"][-1]]
     lines = [Series("line", ends, [detail["bar"]] * 2, "soft", "works above", dashed=True)]
     if detail.get("chance") is not None:
-        lines.append(Series("line", ends, [detail["chance"]] * 2, "c7", "chance", dashed=True))
+        lines.append(Series("line", ends, [detail["chance"]] * 2, "soft", "chance"))
     return [_with_spread(detail, detail["rates"], "learning rate (log scale)", *lines)]
 
 
@@ -65,20 +66,24 @@ def _distribution(detail: dict[str, Any]) -> list[Chart]:
             Series("line", trace["steps"], [point[k] for point in trace["percentiles"]], ARM_COLORS[arm], dashed=k != 1)
             for k in range(3)
         ]
-        title = f"{NAMES[arm]}: 15th, 50th and 85th percentile at {trace['layer']}"
-        panels.append(Panel(series, "step", "value", title))
+        panels.append(Panel(series, "step", "value", f"{NAMES[arm]}, {trace['layer']}"))
     layers = list(detail["drift"]["batch norm"])
-    drift = [_bars(NAMES[arm], ARM_COLORS[arm], found, layers) for arm, found in detail["drift"].items()]
+    drift = [_over_seeds("line", arm, found, layers) for arm, found in detail["drift"].items()]
+    keys = (Key("50th percentile", "soft"), Key("15th and 85th", "soft", dashed=True))
     return [
-        Chart(panels, "Percentiles of a typical input through training", height=200),
-        Chart([Panel(drift, "", "drift, in widths", names=layers)], "Drift of every layer"),
+        Chart(panels, "Percentiles of a typical input through training", height=90, legend=keys),
+        Chart(
+            [Panel(drift, "layer", "drift, in widths (log scale)", names=layers, log_y=True)], "Drift of every layer"
+        ),
     ]
 
 
-def _bars(label: str, color: str, groups: dict[str, list[float]], names: Sequence[str]) -> Series:
+def _over_seeds(kind: Kind, arm: str, groups: dict[str, list[float]], names: Sequence[str]) -> Series:
+    """The median over seeds of each group, with the least and the largest as error bars; a line has a log axis."""
     found = [groups[name] for name in names]
-    median, low, high = ([function(values) for values in found] for function in (statistics.median, min, max))
-    return Series("bars", names, median, color, label, low, high)
+    ends = [[function(values) for values in found] for function in (statistics.median, min, max)]
+    median, low, high = map(_positive, ends) if kind == "line" else ends
+    return Series(kind, names, median, ARM_COLORS[arm], NAMES[arm], low, high, marked=kind == "line")
 
 
 def _mean_and_deviation(detail: dict[str, Any]) -> list[Chart]:
@@ -88,7 +93,7 @@ def _mean_and_deviation(detail: dict[str, Any]) -> list[Chart]:
         for label, key, color in (("|mean|", "mean", "c0"), ("|deviation − 1|", "std", "c1"))
     ]
     tolerance = Series("line", layers, [0.01] * len(layers), "soft", "tolerance", dashed=True)
-    panel = Panel([*series, tolerance], "", "distance (log scale)", names=layers, log_y=True)
+    panel = Panel([*series, tolerance], "layer", "distance (log scale)", names=layers, log_y=True)
     return [Chart([panel], "Distance by layer")]
 
 
@@ -97,26 +102,25 @@ def _shape(detail: dict[str, Any]) -> list[Chart]:
     for key, color in (("before", "plain"), ("after", "batch")):
         edges, counts = detail[key]["edges"], detail[key]["counts"]
         middles = [(a + b) / 2 for a, b in pairwise(edges)]
-        panels.append(Panel([Series("bars", middles, counts, color)], "value", "values", f"{key} batch norm"))
+        panels.append(Panel([Series("bars", middles, counts, color)], "value", "values in a bar", f"{key} batch norm"))
     return [
         Chart(panels, "A channel before and after, each on its own axis", columns=2, equal_x=False),
-        Chart(panels, "The same on one axis", columns=1, height=170),
+        Chart(panels, "The same on one axis", columns=1, height=90),
     ]
 
 
 def _gradients(detail: dict[str, Any]) -> list[Chart]:
     panels, legend = [], []
     for arm, layers in detail["layers"].items():
-        names = _spaced(list(layers), LAYERS)
-        panels.append(
-            Panel(
-                [Series("line", detail["steps"][arm][: len(layers[n])], _positive(layers[n]), f"c{i}", n)
-                 for i, n in enumerate(names)],
-                "step", "gradient (log scale)", NAMES[arm], log_y=True,
-            )
-        )  # fmt: skip
-        legend += [(name, f"c{i}", False) for i, name in enumerate(names)]
-    through = Chart(panels, "Gradient of each layer through training", height=200, legend=tuple(dict.fromkeys(legend)))
+        names = spaced(list(layers), LAYERS)
+        keys = [Key(name, ramp(i, len(names))) for i, name in enumerate(without_prefix(names))]
+        series = [
+            Series("line", detail["steps"][arm][: len(layers[n])], _positive(layers[n]), key.color, key.label)
+            for n, key in zip(names, keys, strict=True)
+        ]
+        panels.append(Panel(series, "step", "gradient (log scale)", NAMES[arm], log_y=True))
+        legend += keys
+    through = Chart(panels, "Gradient of each layer through training", height=90, legend=tuple(dict.fromkeys(legend)))
     return [through, _start(detail["start"])]
 
 
@@ -130,8 +134,13 @@ def _start(start: dict[str, Any]) -> Chart:
                    ARM_COLORS[arm], NAMES[arm], marked=True)
             for arm, found in start[key].items()
         ]  # fmt: skip
-        panels.append(Panel(series, "", "size (log scale)", title, names=names, log_y=True))
-    return Chart(panels, "Signal and gradient by layer before the first step", height=200, equal_y=False)
+        panels.append(Panel(series, "layer", "size (log scale)", title, names=names, log_y=True))
+    return Chart(panels, "Signal and gradient by layer before the first step", height=120, equal_y=False)
+
+
+def ramp(place: int, count: int) -> str:
+    """The colour of one of so many layers in order, at most `LAYERS`."""
+    return f"l{round(place * (LAYERS - 1) / max(count - 1, 1))}"
 
 
 def _positive(values: Sequence[float]) -> list[float | None]:
@@ -139,7 +148,7 @@ def _positive(values: Sequence[float]) -> list[float | None]:
     return [value if value is not None and value > 0 else None for value in values]
 
 
-def _spaced(names: list[Any], most: int) -> list[Any]:
+def spaced(names: list[Any], most: int) -> list[Any]:
     """At most so many, evenly taken, first and last among them."""
     if len(names) <= most:
         return names
@@ -150,7 +159,7 @@ def _overfitting(detail: dict[str, Any]) -> list[Chart]:
     panels = []
     for title, parts in detail["groups"].items():
         series = [
-            _bars(NAMES[arm], ARM_COLORS[arm], {part: parts[part][arm] for part in parts}, list(parts))
+            _over_seeds("bars", arm, {part: parts[part][arm] for part in parts}, list(parts))
             for arm in parts["training"]
         ]
         panels.append(Panel(series, "", detail["score"], title, names=list(parts)))

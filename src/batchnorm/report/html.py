@@ -30,7 +30,9 @@ def page(result: Result, interactive: bool = False) -> str:
         if interactive:
             specs |= {name: to_plotly(chart) for name, chart in zip(names, found, strict=True)}
         drawn[number] = [
-            f'<div class="plot" id="{name}">{"" if interactive else draw(chart)}</div>'
+            f'<div class="plot" id="{name}" role="img" aria-label="{escape(chart.title)}"></div>'
+            if interactive
+            else f'<div class="plot" id="{name}">{draw(chart)}</div>'
             for name, chart in zip(names, found, strict=True)
         ]
     body = f"""{_header(result)}
@@ -136,9 +138,11 @@ def _section(claim: dict[str, Any], drawn: list[str]) -> str:
 <p class="caption">The claim: {escape(claim["statement"])}</p>
 <p class="statement">{escape(claim["sentence"])}</p>
 <p class="caption">{escape(small)}.</p>
+<div class="shown">
 <div class="plots">{"".join(drawn)}</div>
-{f'<p class="caption">{escape(claim["explanation"])}</p>' if drawn else ""}
-{how}
+<div>{f'<p class="caption">{escape(claim["explanation"])}</p>' if drawn else ""}
+{how}</div>
+</div>
 </section>
 """
 

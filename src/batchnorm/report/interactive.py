@@ -2,24 +2,35 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from html import escape
 from typing import Any
 
 from .axes import limits
-from .chart import COLORS, Chart, Panel, Series
+from .chart import COLORS, SHAPES, Chart, Series, Value
 from .document import plotly
+
+ABOVE, BELOW = 64, 52  # margins in pixels
+SCALE = 1.6  # pixels for a unit of a chart's height, with room for a legend of several lines on a phone
 
 
 def interactive(chart: Chart) -> dict[str, Any]:
     """{"data": …, "layout": …} with the same panels, axes and colours. Names are escaped: plotly takes some tags."""
     rows = -(-len(chart.panels) // chart.columns)
+    titled = any(panel.title for panel in chart.panels)
+    between = (30 if titled else 12) + (0 if chart.shares_x else 50)  # pixels: title, numbers and title of the axis
+    whole = round(SCALE * chart.height) * rows + between * (rows - 1)
     figure = plotly("subplots").make_subplots(
-        rows, chart.columns, subplot_titles=[escape(panel.title) for panel in chart.panels], vertical_spacing=0.2 / rows
+        rows,
+        chart.columns,
+        subplot_titles=[escape(panel.title) for panel in chart.panels],
+        vertical_spacing=between / whole if rows > 1 else None,
     )
     figure.update_layout(
         template="none",
-        height=chart.height * rows + 90,
-        margin={"l": 62, "r": 14, "t": 64, "b": 52},
+        height=whole + ABOVE + BELOW,
+        margin={"l": 62, "r": 14, "t": ABOVE, "b": BELOW},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         legend={"orientation": "h", "y": 1, "yref": "container", "yanchor": "top", "x": 0},
@@ -33,7 +44,11 @@ def interactive(chart: Chart) -> dict[str, Any]:
         for series in panel.series:
             figure.add_trace(_trace(series, series.label not in seen), **place)
             seen.add(series.label)
-        _axes(figure, chart, panel, place)
+        _axes(figure, chart, i, place)
+    for key in chart.legend:  # what no series is called
+        if key.label not in seen:
+            style = {"color": COLORS[key.color][0], "dash": "dot" if key.dashed else "solid"}
+            figure.add_scatter(x=[None], y=[None], mode="lines", line=style, name=escape(key.label))
     found: dict[str, Any] = figure.to_plotly_json()
     return found
 
@@ -52,26 +67,49 @@ def _trace(series: Series, first: bool) -> dict[str, Any]:
     if series.kind == "bars":
         return trace | {"type": "bar", "marker": {"color": color}}
     mode = "markers" if series.kind == "points" else "lines+markers" if series.marked else "lines"
+    symbol = SHAPES.get(series.color, "circle").replace("triangle", "triangle-up")
     line = {"color": color, "width": 2, "dash": "dot" if series.dashed else "solid"}
-    return trace | {"type": "scatter", "mode": mode, "line": line, "marker": {"color": color, "size": 8}}
+    return trace | {
+        "type": "scatter",
+        "mode": mode,
+        "line": line,
+        "marker": {"color": color, "size": 8, "symbol": symbol},
+    }
 
 
 def _distances(upper: Any, lower: Any) -> list[float | None]:
     return [None if None in (u, v) else u - v for u, v in zip(upper, lower, strict=True)]
 
 
-def _axes(figure: Any, chart: Chart, panel: Panel, place: dict[str, int]) -> None:
+def _axes(figure: Any, chart: Chart, i: int, place: dict[str, int]) -> None:
     """Equal axes where the chart has them; bars begin at 0 by themselves."""
-    x: dict[str, Any] = {"title_text": escape(panel.x_title), "type": "log" if panel.log_x else None}
+    panel, panels = chart.panels[i], chart.panels
+    x: dict[str, Any] = {"type": "log" if panel.log_x else None}
+    if not chart.shares_x or i == len(panels) - 1:
+        x["title_text"] = escape(panel.x_title)
+    else:
+        x["showticklabels"] = False
+    if panel.names is None and chart.equal_x and len(panels) > 1:
+        places = [v for p in panels for s in p.series for v in s.x if not isinstance(v, str)]
+        x["range"] = _range(places, panel.log_x)
     if panel.names is not None:
         x |= {"type": "category", "categoryarray": [escape(name) for name in panel.names]}
     elif panel.x_ticks:
         x |= {"tickvals": list(panel.x_ticks), "ticktext": [f"{tick:g}" for tick in panel.x_ticks]}
-    y: dict[str, Any] = {"title_text": escape(panel.y_title), "automargin": True}
-    if panel.log_y:
-        y |= {"type": "log", "exponentformat": "power"}
-    elif chart.equal_y and len(chart.panels) > 1:
-        values = [v for p in chart.panels for s in p.series for v in (*s.y, *(s.low or ()), *(s.high or ()))]
-        y["range"] = list(limits(values, False, any(p.has_bars for p in chart.panels)))
+    y: dict[str, Any] = {"automargin": True}
+    if i == len(panels) // 2 if chart.shares_x else i % chart.columns == 0:
+        y["title_text"] = escape(panel.y_title)
+    shared = panels if chart.equal_y else [panel]
+    values = [v for p in shared for s in p.series for v in (*s.y, *(s.low or ()), *(s.high or ()))]
+    low, high = _range(values, panel.log_y, any(p.has_bars for p in shared))
+    if len(shared) > 1:
+        y["range"] = [low, high]
+    if panel.log_y:  # powers of ten; where there are few, other digits too, which plotly makes 3/4 as large
+        y |= {"type": "log", "exponentformat": "power", **({"dtick": 1} if high - low > 2 else {"tickfont_size": 15})}
     figure.update_xaxes(**x, **place)
     figure.update_yaxes(**y, **place)
+
+
+def _range(values: Iterable[Value], log: bool, zero: bool = False) -> list[float]:
+    """The ends of an axis; of a logarithmic one plotly takes their exponents."""
+    return [math.log10(end) if log else end for end in limits(values, log, zero)]

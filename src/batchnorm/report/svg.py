@@ -1,59 +1,86 @@
-"""A chart drawn as SVG, in the page's own colours: no script is needed to see it."""
+"""A chart drawn as SVG, in the page's own colours: no script is needed to see it.
+
+It is laid out for a phone: 340 units wide, with letters of 12. On a wider screen the picture grows and its letters,
+which the style sheet then makes smaller, do not.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from html import escape
+from itertools import takewhile
+from textwrap import wrap
 
 from .axes import Axis, limits, shown
-from .chart import Chart, Panel, Series, Value
+from .chart import SHAPES, Chart, Key, Panel, Series, Value
 
-WIDTH = 430  # not more: on a phone the letters shrink with the picture
-TOP, RIGHT, BOTTOM, LEFT = 30, 10, 50, 58  # margins of a panel, in pixels
-LETTER = 6.6  # width of a letter at 12 pixels, about
-TURNED = 46  # more room below for names that are written aslant
+WIDTH = 340
+RIGHT, ABOVE, BESIDE = 10, 10, 14  # margins: right of a panel, above its axes, left of axes without numbers
+NUMBERS, TITLE, LINE = 20, 18, 16  # rows below the axes: their numbers, their title; a line of a panel's title
+LETTER = 6.6  # width of a letter at 12 units, about; of others in a wide face:
+WIDTHS = dict.fromkeys("0123456789", 7.6) | dict.fromkeys("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", 4.8) | {"×": 10.0, "…": 12.0, ".": 4.0}
+LONGEST, ASLANT = 16, 40  # letters of a name below an axis, and degrees of those that are turned
+MARKS = 6  # on a line that is not marked at every point
 
 
 def draw(chart: Chart) -> str:
     """The whole chart. Text in it is escaped."""
-    legend, top = _legend(chart)
-    width = WIDTH / chart.columns
-    aslant = any(panel.names and _crowded(panel.names, width) for panel in chart.panels)
-    height = chart.height + (TURNED if aslant else 0)
-    rows = -(-len(chart.panels) // chart.columns)
-    body = "".join(
-        _panel(chart, panel, (i % chart.columns) * width, top + (i // chart.columns) * height, width, height, aslant)
-        for i, panel in enumerate(chart.panels)
-    )
-    total = top + rows * height
+    legend, y = _legend(chart)
+    margin = _margin(chart)
+    lefts = [margin, *[BESIDE if chart.equal_y else margin] * (chart.columns - 1)]
+    width = (WIDTH - sum(lefts) - RIGHT * chart.columns) / chart.columns
+    lines = max(len(_title_lines(panel, width)) for panel in chart.panels)
+    last = len(chart.panels) - chart.columns
+    body, stack = [], y + ABOVE + LINE * lines
+    for i, panel in enumerate(chart.panels):
+        column = i % chart.columns
+        left = sum(lefts[: column + 1]) + column * (width + RIGHT)
+        top = y + ABOVE + LINE * lines
+        numbers = not chart.shares_x or i >= last
+        box = (left, top, left + width, top + chart.height)
+        body.append(_panel(chart, panel, box, lines, numbers, column == 0))
+        if column == 0 and not chart.shares_x:
+            body.append(_y_title(chart, panel, top, top + chart.height))
+        if column == chart.columns - 1 or i == len(chart.panels) - 1:
+            y = top + chart.height + (max(_below(panel, width) for panel in chart.panels) if numbers else 6)
+        if chart.shares_x and i == last:
+            body.append(_y_title(chart, panel, stack, top + chart.height))
+    name = escape(chart.title)
     return (
-        f'<svg class="chart" viewBox="0 0 {WIDTH} {total:g}" role="img" aria-label="{escape(chart.title)}">'
-        f"{legend}{body}</svg>"
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {y:g}" role="img" aria-label="{name}"><title>{name}</title>'
+        f"{legend}{''.join(body)}</svg>"
     )
 
 
 def _legend(chart: Chart) -> tuple[str, float]:
     """Swatches with labels, over as many lines as they need; and where the panels begin."""
-    x, y, drawn = 4.0, 12.0, []
-    for label, color, dashed in chart.entries():
-        wide = 26 + LETTER * len(label) + 14
+    x, y, drawn = 4.0, 10.0, []
+    for key in chart.entries():
+        wide = 26 + wide_as(key.label) + 12
         if x > 4 and x + wide > WIDTH:
             x, y = 4.0, y + 18
-        dash = ' stroke-dasharray="4 3"' if dashed else ""
-        drawn.append(
-            f'<line x1="{x:g}" x2="{x + 18:g}" y1="{y:g}" y2="{y:g}" stroke-width="3"{dash} {_stroke(color)}/>'
-            f'<text class="key" x="{x + 24:g}" y="{y + 4:g}">{escape(label)}</text>'
-        )
+        drawn.append(_swatch(key, x, y))
+        drawn.append(f'<text class="key" x="{x + 24:g}" y="{y + 4:g}">{escape(key.label)}</text>')
         x += wide
-    return "".join(drawn), (y + 10 if drawn else 0)
+    return "".join(drawn), (y + 8 if drawn else 0)
 
 
-def _panel(chart: Chart, panel: Panel, x0: float, y0: float, width: float, height: float, aslant: bool) -> str:
-    left, right = x0 + LEFT, x0 + width - RIGHT
-    top, bottom = y0 + TOP, y0 + height - BOTTOM - (TURNED if aslant else 0)
-    shared = chart.panels if chart.equal_y else [panel]
-    low, high = limits((v for p in shared for v in _heights(p)), panel.log_y, any(p.has_bars for p in shared))
-    y = Axis(low, high, bottom, top, panel.log_y)
+def _swatch(key: Key, x: float, y: float) -> str:
+    if key.kind == "bars":
+        box = f'<path d="M{x + 3:g} {y - 6:g}h12v12h-12z" {_fill(key.color)}/>'
+        return box + mark(key.color, x + 9, y, paint='fill="var(--panel)"')
+    dash = ' stroke-dasharray="4 3"' if key.dashed else ""
+    line = f'<line x1="{x:g}" x2="{x + 18:g}" y1="{y:g}" y2="{y:g}" stroke-width="2"{dash} {_stroke(key.color)}/>'
+    shape = "" if key.dashed or (key.kind == "line" and key.color not in SHAPES) else mark(key.color, x + 9, y)
+    return shape if key.kind == "points" else line + shape
+
+
+def _panel(
+    chart: Chart, panel: Panel, box: tuple[float, float, float, float], lines: int, numbers: bool, first: bool
+) -> str:
+    left, top, right, bottom = box
+    y = Axis(*_range(chart, panel), bottom, top, panel.log_y)
     if panel.names is not None:
         x = Axis(-0.5, len(panel.names) - 0.5, left, right)
     else:
@@ -62,19 +89,27 @@ def _panel(chart: Chart, panel: Panel, x0: float, y0: float, width: float, heigh
             if not isinstance(v, str)
         ]  # fmt: skip
         x = Axis(*limits(places, panel.log_x), left, right, panel.log_x)
-    parts = [_grid(panel, x, y, aslant), *_draw_series(panel, x, y)]
-    if panel.title:
-        parts.append(f'<text class="title" x="{left:g}" y="{y0 + 18:g}">{escape(panel.title)}</text>')
-    if panel.x_title:
-        at = bottom + 38 + (TURNED if aslant else 0)
+    parts = [_grid(panel, x, y, numbers, first or not chart.equal_y), *_draw_series(panel, x, y)]
+    for i, line in enumerate(_title_lines(panel, right - left)):
+        parts.append(f'<text class="title" x="{left:g}" y="{top - 8 - LINE * (lines - 1 - i):g}">{escape(line)}</text>')
+    if panel.x_title and numbers:
+        at = bottom + _below(panel, right - left) - 6
         parts.append(_text("axis", (left + right) / 2, at, escape(panel.x_title)))
-    if panel.y_title and x0 == 0:
-        middle = (top + bottom) / 2
-        parts.append(
-            f'<text class="axis" x="12" y="{middle:g}" text-anchor="middle" transform="rotate(-90 12 {middle:g})">'
-            f"{escape(panel.y_title)}</text>"
-        )
     return "".join(parts)
+
+
+def _y_title(chart: Chart, panel: Panel, top: float, bottom: float) -> str:
+    middle = (top + bottom) / 2
+    return "".join(
+        f'<text class="axis" x="{x}" y="{middle:g}" text-anchor="middle" transform="rotate(-90 {x} {middle:g})">'
+        f"{escape(line)}</text>"
+        for x, line in zip(range(11, WIDTH, LINE), _y_lines(chart, panel), strict=False)
+    )
+
+
+def _range(chart: Chart, panel: Panel) -> tuple[float, float]:
+    shared = chart.panels if chart.equal_y else [panel]
+    return limits((v for p in shared for v in _heights(p)), panel.log_y, any(p.has_bars for p in shared))
 
 
 def _heights(panel: Panel) -> Iterator[Value]:
@@ -84,40 +119,98 @@ def _heights(panel: Panel) -> Iterator[Value]:
         yield from series.high or ()
 
 
-def _crowded(names: Sequence[str], width: float) -> bool:
-    return max(map(len, names), default=0) * LETTER > (width - LEFT - RIGHT) / max(len(names), 1)
+def _margin(chart: Chart) -> float:
+    """Room for the longest number beside the axes, and for their title."""
+    axes = [(panel, Axis(*_range(chart, panel), 0, 1, panel.log_y)) for panel in chart.panels]
+    numbers = max((wide_as(shown(tick)) for _, axis in axes for tick in axis.ticks(5)), default=0)
+    return 8 + numbers + LINE * max(len(_y_lines(chart, panel)) for panel in chart.panels)
 
 
-def _grid(panel: Panel, x: Axis, y: Axis, aslant: bool) -> str:
+def _y_lines(chart: Chart, panel: Panel) -> list[str]:
+    """The title of the axis, over as many lines as its height needs."""
+    height = chart.height * (len(chart.panels) if chart.shares_x else 1) + 2 * ABOVE
+    title = panel.y_title
+    if wide_as(title) > height:  # what stands in brackets is a line of its own
+        title = title.replace(" (", "\n(")
+    return [line for part in title.splitlines() for line in wrap(part, int(height / LETTER))]
+
+
+def _title_lines(panel: Panel, width: float) -> list[str]:
+    return wrap(panel.title, max(int(width / 1.2 / LETTER), 1))
+
+
+def _below(panel: Panel, width: float) -> float:
+    """The height of what stands below the axes."""
+    below: float = NUMBERS + (TITLE if panel.x_title else 0)
+    if panel.names and _aslant(panel.names, width):
+        longest = min(max(map(len, without_prefix(panel.names))), LONGEST)
+        below += LETTER * longest * math.sin(math.radians(ASLANT)) - 4
+    return below
+
+
+def wide_as(text: str) -> float:
+    """The width of a text of 12 units, about."""
+    return sum(WIDTHS.get(letter, LETTER) for letter in text)
+
+
+def without_prefix(names: Sequence[str]) -> list[str]:
+    """Long names without the modules that all of them are in."""
+    modules = zip(*(name.split(".")[:-1] for name in names), strict=False)
+    shared = [found[0] for found in takewhile(lambda found: len(set(found)) == 1, modules)] if len(names) > 1 else []
+    prefix = len(".".join(shared))
+    return [f"…{name[prefix + 1 :]}" if prefix > 1 else name for name in names]
+
+
+def _aslant(names: Sequence[str], width: float) -> bool:
+    longest = max(without_prefix(names), key=len, default="")
+    return len(longest) > 5 and wide_as(longest) > width / max(len(names), 1)
+
+
+def _grid(panel: Panel, x: Axis, y: Axis, numbers: bool, heights: bool) -> str:
     parts = []
     for tick in y.ticks(5):
         at = y(tick)
         parts.append(f'<line class="grid" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>')
-        parts.append(_text("tick", x.start - 6, at + 4, shown(tick), "end"))
+        if heights:
+            parts.append(_text("tick", x.start - 5, at + 4, shown(tick), "end"))
     parts.append(f'<line class="base" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{y.start:.1f}" y2="{y.start:.1f}"/>')
-    if panel.names is not None:
-        parts += _names(panel.names, x, y, aslant)
-    else:
-        for tick in panel.x_ticks or x.ticks(6):
-            parts.append(_text("tick", x(tick), y.start + 17, shown(tick)))
+    if numbers:
+        parts += _names(panel.names, x, y) if panel.names is not None else _numbers(panel, x, y)
     return "".join(parts)
 
 
-def _names(names: Sequence[str], x: Axis, y: Axis, aslant: bool) -> Iterator[str]:
+def _numbers(panel: Panel, x: Axis, y: Axis) -> Iterator[str]:
+    """Numbers below their places, those that would touch another left out."""
+    end = -math.inf
+    for tick in panel.x_ticks or x.ticks(max(int((x.end - x.start) / 34), 2)):
+        text = shown(tick)
+        half = wide_as(text) / 2
+        at = min(x(tick), WIDTH - half)
+        if at - half > end + 4:
+            yield _text("tick", at, y.start + 16, text)
+            end = at + half
+
+
+def _names(names: Sequence[str], x: Axis, y: Axis) -> Iterator[str]:
     """Names below their places; aslant, shortened and not all of them where there is little room."""
-    every = -(-len(names) // 12)
+    names, width, below = without_prefix(names), x.end - x.start, y.start + 16
+    aslant = _aslant(names, width)
+    need = 15 if aslant else max(map(wide_as, names)) + 6
+    every, last = max(math.ceil(need * len(names) / width), 1), len(names) - 1
     for i, name in enumerate(names):
-        if i % every and i != len(names) - 1:
+        if i != last and (i % every or last - i < every):
             continue
-        at, below = x(i), y.start + 17
-        short = name if len(name) <= 16 else name[:7] + "…" + name[-8:]
+        at = x(i)
         if aslant:
+            room = int((at - 4) / LETTER / math.cos(math.radians(ASLANT)))
+            most = max(min(LONGEST, room), 5)
+            short = name if len(name) <= most else f"{name[: most // 2]}…{name[most // 2 + 1 - most :]}"
             yield (
                 f'<text class="tick" x="{at:.1f}" y="{below - 4:.1f}" text-anchor="end" '
-                f'transform="rotate(-40 {at:.1f} {below - 4:.1f})">{escape(short)}</text>'
+                f'transform="rotate(-{ASLANT} {at:.1f} {below - 4:.1f})">{escape(short)}</text>'
             )
         else:
-            yield _text("tick", at, below, escape(name))
+            yield _text("tick", min(at, WIDTH - wide_as(name) / 2), below, escape(name))
 
 
 def _draw_series(panel: Panel, x: Axis, y: Axis) -> Iterator[str]:
@@ -126,20 +219,21 @@ def _draw_series(panel: Panel, x: Axis, y: Axis) -> Iterator[str]:
     slot = abs(x.end - x.start) / max(count, 1)
     if panel.names is None and count > 1:  # a histogram: its bars touch
         slot = 1.25 * abs(_place(panel, x, bars[0].x[1]) - _place(panel, x, bars[0].x[0])) if bars else slot
-    for series in panel.series:
+    for turn, series in enumerate(panel.series):
         offset = (bars.index(series) - (len(bars) - 1) / 2) * 0.8 * slot / len(bars) if series.kind == "bars" else 0.0
         wide = 0.8 * slot / len(bars) if bars else 0.0
         points = [(_place(panel, x, at) + offset, v) for at, v in zip(series.x, series.y, strict=True)]
         if series.kind == "bars":
-            yield from _bars(series, points, y, 0.92 * wide)
+            yield from _bars(series, points, y, 0.92 * wide, len(bars) > 1)
         if series.kind == "line":
             yield _line(series, [(at, None if v is None else y(v)) for at, v in points])
-        if series.kind == "points" or series.marked:
-            yield from (
-                f'<circle cx="{at:.1f}" cy="{y(v):.1f}" r="4" {_fill(series.color)}>{_hint(series, v)}</circle>'
-                for at, v in points if v is not None
-            )  # fmt: skip
         yield from _errors(series, [at for at, _ in points], y)
+        if series.kind == "points" or series.marked:
+            yield from (mark(series.color, at, y(v), _hint(series, v)) for at, v in points if v is not None)
+        elif series.kind == "line" and series.color in SHAPES and not (series.dashed or series.faint):
+            every = max(len(points) // MARKS, 1)
+            some = points[(turn * every // len(panel.series)) % every :: every]
+            yield from (mark(series.color, at, y(v)) for at, v in some if v is not None)
 
 
 def _place(panel: Panel, x: Axis, at: float | str) -> float:
@@ -158,11 +252,12 @@ def _line(series: Series, points: list[tuple[float, float | None]]) -> str:
         pen = "L"
     dash = ' stroke-dasharray="4 3"' if series.dashed else ""
     faint = ' opacity=".5"' if series.faint else ""
-    style = f'fill="none" stroke-width="2"{dash}{faint} {_stroke(series.color)}'
+    style = f'fill="none" stroke-width="1.5"{dash}{faint} {_stroke(series.color)}'
     return f'<path d="{"".join(path)}" {style}>{_hint(series)}</path>'
 
 
-def _bars(series: Series, points: list[tuple[float, Value]], y: Axis, wide: float) -> Iterator[str]:
+def _bars(series: Series, points: list[tuple[float, Value]], y: Axis, wide: float, marked: bool) -> Iterator[str]:
+    """marked: with the mark of the series at the foot of each bar that has room for it."""
     base = y(0.0) if not y.log else y.start
     for at, value in points:
         if value is not None:
@@ -171,12 +266,26 @@ def _bars(series: Series, points: list[tuple[float, Value]], y: Axis, wide: floa
                 f'<rect x="{at - wide / 2:.1f}" y="{top:.1f}" width="{max(wide, 0.5):.1f}" height="{bottom - top:.1f}" '
                 f"{_fill(series.color)}>{_hint(series, value)}</rect>"
             )
+            if marked and wide > 9 and bottom - top > 14:
+                yield mark(series.color, at, base - 7, paint='fill="var(--panel)"')
 
 
 def _errors(series: Series, places: list[float], y: Axis) -> Iterator[str]:
+    """In the colour of the series; on a bar, which has that colour, in ink."""
+    color = "" if series.kind == "bars" else f" {_stroke(series.color)}"
+    kind = "error ink" if series.kind == "bars" else "error"
     for at, low, high in zip(places, series.low or (), series.high or (), strict=False):
         if low is not None and high is not None:
-            yield f'<path class="error" d="M{at:.1f} {y(low):.1f}V{y(high):.1f}"/>'
+            yield f'<path class="{kind}" d="M{at:.1f} {y(low):.1f}V{y(high):.1f}"{color}/>'
+
+
+def mark(color: str, x: float, y: float, hint: str = "", paint: str = "") -> str:
+    """The mark of a colour's series, in that colour or another paint."""
+    shape, paint = SHAPES.get(color, "circle"), paint or _fill(color)
+    if shape == "circle":
+        return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" {paint}>{hint}</circle>'
+    paths = {"square": "m-3 -3h6v6h-6z", "diamond": "m0 -4l4 4l-4 4l-4 -4z", "triangle": "m0 -4l4 7h-8z"}
+    return f'<path d="M{x:.1f} {y:.1f}{paths[shape]}" {paint}>{hint}</path>'
 
 
 def _hint(series: Series, value: Value = None) -> str:

@@ -70,7 +70,7 @@ export function mount(root, { t, docs }) {
     below,
   );
 
-  const series = ARMS.map((arm) => ({ label: t(arm), color: COLORS[arm] }));
+  const series = ARMS.map((arm) => ({ label: t(arm), color: COLORS[arm], dash: arm === "plain" ? [6, 4] : undefined }));
   const dotted = series.map((line) => ({ ...line, points: true }));
   const gradients = lineChart(beside, { label: t("gradientChart"), series: dotted, xLabel: t("layerAxis"), log: true, whole: true, height: 170 });
   const losses = lineChart(beside, { label: t("lossChart"), series, xLabel: t("stepAxis"), log: true, whole: true, height: 170 });

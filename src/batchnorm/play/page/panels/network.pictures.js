@@ -4,7 +4,7 @@ import { BINS, EXTENT, FIELD } from "../network/comparison.js";
 const CLASSES = ["--violet", "--green", "--red", "--grey"];
 const SIDE = 320;
 
-/** Background: the answer at each point, paler where the network is unsure. Dots: the samples in training. */
+/** Background: the answer at each point, paler where the network is unsure. Dots and squares: the samples in training. */
 export function drawField(canvas, { labels, sure }, { train, classes }) {
   const context = sized(canvas, SIDE, SIDE);
   const fills = CLASSES.map(color);
@@ -23,7 +23,9 @@ export function drawField(canvas, { labels, sure }, { train, classes }) {
   train.labels.forEach((label, row) => {
     context.fillStyle = fills[label];
     context.beginPath();
-    context.arc(place(train.inputs[2 * row]), SIDE - place(train.inputs[2 * row + 1]), 3.5, 0, 2 * Math.PI);
+    const [x, y] = [place(train.inputs[2 * row]), SIDE - place(train.inputs[2 * row + 1])];
+    if (label % 2) context.rect(x - 3, y - 3, 6, 6); // classes differ in shape too
+    else context.arc(x, y, 3.5, 0, 2 * Math.PI);
     context.fill();
     context.stroke();
   });
