@@ -71,6 +71,17 @@ def test_opcheck_of_the_primitives(virtual, mask):
     torch.library.opcheck(torch.ops.batchnorm.backward_apply.default, (x, x, *tables, *tables, *rest))
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+@pytest.mark.parametrize("counted", [True, False])
+@of_opcheck
+def test_opcheck_of_the_operators_on_populations(counted, momentum):
+    mean, var, *counters = buffers(3, torch.float32)
+    counters = counters if counted or momentum is None else (None, None)
+    torch.library.opcheck(ops.move_population, (mean, var, *counters, torch.randn(3), torch.rand(3), momentum, True))
+    torch.library.opcheck(torch.ops.batchnorm.anchor.default, (mean, var, 1e-5))
+    torch.library.opcheck(torch.ops.batchnorm.refuse.default, (torch.zeros(3, dtype=torch.bool), "float32", "norm"))
+
+
 def function(training, activation, residual):
     """batch_norm of the tensors alone, for gradcheck; the running statistics are not theirs."""
     mean, var = torch.linspace(-1, 1, 3).double(), torch.linspace(0.5, 2, 3).double()

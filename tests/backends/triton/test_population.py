@@ -53,6 +53,14 @@ def test_like_plain_torch(momentum, skip, poison):
         assert torch.equal(by_torch[~fit], ours[~fit])
 
 
+def test_buffers_of_float64_keep_all_digits():
+    ours = moved(launch.move_population, "inf", 0.5, True, torch.float64)  # 0.5 is the same in float32
+    plain = moved(population.move_in_place, "inf", 0.5, True, torch.float64)
+    assert ours[2:] == plain[2:]
+    for a, b in zip(ours[:2], plain[:2], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-15, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_buffers_of_half_precision(dtype):
     ours = moved(launch.move_population, "nan", 0.3, True, dtype)

@@ -5,6 +5,7 @@ whether sizes are multiples of 16. Sizes that lead to the same specialisation ne
 """
 
 import itertools
+import random
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -117,6 +118,20 @@ def sample() -> Iterator[Call]:
     """Two calls with every kernel that reads a batch, one of planes and one of rows."""
     yield Call((32, 256, 14, 14), False, torch.float32, "gelu", True)
     yield Call((256, 1024), True, torch.bfloat16, "gelu", True)
+
+
+def random_calls(seed: int) -> Iterator[Call]:
+    """Calls with tiles of any shape, without end."""
+    draw = random.Random(seed)
+    while True:
+        size, rank = int(2 ** draw.uniform(4, 24)), draw.randint(0, 2)
+        channels, samples = int(2 ** draw.uniform(0, 11)), int(2 ** draw.uniform(1, 9))
+        side = max(1, round((size / channels / samples) ** (1 / rank))) if rank else 1
+        mask, virtual = draw.choice((None, None, "positions", "values")), draw.choice((0, 0, -(-samples // 3)))
+        yield Call(
+            (samples, channels, *[side] * rank), draw.random() < 0.5, draw.choice(DTYPES),
+            draw.choice((None, *ACTIVATIONS)), draw.random() < 0.5, mask, virtual,
+        )  # fmt: skip
 
 
 def populations() -> list[Launch]:

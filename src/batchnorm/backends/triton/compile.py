@@ -4,6 +4,7 @@
     python -m batchnorm.backends.triton.compile --pairs      some of them, with every pair of choices that any makes
     python -m batchnorm.backends.triton.compile --heaviest   of every tile those that need the most registers
     python -m batchnorm.backends.triton.compile --sample     every kernel once for planes and once for rows
+    python -m batchnorm.backends.triton.compile --random=7   12 launches of random calls, from the seed 7
 
 `--sm_90`, and likewise the other targets, compiles for this one alone; `--list` compiles nothing.
 
@@ -25,7 +26,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from batchnorm.backends.triton.calls import Call, every_call, heaviest, populations, sample
+from batchnorm.backends.triton.calls import Call, every_call, heaviest, populations, random_calls, sample
 from batchnorm.backends.triton.cover import pairs
 from batchnorm.backends.triton.launch import Launch
 
@@ -38,9 +39,11 @@ TARGETS = {
 # Bytes of shared memory that a program has without asking for more, the least of any card of these targets, and
 # registers that a thread can have.
 SHARED, REGISTERS = 48 * 1024, {"cuda": 255, "hip": 512}
-# NVIDIA's assembler keeps one value in memory where that lets more programs share a multiprocessor, even at 32 registers
-# of 255. More than one would be a tile that is too large.
+# NVIDIA's assembler keeps one value in memory where more programs then share a multiprocessor, even at 32 registers of
+# 255. More than one would be a tile that is too large.
 ONE_VALUE = {"cuda": 8, "hip": 0}
+
+RANDOM = 12  # specialisations of a random sample
 
 # Arguments that a call may leave out.
 OPTIONAL = (
@@ -136,11 +139,20 @@ def _launches(calls: Iterable[Call]) -> Iterator[Launch]:
     return itertools.chain.from_iterable(call.launches() for call in calls)
 
 
+def _any_of(calls: Iterable[Call]) -> Iterator[Launch]:
+    """One launch of each call, the next in turn."""
+    for turn, call in enumerate(calls):
+        launches = call.launches()
+        yield launches[turn % len(launches)]
+
+
 def chosen(arguments: list[str]) -> list[Specialisation]:
     """Those that the command line asks for."""
     if "--sample" in arguments:
         launches = itertools.chain(_launches(sample()), populations()[:1])
         return _first_of_each(launches, lambda s: (s.launch.name, s.launch.plan.view.rows))
+    if seed := next((a.removeprefix("--random=") for a in arguments if a.startswith("--random=")), None):
+        return list(itertools.islice(specialisations(_any_of(random_calls(int(seed)))), RANDOM))
     if "--heaviest" in arguments:
         return _first_of_each(
             _launches(heaviest()),

@@ -283,7 +283,8 @@ class _Moving:
             raise RuntimeError("a cumulative average (momentum=None) needs num_batches_tracked")
         return {
             "running_mean": mean, "running_var": var, "batches": self.batches, "skipped": self.skipped,
-            "momentum": float(momentum or 0.0), "limit": float(torch.finfo(var.dtype).max),
+            "momentum": float(momentum or 0.0),
+            "limit": min(torch.finfo(dtype).max for dtype in (var.dtype, torch.float32)),  # an argument in float32
             "CUMULATIVE": momentum is None, "SKIP": self.skip,
         }  # fmt: skip
 
