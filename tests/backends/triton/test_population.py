@@ -61,6 +61,20 @@ def test_buffers_of_float64_keep_all_digits():
         torch.testing.assert_close(a, b, rtol=1e-15, atol=0)
 
 
+@pytest.mark.parametrize("shape", [(4, 5, 3), (9, 5, 40)], ids=["on chip", "in shares"])
+def test_the_fused_forward_keeps_all_digits_of_buffers_in_float64(shape):
+    x, channels = drifting(*shape), shape[1]
+    old = torch.randn(2, channels, dtype=torch.float64).abs() + 0.5
+    mean, var = old.clone().unbind()
+    moving = mean, var, torch.tensor(4), torch.tensor(0)
+    assert (plan.whole(plan.view(shape, False), 4) is None) == (shape[0] == 9)
+    _, statistics = launch.forward(x, *[None] * 5, *moving, 0.5, 1e-5, None, True)
+    n = x.numel() // channels
+    batch = torch.stack((statistics[0], statistics[2] * n / (n - 1)))
+    torch.testing.assert_close(torch.stack((mean, var)), (old + batch) / 2, rtol=1e-14, atol=0)
+    assert int(moving[2]) == 5
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_buffers_of_half_precision(dtype):
     ours = moved(launch.move_population, "nan", 0.3, True, dtype)
