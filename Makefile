@@ -24,12 +24,8 @@ play:      ## build the page of `batchnorm play` with npm, and run its own tests
 	  echo "make play: skipped, npm cannot fetch the packages of the page here"; \
 	else cd $(PAGE) && node build.mjs >/dev/null && npm test --silent; fi
 
-test: $(VENV)/dev.ready             ## every test, in parallel
-	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
-
-# Beside `make test`, not in it: on Python 3.11 the measurement makes each line slower, and the time of `make test` is an aim.
-coverage: $(VENV)/dev.ready         ## the same, and which lines of the package no test runs
-	@$(BIN)/python -m pytest -n $(JOBS) --cov --cov-report=term-missing $(ARGS)
+test: $(VENV)/dev.ready             ## every test, in parallel; in CI also which lines of the package no test runs
+	@$(BIN)/python -m pytest -n $(JOBS) $(if $(CI),--cov --cov-report=term-missing) $(ARGS)
 
 # Left out: pages, commands and studies, which compute nothing of their own on batch norms, and the native kernels' tests.
 COMPUTES_NOTHING := report play experiment doctor benchmark backends/native test_cli.py test_import.py

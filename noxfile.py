@@ -1,8 +1,8 @@
 """Every supported Python with every supported torch, in an environment each: ``nox --list``.
 
-    nox -s "tests-3.12(torch='2.13.0')"       # all tests with one pair
-    nox -s compatibility --python 3.12        # the tests that docs/compatibility.md lists, recorded there
-    nox -s wheel -- -x                        # what follows -- goes to pytest
+    nox -s "tests(python='3.12', torch='2.13.0')"    # all tests with one pair
+    nox -s compatibility --python 3.12               # the tests that docs/compatibility.md lists, recorded there
+    nox -s wheel -- -x                               # what follows -- goes to pytest
 
 A Python that is not installed is skipped, and is an error with --error-on-missing-interpreters.
 """

@@ -38,6 +38,37 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         TypeError,
         r"expected lengths to be a tensor, got list; pass torch\.as_tensor\(lengths\)",
     ),
+    "lengths of an input without positions": (
+        lambda: layer()(x()[:, :, 0], lengths=torch.tensor([1, 2, 3, 4])),
+        ValueError,
+        r"lengths need an input \(N, C, L\), got \(4, 3\); pass mask=",
+    ),
+    "an input of numpy": (
+        lambda: layer()(x().numpy()),
+        TypeError,
+        r"expected a tensor \(N, C, \*\), got ndarray; pass torch\.as_tensor\(input\)",
+    ),
+    "a group by its name": (
+        lambda: layer(process_group="world"),
+        ValueError,
+        r"process_group must be True or a process group, or None; got 'world'",
+    ),
+    "renorm=True": (lambda: layer(renorm=True), ValueError, r"renorm must be a bn\.Renorm, or None; got True"),
+    "limits of renorm that are none": (
+        lambda: bn.Renorm(r_max=0.5),
+        ValueError,
+        r"expected r_max ≥ 1, d_max ≥ 0 and warmup ≥ 0, got Renorm\(r_max=0\.5",
+    ),
+    "freezing what has no statistics": (
+        lambda: layer(track_running_stats=False).freeze(),
+        ValueError,
+        r"has no running statistics to normalise by: it cannot be frozen",
+    ),
+    "populations of what keeps none": (
+        lambda: layer(track_running_stats=False).add_bank("night"),
+        ValueError,
+        r"keeps no population, so it cannot keep several",
+    ),
     "a mask in the residual's place": (
         lambda: layer()(x(), torch.ones(4, 5, dtype=torch.bool)),
         TypeError,
@@ -84,7 +115,6 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         RuntimeError,
         "the input is a nested tensor; pad it",
     ),
-    "an input of numpy": (lambda: layer()(x().numpy()), TypeError, r"expected a tensor \(N, C, \*\), got ndarray"),
     "no eps": (lambda: layer(eps=None), TypeError, "eps must be a number, got None"),
     "no eps, set later": (lambda: later(eps=None)(x()), TypeError, "eps must be a number, got None"),
     "no eps for the function": (

@@ -74,6 +74,15 @@ def test_the_workflow_runs_what_there_is() -> None:
     assert set(listing[1].split()) <= {session["name"] for session in sessions()}
 
 
+def test_the_sessions_that_the_docs_name_are_there() -> None:
+    found = sessions()
+    known = {session[key] for session in found for key in ("session", "name")}
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("noxfile.py", "docs/compatibility.md")]
+    named = re.findall(r'^ *nox -s (?:"(.+?)"|(\w+))', "\n".join(texts), re.M)
+    assert len(named) == 5
+    assert {quoted or plain for quoted, plain in named} <= known
+
+
 def test_hooks_use_programs_of_the_environment() -> None:
     yaml = pytest.importorskip("yaml", reason="reads .pre-commit-config.yaml")
     (repository,) = yaml.safe_load((ROOT / ".pre-commit-config.yaml").read_text(encoding="utf-8"))["repos"]

@@ -1,7 +1,7 @@
 """One rank of `test_dtensor.py`: `python dtensor_ranks.py RANK WORLD_SIZE FOLDER`.
 
 Leaves in FOLDER, for every placement of the input, how far output, gradients and population are from those of the whole
-batch in one process, and what a plain input to a distributed layer says.
+batch in one process, the collectives of a forward pass, and what a plain input to a distributed layer says.
 """
 
 import sys
@@ -20,6 +20,7 @@ with warnings.catch_warnings():  # torch scripts a part of itself when these are
     warnings.simplefilter("ignore")
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module, distribute_tensor
+    from torch.distributed.tensor.debug import CommDebugMode
 
 PLACEMENTS = {"replicated": Replicate(), "samples": Shard(0), "channels": Shard(1), "positions": Shard(2)}
 OPTIONS: dict[str, dict[str, Any]] = {
@@ -36,6 +37,14 @@ def step(layer: nn.Module, x: Tensor, grad: Tensor) -> list[Tensor]:
     return [y, x.grad, layer.weight.grad, layer.bias.grad, layer.running_mean, layer.running_var]
 
 
+def collectives(training: bool, x: DTensor) -> dict[str, int]:
+    """Those of a forward pass, by name."""
+    layer = distribute_module(bn.BatchNorm2d(4, dtype=torch.float64), x.device_mesh).train(training)
+    with CommDebugMode() as seen:
+        layer(x)
+    return {kind.__name__: count for kind, count in seen.get_comm_counts().items()}
+
+
 def whole(t: Tensor) -> Tensor:
     return t.full_tensor() if isinstance(t, DTensor) else t
 
@@ -46,13 +55,16 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     mesh = init_device_mesh("cpu", (world_size,))
     g = torch.Generator().manual_seed(0)
     x, grad = (torch.randn(6, 4, 4, 3, generator=g, dtype=torch.float64) + offset for offset in (5.0, 0.2))
-    errors = {}
+    errors: dict[Any, Any] = {}
     for name, options in OPTIONS.items():
         wanted = step(bn.BatchNorm2d(4, dtype=torch.float64, **options), x, grad)
         for where, placement in PLACEMENTS.items():
             layer = distribute_module(bn.BatchNorm2d(4, dtype=torch.float64, **options), mesh)
             got = step(layer, *(distribute_tensor(t.clone(), mesh, [placement]) for t in (x, grad)))
             errors[name, where] = max((whole(a) - b).abs().max().item() for a, b in zip(got, wanted, strict=True))
+    for training in (True, False):
+        sharded = distribute_tensor(x.clone(), mesh, [PLACEMENTS["samples"]])
+        errors["collectives", training] = collectives(training, sharded)
     try:
         distribute_module(bn.BatchNorm2d(4, dtype=torch.float64), mesh)(x)
     except RuntimeError as error:
