@@ -41,6 +41,9 @@ class Call(NamedTuple):
     residual: bool = False
     mask: str | None = None  # "positions", "values"
     virtual: int = 0
+    affine: tuple[bool, bool] = (True, True)  # γ, β
+    memory: torch.dtype = torch.float32  # of the running statistics
+    other: torch.dtype | None = None  # of the gradient and the residual, if not the input's
 
     def tensor(self, dtype: torch.dtype | None = None) -> Tensor:
         """A tensor of the call's shape and layout, without values."""
@@ -57,8 +60,8 @@ class Call(NamedTuple):
         return found
 
     def _primitives(self) -> None:
-        x, grad, channels = self.tensor(), self.tensor(), self.shape[1]
-        residual = self.tensor() if self.residual else None
+        x, grad, channels = self.tensor(), self.tensor(self.other), self.shape[1]
+        residual = self.tensor(self.other) if self.residual else None
         mask = None
         if self.mask is not None:
             space = torch.Size(self.shape[2:])
@@ -72,9 +75,11 @@ class Call(NamedTuple):
         assert mean.shape[1] == channels
 
     def _plain(self) -> None:
-        x, grad = self.tensor(), self.tensor()
-        residual = self.tensor() if self.residual else None
-        weight, bias, mean, var = torch.empty(4, self.shape[1], device="meta").unbind()
+        x, grad = self.tensor(), self.tensor(self.other)
+        residual = self.tensor(self.other) if self.residual else None
+        vectors = torch.empty(2, self.shape[1], device="meta").unbind()
+        weight, bias = (t if there else None for t, there in zip(vectors, self.affine, strict=True))
+        mean, var = torch.empty(2, self.shape[1], dtype=self.memory, device="meta").unbind()
         batches, skipped = torch.empty(2, dtype=torch.int64, device="meta").unbind()
         options = 1e-5, self.activation, True
         population = mean, var, batches, skipped
@@ -89,11 +94,12 @@ class Call(NamedTuple):
         launch.backward(*given, False, [False, False, True, True])
         # γ without β, parameters and running statistics of the input's dtype, and a gradient of float32
         launch.forward(x, residual, weight, None, None, None, *population, 0.1, *options)
-        own = [t.to(self.dtype) for t in (weight, bias, mean, var)]
-        launch.forward(x, residual, *own[:2], None, None, *own[2:], batches, skipped, 0.1, *options)
+        own = tuple(None if t is None else t.to(self.dtype) for t in (weight, bias))
+        moving = mean.to(self.dtype), var.to(self.dtype), batches, skipped
+        launch.forward(x, residual, own[0], own[1], None, None, *moving, 0.1, *options)
         rest = statistics, 1e-5, self.activation, False
         launch.backward(grad, x, extra, weight, None, *rest, [True, self.residual, True, False])
-        launch.backward(self.tensor(torch.float32), x, extra, *own[:2], *rest, [True, self.residual, True, True])
+        launch.backward(self.tensor(torch.float32), x, extra, own[0], own[1], *rest, [True, self.residual, True, True])
 
 
 def every_call() -> Iterator[Call]:
@@ -121,7 +127,7 @@ def sample() -> Iterator[Call]:
 
 
 def random_calls(seed: int) -> Iterator[Call]:
-    """Calls with tiles of any shape, without end."""
+    """Calls with tiles of any shape and tensors of any dtypes that go together, without end."""
     draw = random.Random(seed)
     while True:
         size, rank = int(2 ** draw.uniform(4, 24)), draw.randint(0, 2)
@@ -131,6 +137,8 @@ def random_calls(seed: int) -> Iterator[Call]:
         yield Call(
             (samples, channels, *[side] * rank), draw.random() < 0.5, draw.choice(DTYPES),
             draw.choice((None, *ACTIVATIONS)), draw.random() < 0.5, mask, virtual,
+            (draw.random() < 0.5, draw.random() < 0.5), draw.choice((*DTYPES, torch.float64)),
+            draw.choice((None, *DTYPES)),
         )  # fmt: skip
 
 
