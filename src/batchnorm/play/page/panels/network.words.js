@@ -28,7 +28,7 @@ export const words = {
     depth: "Hidden layers",
     rate: "Learning rate",
     batchSize: "Batch size",
-    steps: "{n} steps",
+    steps: "step {n}",
     accuracy: "{a} % right on new data",
     stopped: "diverged at step {n}",
     trainLoss: "loss {l}",
