@@ -77,13 +77,15 @@ _forced: ContextVar[str | None] = ContextVar("batchnorm_backend", default=None)
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Have every batch norm in this context (of this thread) use one backend: "native", "triton", "aten" or
-    "reference".
+    """Use one backend for every batch norm within a `with`, in this thread.
 
-    "native" are the C++ kernels for CPU. "triton" are kernels for CUDA, ROCm and XPU devices, in float32, float16 and
-    bfloat16. "aten" is torch's own operator, for the plain case on any device. "reference"
-    is plain torch, for everything on any device. A call that the backend cannot serve is an error, never another
-    backend in silence. The backward pass uses the backend of its forward pass.
+    A call that the backend cannot serve is an error: no other backend takes its place. The backward pass uses the
+    backend of its forward pass.
+
+    Args:
+        name: "native" for the C++ kernels, on CPU; "triton" for kernels on CUDA, ROCm and XPU devices, in float32,
+            float16 and bfloat16; "aten" for torch's own operator, which does plain batch norm on any device;
+            "reference" for plain torch operations, which do everything on any device.
 
     Raises:
         ValueError: an unknown name.

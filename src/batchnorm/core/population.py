@@ -125,7 +125,7 @@ def unfit(batch: Moments, dtype: torch.dtype) -> Tensor:
 class Window:
     """Micro-batches that count as one: their merged moments come out once `steps` of them went in, or by `drain`.
 
-    Source of the merge: `Moments.merge`.
+    The merge is that of `Moments.merge`.
     """
 
     steps: int | None

@@ -14,12 +14,17 @@ NonFinite = Literal["skip", "raise", "propagate"]
 
 @dataclass(frozen=True)
 class Renorm:
-    """Batch renormalisation: in training too, normalise (nearly) as the population would.
+    """Batch renormalisation: training normalises nearly as evaluation does, by the running statistics within limits.
 
     x̂ = (x − μ)/σ·r + d with r = σ/σ_pop clipped to [1/r_max, r_max] and d = (μ − μ_pop)/σ_pop clipped to
     [−d_max, d_max], both constants to the gradient. Over the first `warmup` batches the limits grow linearly from
-    (1, 0), which is plain batch norm; with ``gradual=False`` they stay there and change at its end, as in CrossQ (Bhatt
-    et al. 2024, arXiv 1902.05605). `num_batches_tracked` counts the batches.
+    (1, 0), which is plain batch norm. `num_batches_tracked` counts the batches.
+
+    Args:
+        r_max: the limit of r, at least 1.
+        d_max: the limit of |d|, at least 0.
+        warmup: the number of batches before the limits are fully open; 0 for none.
+        gradual: False to keep the limits at (1, 0) during the warm-up and open them at its end, as in CrossQ.
 
     Raises:
         ValueError: r_max < 1, d_max < 0 or warmup < 0.
@@ -28,7 +33,8 @@ class Renorm:
         >>> import batchnorm as bn
         >>> layer = bn.BatchNorm(8, renorm=bn.Renorm(r_max=3, d_max=5, warmup=1000))
 
-    Source: Ioffe 2017, "Batch Renormalization", algorithm 1.
+    Source: Ioffe 2017, "Batch Renormalization" (arXiv:1702.03275), algorithm 1; CrossQ: Bhatt et al.
+    (arXiv:1902.05605).
     """
 
     r_max: float = 3.0
@@ -75,9 +81,9 @@ class Rules:
         virtual_batch_size: samples of a ghost batch.
         process_group: the ranks that share statistics; True for all.
         renorm: batch renormalisation.
-        single: what one value per channel is normalised by in training: an "error", or the "population".
+        single: one value per channel in training is an "error", or is normalised by the "population".
         nonfinite: the effect of NaN and Inf on the running statistics.
-        recompute: whether the output may be computed again for the backward pass.
+        recompute: True if the output may be computed again for the backward pass.
 
     Raises:
         ValueError: a value that an option does not have.

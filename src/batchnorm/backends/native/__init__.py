@@ -50,10 +50,10 @@ def load() -> Path:
 
 
 def empty_cache() -> int:
-    """Give the idle memory of large outputs back to the system; returns how many bytes that were.
+    """Give the idle memory of large outputs back to the system; returns the number of bytes.
 
-    Outputs of 4 MiB and more take memory from a pool, which keeps what they free for the next ones. 0 where no
-    native kernel has been used.
+    Outputs of 4 MiB and more take their memory from a pool. The pool keeps freed memory for later outputs. It is empty,
+    and 0 is returned, until a native kernel has been used.
 
     Examples:
         >>> import batchnorm as bn
