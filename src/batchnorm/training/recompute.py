@@ -33,7 +33,7 @@ def recompute(model: nn.Module, chain: bool = False) -> Iterator[None]:
 
     Args:
         model: its batch norms of ours count, but for layers with ``recompute=False``.
-        chain: whether a block's output may follow from another one that is computed again.
+        chain: True if a block's output may be computed from another one that is computed again.
 
     Raises:
         ValueError: the model has no batch norm of ours.
@@ -48,6 +48,9 @@ def recompute(model: nn.Module, chain: bool = False) -> Iterator[None]:
         >>> with bn.recompute(model):
         ...     y = model(torch.randn(2, 3, 9, 9))
         >>> y.sum().backward()
+
+    Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (arXiv:1604.06174), for batch norms alone;
+    Rota Bulò et al. 2018 (arXiv:1712.02616) save memory at the same place by inverting the activation instead.
     """
     require_own_layers(model)
     hooks = Hooks(LINKS["chain" if chain else True])
