@@ -1,4 +1,4 @@
-"""Population statistics of a model computed exactly, not as a moving average."""
+"""Running statistics computed exactly from data, in place of a moving average."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,11 +29,11 @@ class Calibration:
     unused: tuple[str, ...] = ()
 
     def restore(self) -> None:
-        """The statistics from before, bit for bit."""
+        """Put the running statistics back to their values from before, bit for bit."""
         self.before.restore(self.layers)
 
     def apply(self) -> None:
-        """The calibrated statistics once more, after `restore`."""
+        """Set the calibrated statistics again, after `restore`."""
         self.after.restore(self.layers)
 
     @property
@@ -79,6 +79,8 @@ def calibrate(
     (`torch.optim.swa_utils.AveragedModel`) need this after averaging.
 
     Args:
+        model: its running statistics change in place.
+        exact: False for one pass with statistics of single batches.
         batches: a list, a DataLoader, or a function that returns an iterator; the same data in every pass (an
             iterator serves with ``exact=False``).
         feed: called as feed(model, batch). By default model(batch); of a tuple or list the first element; a dict as
@@ -104,7 +106,7 @@ def calibrate(
         >>> layer.running_mean.item(), layer.running_var.item()
         (3.0, 7.0)
 
-    Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (precise BN).
+    Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm" (arXiv:2105.07576), section 3 (precise BN).
     """
     layers = populations(model)
     if not layers:

@@ -1,4 +1,4 @@
-"""The layers that `convert` can turn into ours, and the layers that `revert` turns them back into.
+"""The classes that `convert` and `revert` turn into one another.
 
 torch's four classes and those of `register` change their class and nothing else. Layers of other packages are known by
 name, so that nothing is imported, and the first of each class is compared with ours on a probe.
@@ -57,6 +57,8 @@ def register(theirs: type[nn.Module], ours: type[BatchNorm], *, example: nn.Modu
     and statistics of both are compared on a small input.
 
     Args:
+        theirs: a subclass of torch's batch norms, not of ours.
+        ours: a subclass of `BatchNorm` that stands for no other class.
         example: a layer of the class `theirs`; needed if ``theirs(num_features)`` does not make one.
 
     Raises:

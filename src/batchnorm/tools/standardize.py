@@ -34,7 +34,9 @@ class Standardize(nn.Module):
             from a state_dict.
         axis: the dimension of the features; 1 for (N, C) and (N, C, H, W), −1 for (N, L, C).
         clip: the largest |y|, or None; what was clipped is not restored by `inverse`.
-        running: update in `forward` while training, as observations in reinforcement learning need.
+        running: True to update the statistics in `forward` while training, as observations in reinforcement learning
+            need.
+        device: of the statistics; None for torch's default device.
 
     Shape:
         input and output of `forward` and `inverse`: any with C at `axis`; same dtype (integers become the default). A
@@ -54,7 +56,7 @@ class Standardize(nn.Module):
         >>> bn.Standardize().fit(data.numpy())(data.numpy())[:, 0].round(4)
         array([ 1.2247, -1.2247,  0.    ], dtype=float32)
 
-    Source of the merge: Chan, Golub & LeVeque 1983, equation 2.1.
+    Source: the merge is that of Chan, Golub & LeVeque 1983, equation 2.1.
     """
 
     count: Tensor
