@@ -24,10 +24,10 @@ AVERAGING = tuple(
 
 
 class BatchNormCallback(Callback):
-    """Batch norms in a Lightning run.
+    """Lightning callback: windows, freezing, calibration, records and diagnosis of the batch norms.
 
-    - With ``Trainer(accumulate_grad_batches=k)`` the population moves once for each step of the optimizer, by the
-      merged moments of its micro-batches, a shorter last step included.
+    - With ``Trainer(accumulate_grad_batches=k)`` the running statistics are updated once for each step of
+      the optimizer, by the merged moments of its micro-batches, a shorter last step included.
     - `freeze_at` and `unfreeze_at` freeze the batch norms by epoch.
     - `calibrate` sets the statistics before each validation and at the end, also those of averaged weights: put this
       callback behind `WeightAveraging` and `StochasticWeightAveraging`. The counters of batches go on.
@@ -41,8 +41,9 @@ class BatchNormCallback(Callback):
         TypeError, ValueError: a bad option; when training begins, a model without a batch norm of ours, or a callback
             that averages weights behind this one.
 
-    >>> from batchnorm.integrations.lightning import BatchNormCallback  # doctest: +SKIP
-    >>> trainer = Trainer(callbacks=[BatchNormCallback(calibrate=True, limit=100)])  # doctest: +SKIP
+    Examples:
+        >>> from batchnorm.integrations.lightning import BatchNormCallback  # doctest: +SKIP
+        >>> trainer = Trainer(callbacks=[BatchNormCallback(calibrate=True, limit=100)])  # doctest: +SKIP
     """
 
     def __init__(self, **options: Any) -> None:
@@ -140,8 +141,9 @@ class BatchNormSync(TorchSyncBatchNorm):
     length of the training; ours keep all their options, and a process group of their own. After training every layer is
     what it was (a layer of torch that was frozen on the way stays ours, since torch's cannot be frozen).
 
-    >>> from batchnorm.integrations.lightning import BatchNormSync  # doctest: +SKIP
-    >>> trainer = Trainer(accelerator="cpu", devices=2, plugins=[BatchNormSync()])  # doctest: +SKIP
+    Examples:
+        >>> from batchnorm.integrations.lightning import BatchNormSync  # doctest: +SKIP
+        >>> trainer = Trainer(accelerator="cpu", devices=2, plugins=[BatchNormSync()])  # doctest: +SKIP
     """
 
     def __init__(self) -> None:
