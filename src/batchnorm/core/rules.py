@@ -1,4 +1,4 @@
-"""The five decisions of a batch norm as one value, validated once."""
+"""The options of a batch norm beyond torch's, as one value that is validated once."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, TypedDict, Unpack, get_args
@@ -47,7 +47,7 @@ class Renorm:
             raise ValueError(f"expected r_max ≥ 1, d_max ≥ 0 and warmup ≥ 0, got {self}")
 
     def limits(self, batches: Tensor | None) -> tuple[float | Tensor, float | Tensor]:
-        """(r_max, d_max) after so many batches, or those at the end of the warm-up if the number is unknown."""
+        """(r_max, d_max) after `batches` batches; None for those at the end of the warm-up."""
         if batches is None or not self.warmup:
             return self.r_max, self.d_max
         part = (batches / self.warmup).clamp(max=1)
@@ -56,7 +56,7 @@ class Renorm:
 
 
 class ConvertOptions(TypedDict, total=False):
-    """The options as keywords of `convert`, which sets only those it is given; its own `recompute` is another."""
+    """The options as keywords of `convert`, all optional; `convert` has a `recompute` of another meaning."""
 
     activation: str | None
     virtual_batch_size: int | None
@@ -67,14 +67,14 @@ class ConvertOptions(TypedDict, total=False):
 
 
 class Options(ConvertOptions, total=False):
-    """The options as keywords of `set_options`, which sets only those it is given."""
+    """The options as keywords of `set_options`, all optional."""
 
     recompute: bool
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The decisions beyond torch's arguments, with torch's behaviour as the default.
+    """The options beyond torch's arguments.
 
     Args:
         activation: applied to the output in the same pass.
@@ -96,7 +96,8 @@ class Rules:
     single: Single = "error"
     nonfinite: NonFinite = "skip"
     recompute: bool = True
-    # whether the batch's own statistics are all that normalises in training, and whether nothing else is asked for
+    # plain: training normalises by the statistics of the whole batch alone. everyday: also without a process group, and
+    # without an error for batches that are not finite.
     plain: bool = field(init=False, repr=False, compare=False, default=True)
     everyday: bool = field(init=False, repr=False, compare=False, default=True)
 
