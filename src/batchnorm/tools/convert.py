@@ -59,7 +59,7 @@ def convert(
     if sync:
         options["process_group"] = True
     recomputation.check(recompute)
-    BatchNorm(1).set_options(**options)  # complains before anything is changed
+    BatchNorm(1).set_options(**options)  # raises an error before anything is changed
     left: Left = defaultdict(list)
     for name, module in model.named_modules():
         theirs = type(module).__name__

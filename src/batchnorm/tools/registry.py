@@ -25,7 +25,7 @@ _ours: dict[type[nn.Module], type[BatchNorm]] = {
 
 
 class Known(NamedTuple):
-    """Layers of another package: how to tell them, and how they become ours and theirs again."""
+    """Layers of another package: functions that recognise them, convert them, and revert the conversion."""
 
     is_it: Callable[[type[nn.Module]], bool]
     ours: type[BatchNorm]
@@ -95,9 +95,9 @@ def knows(module: nn.Module) -> bool:
 
 
 def make_ours(module: Any) -> str | None:
-    """Turn a layer that is known into ours, in place; returns why it was left, or None.
+    """Convert a known layer to ours, in place; returns the reason if it was left as it is, or None.
 
-    A module that is no batch norm at all is passed over.
+    A module that is no batch norm is left without a reason.
     """
     theirs = type(module)
     if theirs in _ours:
@@ -136,7 +136,7 @@ def counterpart(layer: BatchNorm) -> type[nn.Module] | None:
 
 
 def leave(layer: BatchNorm) -> None:
-    """Take back what a known layer was given when it became ours."""
+    """Remove the attributes that a known layer got when it became ours."""
     for known in KNOWN:
         if known.ours is type(layer):
             known.leave(layer)

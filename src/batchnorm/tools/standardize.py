@@ -156,7 +156,7 @@ class Standardize(nn.Module):
         return self
 
     def merge(self, *others: "Standardize | Moments") -> Self:
-        """Add what others have seen (shards, workers, clients), exactly as if this layer had seen it.
+        """Add the statistics of other layers (shards, workers, clients), as if this layer had seen their data.
 
         Examples:
             >>> import torch, batchnorm as bn
@@ -198,7 +198,7 @@ class Standardize(nn.Module):
     @overload
     def inverse(self, y: np.ndarray) -> np.ndarray: ...
     def inverse(self, y: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """y·σ + mean: the data again, from what `forward` made of it (or a network that predicts in its units)."""
+        """y·σ + mean: standardised values, of `forward` or predicted by a network, in the units of the data."""
         if isinstance(y, np.ndarray):
             return self._on_array(self.inverse, y)
         high, low, scale, dtype = self._constants(y)
@@ -238,7 +238,7 @@ class Standardize(nn.Module):
         self._need_data()
 
     def _width(self, x: Tensor) -> int | None:
-        """How many features x has; None if it has no dimension `axis`."""
+        """The number of features of x; None if it has no dimension `axis`."""
         return x.shape[self.axis] if -x.dim() <= self.axis < x.dim() else None
 
     def _need_data(self) -> None:
@@ -246,7 +246,7 @@ class Standardize(nn.Module):
             raise RuntimeError("Standardize has not seen any data: call fit or partial_fit, or load a state_dict")
 
     def _fitted(self) -> bool:
-        """True once any value was seen; then it is not asked again, so that a GPU is waited for once."""
+        """True once any value was seen. The answer is kept, so that a GPU is waited for only once."""
         if not self.__dict__.get("_seen"):
             self._seen = bool(self.count.any())
         return self._seen
@@ -274,7 +274,7 @@ class Standardize(nn.Module):
                 getattr(self, name).copy_(getattr(total, name))
 
     def _take_width(self, width: int) -> None:
-        """Gives the layer its number of features, if it had none."""
+        """Set the number of features, if it was not given."""
         if self.num_features is None:
             self.num_features = width
             for name in ("count", "mean", "m2"):
@@ -287,7 +287,7 @@ class Standardize(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Follow the model to a device, but not to a dtype: statistics in half precision would be wrong for good."""
+        """Move the statistics to another device, but keep their dtype: rounding to half precision cannot be undone."""
         lacks_double = fn(torch.zeros(0)).device.type == "mps"
         for name in ("count", "mean", "m2"):
             old = getattr(self, name)
