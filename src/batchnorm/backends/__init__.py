@@ -1,8 +1,8 @@
-"""The backends: what they offer, and how to force one.
+"""The interface that all backends have, and the context that forces one.
 
 On CPU the native kernels serve every call. Without a compiler, and on other devices, torch's own operator (`aten`)
-serves the plain case and the reference the rest. Triton's kernels serve where they are asked for, and on cards on which
-a measurement speaks for them (`triton/table.py`).
+serves the plain case and the reference the rest. Triton's kernels run if they are asked for, and on cards where a
+measurement has shown that they are faster (`triton/table.py`).
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Primitives(Protocol):
-    """The four primitives that any batch norm is composed of. `backends/reference.py` says what they compute.
+    """The four primitives that any batch norm is composed of. `backends/reference.py` defines what they compute.
 
     x, residual and gradients are (N, C, *). Statistics and coefficients are (G, C) or (1, C) in float64, a row for each
     virtual batch. A mask holds weights ≥ 0 that broadcast over x.

@@ -180,7 +180,7 @@ def _needs_on_amd(assembly: str, shared: int) -> Needs:
 
 
 def complaint(needs: Needs, target: GPUTarget) -> str:
-    """Why a kernel does not fit; empty if it does."""
+    """The reason why a kernel does not fit; empty if it does."""
     if needs.spilled:
         return f"spills {needs.spilled} bytes"
     if needs.shared > SHARED:
