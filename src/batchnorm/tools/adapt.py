@@ -81,7 +81,7 @@ def adapt(
 
     Raises:
         ValueError: a negative prior, no batches, nothing to adapt, ranks together with `online` or `entropy`.
-        FloatingPointError: NaN or Inf in what a layer sees. Then, and when interrupted, the model is as it was.
+        FloatingPointError: NaN or Inf in the input of a layer. Then, and when interrupted, the model is as it was.
 
     Examples:
         >>> import torch, batchnorm as bn
