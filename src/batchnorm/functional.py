@@ -23,7 +23,7 @@ Limits = tuple[float | Tensor, float | Tensor]
 
 
 class Moving(NamedTuple):
-    """A population that the call itself may move."""
+    """Running statistics that the call itself may update."""
 
     running_mean: Tensor
     running_var: Tensor
@@ -53,7 +53,7 @@ def batch_norm(
     nonfinite: NonFinite = "skip",
     return_stats: bool = False,
 ) -> Any:
-    """Batch normalization, as `torch.nn.functional.batch_norm` with more to it.
+    """Batch normalization: `torch.nn.functional.batch_norm` with the options of `BatchNorm`.
 
     y = activation((x − μ) / √(σ² + eps) · weight + bias + residual), per channel: by the mean μ and biased variance σ²
     of the batch when `training`, by `running_mean` and `running_var` otherwise. In training the running statistics
@@ -65,12 +65,15 @@ def batch_norm(
         running_var: the same; both or neither.
         weight: γ (C,), or None.
         bias: β (C,), or None.
+        training: True to normalise by the batch, False to normalise by the running statistics.
+        momentum: the weight of the batch in the running statistics.
+        eps: added to the variance.
         residual: the shape of `input`; added before the activation.
         activation: "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "gelu" or "hardswish".
         mask: which values count: booleans, or weights ≥ 0, that broadcast over `input`, or over (N, *) for all
             channels alike. Where it is 0 the output is 0 and no gradient passes.
         lengths: (N,) how many positions of each sample of an (N, C, L) input count, in place of a mask.
-        virtual_batch_size: size of the ghost batches (Hoffer et al. 2017): in training, each is normalised by its own
+        virtual_batch_size: size of the ghost batches (arXiv:1705.08741): in training, each is normalised by its own
             statistics. The running statistics move by the whole batch.
         process_group: share the statistics with these ranks in training; True for all.
         renorm: batch renormalisation; needs running statistics.
@@ -96,7 +99,7 @@ def batch_norm(
         >>> y.mean().item(), mean.item(), var.item()
         (0.0, 2.0, 1.0)
 
-    Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
+    Source: Ioffe & Szegedy 2015 (arXiv:1502.03167), algorithms 1 and 2.
     """
     rules = Rules(activation, virtual_batch_size, process_group, renorm, single, nonfinite)
     moving = None
@@ -123,10 +126,10 @@ INTERPRETED_ALONE = "the CPU has its native kernels; BATCHNORM_NATIVE=0 switches
 def normalized(
     call: Call, limits: Limits | None, moving: Moving | None, group: Any, label: str
 ) -> tuple[Tensor, Moments | None]:
-    """The output, and the batch's moments (C,) if the population has yet to be moved by them.
+    """The output, and the batch's moments (C,) if the running statistics have not been updated by them yet.
 
-    `limits` are those of batch renormalisation. `moving` is moved on the way if it can be. `label` is the layer's name
-    in errors.
+    `limits` are those of batch renormalisation. `moving` is updated in the same pass if the backend can do that.
+    `label` is the layer's name in errors.
     """
     plain = call.mask is None and call.lengths is None and (not call.by_batch or (group is None and call.rules.plain))
     moves_here = moving is not None or call.mean is None
@@ -139,12 +142,14 @@ def normalized(
         )  # fmt: skip
         return y, None
     if plain and is_everyday(call.input):
-        if call.residual is not None:  # the operator would take one of whole numbers, or of booleans
+        if call.residual is not None:  # the operator would accept integers and booleans
             _validate(call, group)
         try:  # nearly every call: the operator does its own checks
             return _by_operator(call, moving)
         except Exception:
-            _validate(call, group)  # finds the words; an input that is right, but not for the operator, goes on below
+            _validate(
+                call, group
+            )  # raises the error in words; a valid input that the operator does not take goes on below
             if call.input.numel() > 0 and not (call.by_batch and values_per_channel(call.input) == 1):
                 raise
     route = _route(call.input, _kind(call, plain))
@@ -173,7 +178,7 @@ def normalized(
 def _of_micro_batch(
     call: Call, mask: Tensor | None, limits: Limits | None, group: MicroBatches, label: str, route: Route
 ) -> tuple[Tensor, Moments]:
-    """As one part of a big batch, whose moments are returned. Virtual batches lie within a micro-batch each."""
+    """The output of one micro-batch, and the moments of the big batch. Each virtual batch lies in one micro-batch."""
     rules, rows = call.rules, call.input.shape[0]
     size = rules.virtual_batch_size or 0
     decisions = Decisions(call.eps, rules.activation, 0, group, label, rules.single == "population", rules.recompute)
@@ -190,7 +195,7 @@ def _of_micro_batch(
 
 
 def is_everyday(x: Tensor) -> bool:
-    """True if the native operator can be called on `x` at once: it does its own checks, and nobody follows the call."""
+    """True if the native operator can be called on `x` at once: it checks them, and no tracer records the call."""
     return unwatched() and type(x) is Tensor and x.is_cpu and backends.forced() is None and _has_native()
 
 
@@ -224,7 +229,7 @@ def _kind(call: Call, plain: bool) -> table.Kind:
 
 
 def _route(x: Tensor, kind: table.Kind = "plain") -> Route:
-    """The way for `x`: our operators, torch's, or the reference in the open, for transforms and compilers."""
+    """Choose for `x`: our operators, torch's, or the reference in plain torch, for transforms and compilers."""
     compiling = torch.compiler.is_compiling()
     asked = None if compiling else backends.forced()
     if transformed() or (type(x) is not Tensor and _is_distributed(x)):
@@ -261,7 +266,7 @@ def _is_distributed(x: Tensor) -> bool:
 def _cannot_serve(x: Tensor, name: str, why: str) -> None:
     raise RuntimeError(
         f"backend {name!r} was asked for and cannot serve {x.dtype} {tuple(x.shape)} on {x.device}: {why}. "
-        "Use bn.backend('reference'), or none"
+        "Use bn.backend('reference'), or leave the backend to batchnorm"
     )
 
 
@@ -271,7 +276,7 @@ def _by_operator(call: Call, moving: Moving | None) -> tuple[Tensor, Moments | N
         x = dense(x)[0]
     rules = call.rules
     if (call.mean is None) is not (call.var is None):
-        raise ValueError("one running statistic without the other")
+        raise ValueError("running_mean and running_var must either both be None or neither be None")
     given: tuple[Any, ...] = (None,) * 7  # the population to normalise by, or the one to move
     if not call.by_batch:
         given = *_population(call), *(None,) * 5
@@ -371,7 +376,7 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
     input, residual, activation = call.input, call.residual, call.rules.activation
     if mask is not None:
         input, (residual, mask) = dense(input, residual, mask)
-        input = torch.where(mask > 0, input, 0)  # whatever stands there, NaN too
+        input = torch.where(mask > 0, input, 0)  # masked values may be NaN
         residual = None if residual is None else torch.where(mask > 0, residual, 0)
     if torch.compiler.is_exporting() or torch.jit.is_tracing():  # a standard operator, which every exporter knows
         y = aten.by_population(input, residual, call.weight, call.bias, mean, var, call.eps, activation)

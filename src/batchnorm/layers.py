@@ -53,6 +53,8 @@ class BatchNorm(_BatchNorm):
         nonfinite: if a channel's batch holds NaN or Inf, its running statistics are not updated ("skip", counted in
             `skipped_batches`), an error is raised ("raise"), or they are updated as in torch ("propagate").
         recompute: False to leave this layer out of `bn.recompute`.
+        device: of the parameters and buffers; None for torch's default device.
+        dtype: the same; None for torch's default dtype.
 
     Shape:
         input, residual and output: (N, C, *), the output in the input's dtype and memory format. `mask` broadcasts
@@ -70,7 +72,8 @@ class BatchNorm(_BatchNorm):
         >>> bool(y.mean().abs() < 1e-6), bool((y.std(correction=0) - 1).abs() < 1e-4)
         (True, True)
 
-    Source: Ioffe & Szegedy 2015, algorithms 1 and 2.
+    Source: Ioffe & Szegedy 2015 (arXiv:1502.03167), algorithms 1 and 2; for virtual batches, Hoffer et al. 2017
+    (arXiv:1705.08741), algorithm 1; for `renorm`, Ioffe 2017 (arXiv:1702.03275).
     """
 
     # States at their defaults live on the class: a layer that torch made or pickled has them too.
@@ -83,13 +86,13 @@ class BatchNorm(_BatchNorm):
     nonfinite: NonFinite = _option("nonfinite")
     recompute: bool = _option("recompute")
     frozen: Literal[False, "statistics", "all"] = False  # `freeze`
-    _paused: int = 0  # how many `bn.paused` are open
+    _paused: int = 0  # number of `bn.paused` contexts that are open
     _window: Window | None = None  # `bn.accumulate`
     _domain: str | None = None  # `bn.domain`
     _skips: int | Tensor = 0
     _skips_reported: int = 0
     _name: str | None = None  # in the model, as `convert` found it
-    _fused: bool = False  # `convert` took what followed the layer into it
+    _fused: bool = False  # `convert` gave the layer the activation or addition that followed it
     _before_sharing: tuple[Any, Any] | None = None  # class and process group, while a tool has the layer share
     _theirs: tuple[str, str] | None = None  # module and name of the class that `convert` found, where it is not torch's
 
@@ -251,7 +254,7 @@ class BatchNorm(_BatchNorm):
             recipes.plain(output, x, residual, weight, bias, statistics, rules.activation)
         return output
 
-    # whether the layer shares its statistics with no rank unless told to
+    # True if the layer shares its statistics with other ranks only when it has a process group
     _alone = True
 
     def _group(self) -> Any:
@@ -340,7 +343,7 @@ class BatchNorm(_BatchNorm):
     def add_bank(self, name: str, affine: bool = False) -> None:
         """Start a population `name` as a copy of the layer's, with γ and β of its own if `affine`."""
         if self.running_mean is None:
-            raise ValueError(f"{self!r} keeps no population, so it cannot keep several")
+            raise ValueError(f"{self!r} has no running statistics, so `bn.domain` cannot give it more")
         if not hasattr(self, "banks"):
             self.banks = nn.ModuleDict()
         if name not in self.banks:
@@ -397,7 +400,15 @@ class SyncBatchNorm(BatchNorm, nn.SyncBatchNorm):
     """`BatchNorm` that shares statistics with every rank unless told otherwise, a subclass of `torch.nn.SyncBatchNorm`.
 
     Unlike torch's it works on any device and backend, with ranks of different sizes, and is differentiable twice.
-    Without a process group of several ranks it is plain `BatchNorm`.
+    Without a process group of several ranks it is plain `BatchNorm`. The formula, the shapes and all other arguments
+    are those of `BatchNorm`.
+
+    Args:
+        process_group: the ranks that share statistics in training; None or True for all.
+
+    Raises:
+        ValueError: together with `virtual_batch_size`, if statistics are shared; or as `BatchNorm`.
+        RuntimeError: a rank could not exchange its statistics; the message names the layer.
 
     Examples:
         >>> import torch, batchnorm as bn
@@ -405,6 +416,9 @@ class SyncBatchNorm(BatchNorm, nn.SyncBatchNorm):
         >>> x = torch.randn(8, 3, 4)
         >>> torch.equal(layer(x), alone(x))  # one process
         True
+
+    Source: Ioffe & Szegedy 2015 (arXiv:1502.03167), algorithm 1; the statistics of the ranks are merged by
+    `Moments.merge`.
     """
 
     def __init__(

@@ -45,7 +45,7 @@ def test_what_stays_is_not_touched() -> None:
     assert torch.equal(one[1].weight, two[1].weight), "arrays are copies"
     with pytest.raises(ValueError, match="expected 2 arrays, one for each key, got 1"):
         load(one, keys, sent[:1])
-    with pytest.raises(ValueError, match=r"1\.weight has the shape \(4, 3\), and its array \(3,\)"):
+    with pytest.raises(ValueError, match=r"expected an array of the shape \(4, 3\) for 1\.weight, got \(3,\)"):
         load(one, keys, [np.zeros(3), sent[1]])
 
 
@@ -101,7 +101,7 @@ def test_errors_say_what_is_wrong_and_set_nothing() -> None:
         ValueError, match=r"client 1 sent arrays of the shapes \[\(3, 3\)\], expected \[\(3, 3\), \(3, 4\)\]"
     ):
         set_population(model, [client_moments(model, [clients()[0]]), nothing[:1]])
-    with pytest.raises(ValueError, match="there is no client"):
+    with pytest.raises(ValueError, match="expected the moments of at least one client, got none"):
         set_population(model, [])
     with pytest.raises(FloatingPointError, match="0 got NaN or Inf"):
         client_moments(model, [clients()[0] / 0])

@@ -24,7 +24,7 @@ def test_domains_keep_a_population_each(affine):
         assert torch.equal(m(night), again(night))
     assert not torch.equal(m(night), again(day))
     assert ("1.banks.night.weight" in m.state_dict()) == affine
-    with pytest.raises(KeyError, match="no population 'dusk'"), bn.domain(m, "dusk"):
+    with pytest.raises(KeyError, match="no running statistics 'dusk'"), bn.domain(m, "dusk"):
         pass
     with pytest.raises(ValueError, match="populations night"):
         bn.revert(m)
@@ -39,5 +39,5 @@ def test_domains_nest_and_end_with_an_error():
     assert m[0].banks["night"].num_batches_tracked == 1
     assert not m[0].banks["dusk"].num_batches_tracked
     for name in ("", "a.b"):
-        with pytest.raises(ValueError, match="part of a key"), bn.domain(m, name):
+        with pytest.raises(ValueError, match="part of a state_dict key"), bn.domain(m, name):
             pass

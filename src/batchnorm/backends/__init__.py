@@ -1,8 +1,8 @@
-"""The backends: what they offer, and how to force one.
+"""The interface that all backends have, and the context that forces one.
 
 On CPU the native kernels serve every call. Without a compiler, and on other devices, torch's own operator (`aten`)
-serves the plain case and the reference the rest. Triton's kernels serve where they are asked for, and on cards on which
-a measurement speaks for them (`triton/table.py`).
+serves the plain case and the reference the rest. Triton's kernels run if they are asked for, and on cards where a
+measurement has shown that they are faster (`triton/table.py`).
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class Primitives(Protocol):
-    """The four primitives that any batch norm is composed of. `backends/reference.py` says what they compute.
+    """The four primitives that any batch norm is composed of. `backends/reference.py` defines what they compute.
 
     x, residual and gradients are (N, C, *). Statistics and coefficients are (G, C) or (1, C) in float64, a row for each
     virtual batch. A mask holds weights ≥ 0 that broadcast over x.
@@ -77,13 +77,15 @@ _forced: ContextVar[str | None] = ContextVar("batchnorm_backend", default=None)
 
 @contextmanager
 def backend(name: str) -> Iterator[None]:
-    """Have every batch norm in this context (of this thread) use one backend: "native", "triton", "aten" or
-    "reference".
+    """Use one backend for every batch norm within a `with`, in this thread.
 
-    "native" are the C++ kernels for CPU. "triton" are kernels for CUDA, ROCm and XPU devices, in float32, float16 and
-    bfloat16. "aten" is torch's own operator, for the plain case on any device. "reference"
-    is plain torch, for everything on any device. A call that the backend cannot serve is an error, never another
-    backend in silence. The backward pass uses the backend of its forward pass.
+    A call that the backend cannot serve is an error: no other backend takes its place. The backward pass uses the
+    backend of its forward pass.
+
+    Args:
+        name: "native" for the C++ kernels, on CPU; "triton" for kernels on CUDA, ROCm and XPU devices, in float32,
+            float16 and bfloat16; "aten" for torch's own operator, which does plain batch norm on any device;
+            "reference" for plain torch operations, which do everything on any device.
 
     Raises:
         ValueError: an unknown name.

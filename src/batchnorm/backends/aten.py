@@ -36,7 +36,7 @@ def moving_by_batch(
     eps: float,
     activation: str | None,
 ) -> Tensor:
-    """Normalise by the batch, and have torch move the running statistics, whatever the batch is."""
+    """Normalise by the batch, and have torch update the running statistics, also if the batch is not finite."""
     weight, bias = (None if t is None else t.to(running_mean.dtype) for t in (weight, bias))
     y = F.batch_norm(x, running_mean, running_var, weight, bias, training=True, momentum=momentum, eps=eps)
     return _after(y, residual, activation)
@@ -54,9 +54,9 @@ def moving(
     eps: float,
     activation: str | None,
 ) -> Tensor:
-    """Normalise by the batch and move the population, as torch's layers record it in traces and exported graphs.
+    """Normalise by the batch and update the running statistics, as torch's layers do in traces and exported graphs.
 
-    Without running statistics nothing moves. Unlike in our operators, a batch that is not finite moves them too.
+    Unlike in our operators, a batch that is not finite updates them too.
     """
 
     def batch_norm(mean: Tensor | None, var: Tensor | None, momentum: float) -> Tensor:
@@ -89,9 +89,11 @@ def by_population(
     eps: float,
     activation: str | None,
 ) -> Tensor:
-    """Normalise by a population's mean and variance (C,)."""
+    """Normalise by running statistics (C,)."""
     if torch.is_grad_enabled() and not torch.compiler.is_compiling() and not torch.jit.is_tracing():
-        mean, var = torch.stack((mean, var)).unbind()  # autograd keeps them, and they may move before the backward pass
+        mean, var = torch.stack(
+            (mean, var)
+        ).unbind()  # autograd keeps them, and they may be updated before the backward pass
     return _after(F.batch_norm(x, mean, var, weight, bias, eps=eps), residual, activation)
 
 

@@ -3,7 +3,8 @@
 Every kernel module offers the functions below with these signatures. `x` is (N, C, *). Statistics are float64 (float32
 where the device has no float64) and shaped (G, C), a row for each group of samples that shares them: all N together
 (`virtual=0`), or each `virtual` samples in turn (the last group may be smaller). `mask` holds weights ≥ 0 that
-broadcast over `x`, or None; where they are 0, values count for nothing, come out 0 and pass no gradient.
+broadcast over `x`, or None. Values of weight 0 take no part in the statistics, give an output of 0 and pass no
+gradient.
 
 Source: Ioffe & Szegedy 2015, "Batch Normalization", algorithm 1 and the gradients of section 3.
 """
@@ -55,7 +56,7 @@ def moments(x: Tensor, virtual: int = 0, mask: Tensor | None = None) -> tuple[in
 
 
 def _weighted_mean(x: Tensor, weights: Tensor, count: int | Tensor, virtual: int) -> Tensor:
-    """Products with weights round at the size of x: from a first estimate on, of what is left of x without it."""
+    """The weighted mean: a first estimate, plus the weighted mean of x minus it, whose products round less."""
     estimate = _total((x * weights).detach(), virtual) / count
     return estimate + _total(_centered(x, estimate, virtual) * weights, virtual) / count
 
@@ -131,7 +132,7 @@ def _before_activation(
     virtual: int,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """x − mean and g′, both 0 where masked, whatever stands there."""
+    """x − mean and g′, both 0 where masked, NaN included."""
     centered, grad = _centered(x, mean, virtual), widen(grad)
     if activation is not None:
         grad = ACTIVATIONS[activation][1](grad, _preactivation(x, centered, scale, shift, residual, virtual))

@@ -1,4 +1,4 @@
-"""Run the suite on several batch norms, and print who passes what: ``python -m batchnorm.conformance``."""
+"""Run the suite on several batch norms, and print a table of outcomes: ``python -m batchnorm.conformance``."""
 
 import argparse
 import ast
@@ -76,7 +76,7 @@ def descriptions() -> dict[str, str]:
 
 
 def cell(cases: list[str]) -> str:
-    """The words for the cases of one test."""
+    """The table cell for the cases of one test."""
     failed, passed = cases.count("failed"), cases.count("passed")
     if failed == passed == 0:
         return "not offered"

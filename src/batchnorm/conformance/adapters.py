@@ -10,7 +10,7 @@ from torch import Tensor, nn
 class KerasBatchNorm(nn.Module):
     """`keras.layers.BatchNormalization` on Keras's torch backend: set ``KERAS_BACKEND=torch``.
 
-    Keras counts no batches, and its momentum is the weight of what was.
+    Keras counts no batches, and its momentum is the weight of the old value.
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -28,7 +28,7 @@ class KerasBatchNorm(nn.Module):
         self.layer.build((None, self.num_features, None, None))
 
     def to(self, dtype: torch.dtype) -> "KerasBatchNorm":  # type: ignore[override]
-        """The layer anew in another dtype: Keras converts inputs to the one that it was made with."""
+        """Make the layer again in another dtype: Keras converts inputs to the dtype that a layer was made with."""
         self._build(dtype)
         return self
 
@@ -64,8 +64,8 @@ class TimmBatchNorm(nn.Module):
 class FlaxBatchNorm(nn.Module):
     """`flax.linen.BatchNorm` on (N, C, *), differentiated by JAX.
 
-    Flax counts no batches, and its momentum is the weight of what was. JAX arrays have no memory format: the output
-    gets the input's.
+    Flax counts no batches, and its momentum is the weight of the old value. JAX arrays have no memory format: the
+    output gets the input's.
     """
 
     running_mean: Tensor

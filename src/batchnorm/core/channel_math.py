@@ -13,14 +13,16 @@ from batchnorm.backends import Primitives
 from batchnorm.backends.reference import statistics_dtype
 from batchnorm.core.moments import Moments, at_least_something
 
-Reduction = Callable[[Tensor], Tensor]  # of a gradient's sums, over all who share the statistics
+Reduction = Callable[
+    [Tensor], Tensor
+]  # of a gradient's sums, over all ranks and micro-batches that share the statistics
 
 
 class Standard(NamedTuple):
     """Per-channel constants of the normalisation x̂ = (x − mean)·rstd·r + d, each (G, C).
 
-    `share` is 1/count where mean and rstd are those of the values themselves, and 0 where they are constants to the
-    gradient. `r` and `d` are constants too (batch renormalisation), or None for 1 and 0.
+    `share` is 1/count if mean and rstd are computed from the values, and 0 if they are constants to the gradient.
+    `r` and `d` are constants too (batch renormalisation), or None for 1 and 0.
     """
 
     mean: Tensor
@@ -37,8 +39,10 @@ class Standard(NamedTuple):
 
     @classmethod
     def of_population(cls, running_mean: Tensor, running_var: Tensor, eps: float) -> "Standard":
-        """Running statistics (C,) as constants (1, C): copies, so that autograd never holds a buffer that a later
-        batch writes."""
+        """Running statistics (C,) as constants (1, C).
+
+        They are copies, because autograd must not hold a buffer that a later batch writes.
+        """
         dtype = statistics_dtype(running_mean)
         mean, var = (s.detach().to(dtype, copy=True).unsqueeze(0) for s in (running_mean, running_var))
         return cls(mean, (var + eps).rsqrt(), torch.zeros_like(mean))
@@ -54,7 +58,7 @@ class Standard(NamedTuple):
 
 
 class Details(NamedTuple):
-    """The kernels' arguments beside the statistics."""
+    """The arguments of the kernels other than the statistics."""
 
     residual: Tensor | None = None
     activation: str | None = None
@@ -79,11 +83,11 @@ def backward(
     details: Details,
     reduce: Reduction = lambda sums: sums,
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-    """The gradients of x, the residual, γ and β; `reduce` sums over all who share the statistics.
+    """The gradients of x, the residual, γ and β; `reduce` sums over all that share the statistics.
 
     With s = γ·rstd·r: dx = s·(g′ − Σg′/n − (x − mean)·rstd²·Σ(g′·(x − mean))/n). γ and β have their own values' sums.
     """
-    if grad.stride() != x.stride():  # autograd may send another layout: an expanded scalar, say
+    if grad.stride() != x.stride():  # the gradient may have another layout, for example an expanded scalar
         grad = torch.empty_like(x, dtype=grad.dtype).copy_(grad)
     mean, scale, shift = standard.with_affine(weight, bias)
     own = kernels.backward_reduce(grad, x, mean, scale, shift, *details)
@@ -103,7 +107,7 @@ def differentiable(
     inputs: tuple[Tensor | None, ...],
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:
-    """The gradients of `function` as functions of its inputs: it runs once more, and autograd derives it."""
+    """The gradients of `function`, themselves differentiable: `function` runs once more under autograd."""
     # views: one tensor in two roles has a gradient in each
     views = [None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
     y = function(*views)

@@ -1,8 +1,8 @@
-"""Every batch norm beyond the plain case, composed of the four primitives.
+"""Batch norms with masks, virtual batches, shared statistics or renormalisation, composed of the four primitives.
 
-Between the primitives stand decisions 2 and 3: who shares statistics, and what values are normalised by. In eager mode
-one autograd Function keeps the input and per-channel values only; transforms and compilers that fuse plain torch
-operations get the same composition in the open.
+Between the primitives, statistics are shared and the values to normalise by are chosen. In eager mode one autograd
+Function saves the input and per-channel values only. Transforms, and compilers that fuse plain torch operations, get
+the same composition in plain operations.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ from batchnorm.core.torch_internals import transformed
 
 
 class Decisions(NamedTuple):
-    """The answers between the primitives, as a call needs them."""
+    """The options of a call that apply between the primitives."""
 
     eps: float
     activation: str | None
@@ -30,7 +30,7 @@ class Decisions(NamedTuple):
 
 
 class Anchor(NamedTuple):
-    """The population as it was before this batch, and the limits of renormalisation towards it, if any."""
+    """The running statistics before this batch, and the limits of renormalisation towards them, if any."""
 
     mean: Tensor  # (1, C)
     rstd: Tensor
@@ -44,8 +44,8 @@ NO_ANCHOR = (None, None, None, None)
 def anchor(
     running_mean: Tensor, running_var: Tensor, eps: float, limits: tuple[float | Tensor, float | Tensor] | None
 ) -> Anchor:
-    """The population as constants, copied: later batches move the buffers."""
-    if transformed() or hasattr(running_mean, "placements"):  # plain operations are all that these understand
+    """The running statistics as constants: copies, because later batches update the buffers."""
+    if transformed() or hasattr(running_mean, "placements"):  # transforms and DTensors need plain operations
         mean, rstd, *_ = Standard.of_population(running_mean, running_var, eps)
     else:
         mean, rstd = ops.anchor(running_mean.detach(), running_var.detach(), eps)
@@ -65,7 +65,7 @@ def in_the_open(
     population: Anchor | None,
     decisions: Decisions,
 ) -> tuple[Tensor, Standard, Moments]:
-    """The output, what normalised, and the moments (1, C) of all values for the population."""
+    """The output, the constants it was normalised by, and the moments (1, C) of all values."""
     own = Moments(*kernels.moments(x, decisions.virtual_batch_size, mask))
     shared = own if decisions.group is None else sharing.pooled_over_ranks(own, decisions.group, decisions.label)
     standard = Standard.of_batch(shared, decisions.eps)
@@ -76,7 +76,7 @@ def in_the_open(
 
 
 def _towards(population: Anchor, standard: Standard, shared: Moments, decisions: Decisions) -> Standard:
-    """Groups of one value normalised by the population, and batch renormalisation."""
+    """Apply batch renormalisation, and normalise groups of one value by the running statistics."""
     if decisions.single_by_population and isinstance(shared.count, Tensor):
         several = shared.count > 1
         standard = standard._replace(
@@ -94,7 +94,7 @@ def _towards(population: Anchor, standard: Standard, shared: Moments, decisions:
 class Composed(torch.autograd.Function):
     """`in_the_open` over the operators, with its derivative: y, and the batch's count, mean and m2 (1, C).
 
-    All that backward needs is saved in forward: nothing is read again that a later step may have moved.
+    The forward pass saves everything that the backward pass reads: a later step may have updated the buffers.
     """
 
     @staticmethod
@@ -120,7 +120,7 @@ class Composed(torch.autograd.Function):
         if not torch.compiler.is_compiling() and chosen.recompute:
             details = Details(residual, chosen.activation, chosen.virtual_batch_size, mask)
             recipes.composed(y, x, residual, weight, bias, standard, details, any(ctx.needs_input_grad))
-        # bias is kept for its dtype, and where the activation's derivative needs it
+        # bias is saved for its dtype, and for activations whose derivative needs it
         ctx.save_for_backward(x, kept, weight, bias, mask, mean, rstd, r_max, d_max, *standard)
         count = torch.zeros_like(batch.mean) + batch.count
         ctx.mark_non_differentiable(count, batch.mean, batch.m2)

@@ -1,7 +1,7 @@
 """The operators on accelerators: Triton's kernels, registered with the dispatcher at the first call on such a device.
 
-Dtypes that the kernels do not read go to the reference, as on devices without kernels. Under torch.compile these
-operators are not called: plain torch operations stay in the graph, which the compiler fuses with their neighbours.
+The reference serves dtypes that the kernels do not read, and devices without kernels. Under torch.compile these
+operators are not called: the graph holds plain torch operations, which the compiler fuses with their neighbours.
 """
 
 import warnings
@@ -18,7 +18,7 @@ from batchnorm.core.torch_internals import below_autograd, dispatch_mode_active
 KEYS = {"cuda": "CUDA", "xpu": "XPU", "cpu": "CPU"}  # ROCm's devices are CUDA's to the dispatcher
 
 _libraries: list[torch.library.Library] = []  # a registration lasts as long as its library
-_moves: dict[torch.device, bool] = {}  # whether a device's kernel moved a population as plain torch does
+_moves: dict[torch.device, bool] = {}  # True if the device's kernel gave the same running statistics as plain torch
 
 
 @cache
@@ -42,10 +42,11 @@ def register(device_type: str) -> None:
 
 
 def moves_in_one_launch(running_mean: Tensor, running_var: Tensor) -> bool:
-    """True where `ops.move_population` is one kernel for these buffers, which is tried once on each device.
+    """True if one kernel, `ops.move_population`, can update these buffers.
 
-    A kernel that does not compile there, or moves a population otherwise than plain torch, is not used: a warning says
-    so. Nothing is tried while a CUDA graph is captured, nor in a dispatch mode, which would see it.
+    The kernel is tried once on each device. If it does not compile there, or gives other values than plain torch, it is
+    not used, and a warning is shown. It is not tried while a CUDA graph is captured, nor under a dispatch mode, which
+    would record the trial.
     """
     if type(running_mean) is not Tensor or running_var.dtype not in triton.DTYPES:
         return False
@@ -74,10 +75,10 @@ def _tried(device: torch.device) -> bool:
         if torch.allclose(ours, plain, rtol=1e-6, atol=0) and torch.equal(counted, right):
             return True
         why = "its results are not those of plain torch"
-    except Exception as error:  # whatever Triton and its compilers raise
+    except Exception as error:  # Triton and its compilers raise many kinds
         why = f"{type(error).__name__}: {error}"
     warnings.warn(
-        f"the kernel that moves running statistics does not work on {device}, plain torch does it there ({why})",
+        f"the kernel that updates running statistics does not work on {device} ({why}); plain torch operations do it",
         RuntimeWarning,
         stacklevel=2,
     )
@@ -111,7 +112,7 @@ def _where_served(kernel: Any, otherwise: Any, position: int) -> Any:
 
 
 def _empty_for_none(backward_apply: Any) -> Any:
-    """An operator has no optional results."""
+    """An empty tensor in place of None: an operator has no optional results."""
 
     def implementation(*arguments: Any) -> tuple[Tensor, Tensor]:
         dx, dresidual = backward_apply(*arguments)
@@ -121,7 +122,7 @@ def _empty_for_none(backward_apply: Any) -> Any:
 
 
 class _Forward(torch.autograd.Function):
-    """`forward` with its derivative, `backward`. All that backward needs is saved in forward."""
+    """`forward` with its derivative, `backward`; the forward pass saves everything that the backward pass reads."""
 
     @staticmethod
     def forward(
@@ -152,7 +153,7 @@ class _Forward(torch.autograd.Function):
 
 
 def _differentiable_forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-    """`forward` under autograd, which is told of the buffers that the kernels write."""
+    """`forward` under autograd; the buffers that the kernels write are marked as changed."""
     for written in arguments[6:10]:
         if written is not None and not written.is_inference():
             torch.autograd.graph.increment_version(written)

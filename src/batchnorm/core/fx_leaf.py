@@ -1,4 +1,4 @@
-"""Layers as atoms of torch.fx graphs."""
+"""Record a call of our layers as one node of a torch.fx graph."""
 
 from typing import Any
 
@@ -6,12 +6,12 @@ from torch import fx, nn
 
 
 def as_leaf(layer: nn.Module, whole: Any, input: fx.Proxy, *others: Any) -> Any:
-    """A call of the layer as one node of a graph of torch.fx, as torch's own layers are recorded.
+    """Record a call of the layer as one node of a torch.fx graph, as torch's own layers are recorded.
 
-    Tracers take layers for atoms by the name of torch's package alone, and step into all others.
+    Tracers record a layer as one node only if its class is in torch's package. They trace through all others.
 
     Raises:
-        TypeError: the layer is the whole model, or does more than `whole`, the forward that asks for this.
+        TypeError: the layer is the whole model, or its forward does more than `whole`, the forward that calls this.
     """
     name: str = input.tracer.path_of_module(layer)  # type: ignore[attr-defined]  # only `GraphAppendingTracer` lacks it
     if not name or type(layer).forward is not whole:

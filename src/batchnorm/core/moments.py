@@ -1,6 +1,6 @@
-"""`Moments(count, mean, m2)` of the values that count: the currency between all parts of the package.
+"""Count, mean and squared deviations of a set of values, and their exact merge.
 
-Ranks, virtual batches, data shards and streams of data are all merged here, exactly and weighted by count.
+Ranks, virtual batches, data shards and streams of data are all merged here, weighted by count.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,12 @@ from batchnorm.backends import reference
 class Moments:
     """Count, mean and sum of squared deviations from the mean, per channel.
 
-    Shapes: `mean` and `m2` are (C,), or (G, C) for G groups; `count` broadcasts against them.
+    m2 = Σ (x − mean)², so the biased variance is m2 / count. Moments of several sets of values merge exactly.
+
+    Args:
+        count: the number of values, or with a mask the sum of their weights; it broadcasts against `mean`.
+        mean: (C,), or (G, C) for G groups.
+        m2: the same shape: the sum of squared deviations from the mean.
 
     Examples:
         >>> import torch
@@ -23,6 +28,8 @@ class Moments:
         >>> x = torch.tensor([[1.0], [2.0], [3.0]])
         >>> Moments.of(x)
         Moments(count=3, mean=tensor([2.], dtype=torch.float64), m2=tensor([2.], dtype=torch.float64))
+
+    Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance".
     """
 
     count: int | Tensor
@@ -36,7 +43,7 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """The biased variance m2 / count, which normalises."""
+        """The biased variance m2 / count, by which a batch is normalised."""
         return self.m2 / at_least_something(self.count)
 
     @property
@@ -45,7 +52,7 @@ class Moments:
         return self.m2 / (self.count - 1)
 
     def channels(self) -> "Moments":
-        """The one group there is, as (C,)."""
+        """The moments of a single group: (C,) from (1, C)."""
         count = self.count[0] if isinstance(self.count, Tensor) and self.count.dim() else self.count
         return Moments(count, self.mean[0], self.m2[0])
 

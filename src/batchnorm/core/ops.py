@@ -1,7 +1,7 @@
 """The operators: schemas, fakes, second derivatives, and kernels for devices without kernels of their own.
 
-Compilers, exporters and tensor modes see these operators. On CPU the native library implements them and gives
-`forward` its autograd node; elsewhere, and without a compiler, the reference does.
+Compilers, exporters and tensor modes record these operators. On CPU the native library implements them, with the
+autograd node of `forward`. On other devices, and without a C++ compiler, the reference implements them.
 
 Shapes: x, residual and gradients (N, C, *); weight, bias, mean and var (C,); statistics (3, C): the mean,
 1/√(var + eps) and the biased variance that normalised, in float64. Parameters of the primitives are (G, C), a row for
@@ -35,7 +35,7 @@ library.define(
     "backward_apply(Tensor grad, Tensor x, Tensor mean, Tensor scale, Tensor shift, Tensor a, Tensor b, Tensor c,"
     " Tensor? residual, str? activation, int virtual_batch_size, Tensor? mask) -> (Tensor dx, Tensor dresidual)"
 )
-# By the batch, or where `mean` and `var` are given by those. The batch moves the running statistics and is counted;
+# Normalises by `mean` and `var` if given, by the batch if not. The batch updates the running statistics and is counted;
 # `skipped_batches` counts batches that left a channel's running statistics alone.
 library.define(
     "forward(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var,"
@@ -149,7 +149,7 @@ class Statistics(NamedTuple):
 
 
 def rows(statistics: Tensor) -> Statistics:
-    """The rows by name."""
+    """Name the rows."""
     return Statistics(*statistics.unsqueeze(1).unbind())
 
 
@@ -244,7 +244,7 @@ def _twice_differentiable_backward(
     constant: bool,
     needs: Sequence[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """`backward` as a function that autograd can differentiate: the reference runs again, and torch derives it."""
+    """`backward` as a function that autograd can differentiate: the reference runs again under autograd."""
     tensors = grad, x, extra, weight, bias
     if not (torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)):
         with below_autograd():
@@ -296,7 +296,7 @@ library.impl("backward", _twice_differentiable_backward, "Autograd")
 
 
 def _like(x: Tensor, *others: Tensor | None) -> Tensor:
-    """A result laid out as the kernels lay it out, once all tensors are known to be on one device."""
+    """An empty result with the strides that the kernels give it; checks that all tensors are on one device."""
     for t in others:
         if t is not None and t.device != x.device:
             raise RuntimeError(f"expected all tensors on {x.device}, as the input, got one on {t.device}")

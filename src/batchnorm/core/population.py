@@ -1,4 +1,4 @@
-"""The population: running statistics, the step that a batch moves them, and windows of micro-batches."""
+"""Running statistics: their update by a batch, and windows of micro-batches that update them once."""
 
 import copy
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ def move(
     nonfinite: NonFinite,
     label: str = "batch_norm",
 ) -> Tensor:
-    """Move a population towards `batch` in place, and count the batch; returns which channels were skipped.
+    """Update running statistics by `batch` in place, and count the batch; returns the mask of skipped channels.
 
     A momentum of None averages over all batches counted so far.
     """
@@ -53,8 +53,8 @@ def move_in_place(
 ) -> None:
     """The same rule in the buffers' own precision, for a batch's `mean` and unbiased `var` (C,) of two values or more.
 
-    It takes few operations, since each is a launch on an accelerator, and the host waits for none of them. `skips`
-    counts the batches that left a channel alone.
+    It takes few operations, since each is a launch on an accelerator. The host waits for none of them. `skips` counts
+    the batches that were skipped in some channel.
     """
     with torch.no_grad():
         if batches is not None:
@@ -65,8 +65,13 @@ def move_in_place(
             momentum = 1.0 / batches.to(running_mean.dtype)
         news = [new.to(running_mean.dtype) for new in (mean, var)]
         if skip_unfit:
+<<<<<<< HEAD
             largest = min(torch.finfo(t.dtype).max for t in (running_var, var))  # beyond its dtype it would be Inf
             fit = torch.stack((mean, var)).abs().amax(0) <= largest  # NaN is not
+=======
+            largest = torch.finfo(running_var.dtype).max
+            fit = torch.stack((mean, var)).abs().amax(0) <= largest  # False for NaN
+>>>>>>> words
             news = [torch.where(fit, new, old) for new, old in zip(news, (running_mean, running_var), strict=True)]
             if skips is not None:
                 skips.add_((~fit).any())
@@ -82,12 +87,12 @@ def moved(
     nonfinite: NonFinite,
     label: str = "batch_norm",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The population after `batch` (per channel, (C,)), and which channels were skipped for a value not finite.
+    """The running statistics (C,) after `batch`, and the mask of channels skipped for values that are not finite.
 
     Each statistic s becomes (1 − momentum)·s + momentum·s_batch, with the unbiased variance. Channels with fewer than
-    two values (a mask may leave so few) keep what they had. A channel whose batch statistics are `unfit` keeps its old
-    values under "skip", takes them under "propagate", and raises `FloatingPointError` under "raise", which calls the
-    layer `label`.
+    two values (a mask may leave so few) keep their old ones. A channel whose batch statistics are `unfit` keeps its old
+    values under "skip" and takes the new ones under "propagate". Under "raise" it is a `FloatingPointError` that names
+    the layer by `label`.
     """
     news = batch.mean.detach(), batch.unbiased_variance.detach()
     olds = running_mean.detach().to(news[0].dtype), running_var.detach().to(news[1].dtype)
@@ -104,7 +109,7 @@ def moved(
 
 
 def refuse_unfit(not_fit: Tensor, dtype: str, label: str) -> Tensor:
-    """A copy of `not_fit`, or an error that names its channels and the layer if there are any."""
+    """Copy `not_fit`; if any channel is set, raise an error that names the channels and the layer."""
     if not_fit.any():
         channels = not_fit.nonzero().flatten().tolist()
         raise FloatingPointError(
@@ -123,9 +128,9 @@ def unfit(batch: Moments, dtype: torch.dtype) -> Tensor:
 
 @dataclass
 class Window:
-    """Micro-batches that count as one: their merged moments come out once `steps` of them went in, or by `drain`.
+    """Micro-batches that count as one batch: `add` returns their merged moments after `steps` of them.
 
-    Source of the merge: `Moments.merge`.
+    `drain` returns those of a window that is not full. The merge is that of `Moments.merge`.
     """
 
     steps: int | None
@@ -133,19 +138,19 @@ class Window:
     moments: Moments | None = None
 
     def add(self, batch: Moments) -> Moments | None:
-        """Take a micro-batch in; returns the window's moments if that completes it."""
+        """Add a micro-batch; returns the window's moments if the window is complete."""
         self.moments = batch if self.moments is None else self.moments.merge(batch)
         self.taken += 1
         return self.drain() if self.taken == self.steps else None
 
     def drain(self) -> Moments | None:
-        """Return the moments taken in so far, and start anew."""
+        """Return the moments added so far, and start a new window."""
         moments, self.moments, self.taken = self.moments, None, 0
         return moments
 
 
 class Bank(nn.Module):
-    """One of several populations of a layer: running statistics, and γ and β of its own if `affine`."""
+    """One of several sets of running statistics of a layer, with γ and β of its own if `affine`."""
 
     def __init__(self, layer: nn.Module, affine: bool) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Recipes: how an output follows, bit for bit, from tensors that the backward pass keeps anyway.
+"""Recipes compute an output again, bit for bit, from tensors that are saved for the backward pass anyway.
 
-Batch norms hand their recipes to the `listener` of the thread, if there is one. `training/recompute.py` listens.
+Batch norms pass their recipes to the `listener` of the thread, if there is one; `bn.recompute` sets it.
 """
 
 import threading
@@ -16,7 +16,7 @@ from batchnorm.core.channel_math import Details, Standard
 
 
 class Listener(Protocol):
-    """Takes recipes of outputs."""
+    """Receives the recipes of outputs."""
 
     def record(
         self,
@@ -27,9 +27,9 @@ class Listener(Protocol):
         keeps_residual: bool = False,
         differentiated: bool | None = None,
     ) -> None:
-        """`output` equals ``compute(*inputs)``. The residual of a block is named again.
+        """`output` equals ``compute(*inputs)``. `residual` is also among the inputs.
 
-        `keeps_residual` and `differentiated` say what the output's node will do where there is no node yet.
+        `keeps_residual` and `differentiated` describe the output's autograd node, if it does not exist yet.
         """
 
 
@@ -49,7 +49,7 @@ def plain(
     statistics: Tensor,
     activation: str | None,
 ) -> None:
-    """Record an output of the operator `forward`, on CPU: there `normalize` is known to give the same bits."""
+    """Record an output of the operator `forward`; on CPU only, where `normalize` gives the same bits."""
     if (listener := of_thread.listener) is not None and x.is_cpu:
         listener.record(output, partial(_normalized, activation), (x, residual, weight, bias, statistics), residual)
 
@@ -64,7 +64,7 @@ def composed(
     details: Details,
     differentiated: bool,
 ) -> None:
-    """Record an output of `Composed`, before it has its node."""
+    """Record an output of `Composed`, before it has its autograd node."""
     if (listener := of_thread.listener) is not None and x.numel() > 0:
         inputs = x, residual, weight, bias, details.mask, *standard
         compute = partial(_composed, details.activation, details.virtual)
@@ -75,7 +75,7 @@ def composed(
 def by_torch(
     output: Tensor, compute: Callable[..., Tensor], x: Tensor, residual: Tensor | None, *others: Tensor | None
 ) -> None:
-    """Record an output of torch's own operator, which runs once more."""
+    """Record an output of torch's own operator, which runs again for the backward pass."""
     if (listener := of_thread.listener) is not None:
         listener.record(output, compute, (x, residual, *others), residual)
 

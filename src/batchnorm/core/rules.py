@@ -1,4 +1,4 @@
-"""The five decisions of a batch norm as one value, validated once."""
+"""The options of a batch norm beyond torch's, as one value that is validated once."""
 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, Self, TypedDict, Unpack, get_args
@@ -14,12 +14,17 @@ NonFinite = Literal["skip", "raise", "propagate"]
 
 @dataclass(frozen=True)
 class Renorm:
-    """Batch renormalisation: in training too, normalise (nearly) as the population would.
+    """Batch renormalisation: training normalises nearly as evaluation does, by the running statistics within limits.
 
     x̂ = (x − μ)/σ·r + d with r = σ/σ_pop clipped to [1/r_max, r_max] and d = (μ − μ_pop)/σ_pop clipped to
     [−d_max, d_max], both constants to the gradient. Over the first `warmup` batches the limits grow linearly from
-    (1, 0), which is plain batch norm; with ``gradual=False`` they stay there and change at its end, as in CrossQ (Bhatt
-    et al. 2024, arXiv 1902.05605). `num_batches_tracked` counts the batches.
+    (1, 0), which is plain batch norm. `num_batches_tracked` counts the batches.
+
+    Args:
+        r_max: the limit of r, at least 1.
+        d_max: the limit of |d|, at least 0.
+        warmup: the number of batches before the limits are fully open; 0 for none.
+        gradual: False to keep the limits at (1, 0) during the warm-up and open them at its end, as in CrossQ.
 
     Raises:
         ValueError: r_max < 1, d_max < 0 or warmup < 0.
@@ -28,7 +33,8 @@ class Renorm:
         >>> import batchnorm as bn
         >>> layer = bn.BatchNorm(8, renorm=bn.Renorm(r_max=3, d_max=5, warmup=1000))
 
-    Source: Ioffe 2017, "Batch Renormalization", algorithm 1.
+    Source: Ioffe 2017, "Batch Renormalization" (arXiv:1702.03275), algorithm 1; CrossQ: Bhatt et al.
+    (arXiv:1902.05605).
     """
 
     r_max: float = 3.0
@@ -41,7 +47,7 @@ class Renorm:
             raise ValueError(f"expected r_max ≥ 1, d_max ≥ 0 and warmup ≥ 0, got {self}")
 
     def limits(self, batches: Tensor | None) -> tuple[float | Tensor, float | Tensor]:
-        """(r_max, d_max) after so many batches, or those at the end of the warm-up if the number is unknown."""
+        """(r_max, d_max) after `batches` batches; None for those at the end of the warm-up."""
         if batches is None or not self.warmup:
             return self.r_max, self.d_max
         part = (batches / self.warmup).clamp(max=1)
@@ -50,7 +56,7 @@ class Renorm:
 
 
 class ConvertOptions(TypedDict, total=False):
-    """The options as keywords of `convert`, which sets only those it is given; its own `recompute` is another."""
+    """The options as keywords of `convert`, all optional; `convert` has a `recompute` of another meaning."""
 
     activation: str | None
     virtual_batch_size: int | None
@@ -61,23 +67,23 @@ class ConvertOptions(TypedDict, total=False):
 
 
 class Options(ConvertOptions, total=False):
-    """The options as keywords of `set_options`, which sets only those it is given."""
+    """The options as keywords of `set_options`, all optional."""
 
     recompute: bool
 
 
 @dataclass(frozen=True)
 class Rules:
-    """The decisions beyond torch's arguments, with torch's behaviour as the default.
+    """The options beyond torch's arguments.
 
     Args:
         activation: applied to the output in the same pass.
         virtual_batch_size: samples of a ghost batch.
         process_group: the ranks that share statistics; True for all.
         renorm: batch renormalisation.
-        single: what one value per channel is normalised by in training: an "error", or the "population".
+        single: one value per channel in training is an "error", or is normalised by the "population".
         nonfinite: the effect of NaN and Inf on the running statistics.
-        recompute: whether the output may be computed again for the backward pass.
+        recompute: True if the output may be computed again for the backward pass.
 
     Raises:
         ValueError: a value that an option does not have.
@@ -90,7 +96,8 @@ class Rules:
     single: Single = "error"
     nonfinite: NonFinite = "skip"
     recompute: bool = True
-    # whether the batch's own statistics are all that normalises in training, and whether nothing else is asked for
+    # plain: training normalises by the statistics of the whole batch alone. everyday: also without a process group, and
+    # without an error for batches that are not finite.
     plain: bool = field(init=False, repr=False, compare=False, default=True)
     everyday: bool = field(init=False, repr=False, compare=False, default=True)
 

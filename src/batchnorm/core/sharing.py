@@ -1,8 +1,8 @@
-"""Who shares statistics: the ranks of a process group, and the micro-batches of one big batch, or both.
+"""Shared statistics: between the ranks of a process group, the micro-batches of one big batch, or both.
 
-(Virtual batches are groups of samples within the kernels.) One packed collective each way, on any backend that
-torch.distributed has; both are differentiable any number of times. The micro-batches of `bn.big_batch` run in threads
-of their own and share in the same way, through an `Exchange`.
+Ranks use one packed collective in each direction, on any backend of torch.distributed. Both collectives are
+differentiable any number of times. The micro-batches of `bn.big_batch` run in threads of their own and share through
+an `Exchange`. (Virtual batches are groups of samples within the kernels.)
 """
 
 import threading
@@ -21,12 +21,12 @@ Group = Any  # a torch.distributed.ProcessGroup, or MicroBatches; True stands fo
 
 
 class Exchange(Protocol):
-    """One micro-batch's way to the others of its big batch. Every call waits until all have made the same one.
+    """The connection of one micro-batch to the others of its big batch. A call waits until all have made the same call.
 
-    `ranks` also share, with micro-batches of their own. `label` names the layer in errors.
+    `ranks` share as well, each with micro-batches of its own. `label` names the layer in errors.
     """
 
-    first: bool  # runs before the others, and moves the running statistics
+    first: bool  # True for the micro-batch that updates the running statistics
 
     def pooled(self, own: Moments, ranks: Group | None, label: str) -> Moments:
         """The moments (1, C) of all micro-batches' values together."""
@@ -35,7 +35,7 @@ class Exchange(Protocol):
         """The sum of every micro-batch's `values`."""
 
     def holds(self, *tensors: Tensor | None) -> None:
-        """The caller needs these after its next call of `summed`, and nobody needs them in the meantime."""
+        """Announce tensors that the caller needs only after its next call of `summed`, so they can be moved out."""
 
     def split(self, rows: int, size: int, label: str) -> bool:
         """True if virtual batches of `size` rows divide the big batch, and no micro-batch's rows end within one."""
@@ -43,7 +43,7 @@ class Exchange(Protocol):
 
 @dataclass(frozen=True)
 class MicroBatches:
-    """The micro-batches of one big batch, as a group that shares; and the ranks that each of them shares with."""
+    """The micro-batches of one big batch as a group that shares, and the ranks that share with them."""
 
     exchange: Exchange
     ranks: Group | None
@@ -56,7 +56,7 @@ _thread = threading.local()
 
 @contextmanager
 def exchanging(exchange: Exchange) -> Iterator[None]:
-    """Batch norms that this thread calls share their statistics through `exchange`."""
+    """Have the batch norms that this thread calls share their statistics through `exchange`."""
     global open_exchanges
     with _count:
         open_exchanges += 1
@@ -70,18 +70,18 @@ def exchanging(exchange: Exchange) -> Iterator[None]:
 
 
 def exchange_of_this_thread() -> Exchange | None:
-    """The exchange of the micro-batch that this thread runs, if it runs one."""
+    """The exchange of this thread's micro-batch, or None."""
     return getattr(_thread, "exchange", None) if open_exchanges else None
 
 
 def remembers() -> bool:
-    """True unless another micro-batch of the same big batch moves the running statistics."""
+    """True unless another micro-batch of the same big batch updates the running statistics."""
     exchange = exchange_of_this_thread()
     return exchange is None or exchange.first
 
 
 def resolve(group: Group | None) -> Group | None:
-    """Who to share with: a process group, or micro-batches. None where there is nobody."""
+    """The process group or micro-batches to share with; None for a group of one rank, or none."""
     ranks = None
     if group is not None and group is not False and dist.is_available() and dist.is_initialized():
         ranks = dist.group.WORLD if group is True else group
@@ -110,7 +110,7 @@ def pooled_over_ranks(own: Moments, group: Group, label: str) -> Moments:
 
 
 def _pooled_by_sums(own: Moments, group: Group, label: str) -> Moments:
-    """The same by two sums, which are differentiable."""
+    """The same result from two sums over ranks, which are differentiable."""
     count = torch.zeros_like(own.mean.detach()) + own.count
     total, weighted = summed_over_ranks(torch.stack([count, count * own.mean]), group, label).unbind()
     total = total.detach()
@@ -148,7 +148,7 @@ class _Gather(torch.autograd.Function):
         ctx.group, ctx.label = group, label
         ranks = dist.get_world_size(group)
         everyone = values.new_empty(ranks * values.numel())
-        # torch 2.13 has a new name for it, and warns of the old one
+        # torch 2.13 renamed it, and warns about the old name
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         _exchange(gather, group, label, everyone, values.flatten())
         return everyone.view(ranks, *values.shape)
@@ -164,7 +164,7 @@ def _exchange(collective: Callable[..., Any], group: Group, label: str, *tensors
         return
     try:
         collective(*tensors, group=group)
-    except (RuntimeError, ValueError) as error:  # a group that was destroyed is a ValueError to torch
+    except (RuntimeError, ValueError) as error:  # torch raises a ValueError for a group that was destroyed
         raise SharingError(
             f"{label}: rank {group.rank()} of {group.size()} could not exchange statistics. "
             "Another rank has stopped, is stuck beyond the group's timeout, or did not run this layer. A forward pass "

@@ -44,7 +44,7 @@ def transformed() -> bool:
 
 
 def unwatched() -> bool:
-    """True if no compiler, tracer, transform or dispatch mode follows the operations: only their results count.
+    """True if no compiler, tracer, transform or dispatch mode records the operations.
 
     Without `torch._C._is_tracing` and the names of `transformed` and `dispatch_mode_active`, traces would miss standard
     operators, and fake tensors would be asked for values.
@@ -69,8 +69,7 @@ def dispatch_mode_active() -> bool:
 def below_autograd() -> AbstractContextManager[None]:
     """Dispatch operators below autograd.
 
-    Without `torch._C._AutoDispatchBelowAutograd`, a gradient that nobody differentiates again would take the way of one
-    that somebody does.
+    Without `torch._C._AutoDispatchBelowAutograd`, every backward pass would be recorded as for a second derivative.
     """
     return torch._C._AutoDispatchBelowAutograd()
 
@@ -108,7 +107,7 @@ def saved_tensors_hooks_on_top() -> SavedTensorHooks | None:
 
 
 def saved_tensors_hooks_allowed() -> bool:
-    """Whether hooks may be opened: torch.func's transforms, and users, forbid them for a while.
+    """True if saved-tensor hooks may be set: transforms of torch.func, and users, can forbid them.
 
     Without `_saved_tensors_hooks_get_disabled_error_message` of `torch._C._autograd`, a model under `bn.recompute`
     would fail there.
@@ -126,7 +125,7 @@ def past_function_modes() -> AbstractContextManager[None]:
 
 
 def function_mode_on_top() -> Any:
-    """The TorchFunctionMode that sees the next call, or None.
+    """The TorchFunctionMode that handles the next call, or None.
 
     Without `torch.overrides._get_current_function_mode`, an interrupted forward pass under `bn.recompute` could end a
     mode of the user in place of its own.
@@ -135,7 +134,7 @@ def function_mode_on_top() -> Any:
 
 
 def in_checkpoint() -> bool:
-    """True if an activation checkpoint sees the tensors that are saved now; it counts them.
+    """True if an activation checkpoint packs the tensors that are saved now; it counts them.
 
     Without `torch.utils.checkpoint` as the module of the checkpoint's pack hook, `bn.recompute` around a forward pass
     within a checkpoint would end in the checkpoint's error.
@@ -165,7 +164,7 @@ def modes() -> Modes:
 
 @contextmanager
 def under(these: Modes) -> Iterator[None]:
-    """These modes on this thread's stacks, without entering them once more: some start anew when entered.
+    """Put these modes on this thread's stacks without a second call of `__enter__`, which starts some of them anew.
 
     Without `torch._C._push_on_torch_function_stack`, `_push_on_torch_dispatch_stack` and their opposites, modes would
     not reach the threads of `bn.big_batch`.
@@ -184,7 +183,7 @@ def under(these: Modes) -> Iterator[None]:
 
 
 def post_accumulate_hooks(leaf: Tensor) -> dict[int, Any]:
-    """The hooks of `leaf` that run when its gradient was added to, by handle; to be emptied and filled in place.
+    """The post-accumulate-grad hooks of `leaf`, by handle; the dict may be changed in place.
 
     Without `_post_accumulate_grad_hooks`, they would run once for each micro-batch of `bn.big_batch`.
     """
@@ -194,7 +193,7 @@ def post_accumulate_hooks(leaf: Tensor) -> dict[int, Any]:
 def has_communication_hook(model: DistributedDataParallel) -> bool:
     """True if a hook reduces the gradients of `model` in its own way.
 
-    Without `_comm_hooks`, `bn.big_batch` would take the mean in spite of it.
+    Without `_comm_hooks`, `bn.big_batch` would average the gradients and ignore the hook.
     """
     return bool(getattr(model, "_comm_hooks", ()))
 
@@ -213,7 +212,7 @@ def owners_of_storage(t: Tensor) -> int:
 
     Without `torch._C._storage_Use_Count`, `bn.big_batch(offload=)` could not tell a tensor from one with views.
     """
-    storage = t.untyped_storage()  # one owner more
+    storage = t.untyped_storage()  # a second owner
     return torch._C._storage_Use_Count(storage._cdata) - 1
 
 

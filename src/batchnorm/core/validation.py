@@ -27,7 +27,7 @@ class Call(NamedTuple):
 
 
 def validate(call: Call, shared: bool) -> None:
-    """Raise what is wrong with a call; `shared` statistics may rest on the values of other ranks."""
+    """Raise an error for a call that is not valid; with `shared` statistics other ranks may have the values."""
     input, rules, eps = call.input, call.rules, call.eps
     if not isinstance(input, Tensor):
         raise TypeError(f"expected a tensor (N, C, *), got {type(input).__name__}; pass torch.as_tensor(input)")
@@ -98,20 +98,20 @@ def validate(call: Call, shared: bool) -> None:
 
 
 def check_number(name: str, value: Any) -> None:
-    """Raise if a setting is no number."""
+    """Raise a TypeError if a setting is not a number."""
     if value is None or isinstance(value, (str, bytes, bool)):
         raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def in_words(error: Exception, input: Any, label: str | None) -> Exception | None:
-    """The error that a layer raises in place of one from a call with `input`, or None for that one itself.
+    """A clearer error in place of `error` from a call with `input`, or None to keep `error`.
 
-    `label` names the layer by its path in the model, if that is known.
+    `label` is the layer's path in the model, if that is known.
     """
     if not isinstance(input, Tensor) and isinstance(error, AttributeError):
         error = TypeError(f"expected a tensor (N, C, *), got {type(input).__name__}; pass torch.as_tensor(input)")
         return error if label is None else TypeError(f"{label}: {error}")
-    plain = type(error) in (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)  # one text makes it
+    plain = type(error) in (IndexError, NotImplementedError, RuntimeError, TypeError, ValueError)  # made from one text
     return type(error)(f"{label}: {error}") if plain and label and label not in str(error) else None
 
 
@@ -124,8 +124,7 @@ def _wrong_dtype(name: str, got: torch.dtype, input: torch.dtype) -> NoReturn:
 
 
 def check_memory(name: str, t: Tensor) -> None:
-    """Refuse layouts other than dense, and storages that were freed under their tensor: reading those ends the
-    process."""
+    """Refuse layouts other than dense, and tensors whose storage was freed: to read those would crash the process."""
     if t.is_nested:
         raise RuntimeError(f"{name} is a nested tensor; pad it with .to_padded_tensor(0.0), and pass lengths= or mask=")
     if t.layout is not torch.strided:
@@ -142,7 +141,7 @@ def check_memory(name: str, t: Tensor) -> None:
 
 
 def _wrong_device(name: str, t: Tensor, input: Tensor) -> NoReturn:
-    """Kernels would read what is not there."""
+    """Raise an error for a tensor on another device, which kernels must not read."""
     raise RuntimeError(
         f"expected {name} on {input.device}, as the input, got {t.device}; move the layer or its inputs with .to()"
     )
@@ -194,10 +193,10 @@ def _check_mask(input: Tensor, mask: Tensor | None, lengths: Tensor | None) -> N
 
 
 def _check_values(name: str, t: Tensor, most: float) -> None:
-    """From 0 to `most`; asked on the CPU, where the answer is at hand."""
+    """Check that values are from 0 to `most`; on the CPU only, where this does not wait for a device."""
     traced = torch.compiler.is_compiling() or dispatch_mode_active() or transformed()
     if type(t) is not Tensor or t.device.type != "cpu" or traced or t.numel() == 0:
         return
     low, high = (value.item() for value in t.aminmax())
-    if not 0 <= low <= high <= most:  # NaN too
+    if not 0 <= low <= high <= most:  # also False for NaN
         raise ValueError(f"expected {name} from 0 to {most:.6g}, got {low:.6g} to {high:.6g}")

@@ -53,6 +53,7 @@ def diagnose(
     modes, buffers, gradients, hooks and random generators are as they were, also when interrupted.
 
     Args:
+        model: with batch norms of torch or of ours; it is as it was afterwards.
         batches: a list, a DataLoader, an iterator, or a function that returns one.
         feed: called as feed(model, batch). By default model(batch); of a tuple or list the first element; a dict as
             keywords.

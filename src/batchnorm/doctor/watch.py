@@ -46,6 +46,7 @@ def watch(
     exception. Forward passes in evaluation mode are not recorded.
 
     Args:
+        model: with batch norms of torch or of ours.
         writer: TensorBoard's SummaryWriter, a run of wandb, a logger of Lightning, mlflow, or anything else with one of
             `add_scalar(tag, value, step)`, `log_metrics(values, step)` and `log(values, step=step)`.
         every: record the first forward pass in training mode, and then one in `every`.

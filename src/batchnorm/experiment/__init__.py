@@ -45,6 +45,8 @@ def study(
             table (N, D), anything else as a whole.
         test: the same, scored once at the end; without it a fifth of `train` is held out. Another fifth is the
             validation part.
+        name: of the data, for the headings.
+        task: "classification" or "regression"; None to tell by the dtype of y.
         rates: learning rates of the sweep; by default seven, and more while the best one is at an edge.
         seeds: number of runs of each setting.
         seed: the first seed.
@@ -52,6 +54,7 @@ def study(
         batch_size: of each run.
         batch_sizes: of the last claim.
         quick: True for a small sweep, for a first look.
+        optimizer: "sgd" or "adam".
         norms: the arms, "batch,none" and, to show beside them, "layer" and "group".
         workers: processes that train at once, by default one a core; the numbers do not depend on it.
         progress: called with (updates done, updates planned, what is running).

@@ -1,4 +1,4 @@
-"""Windows and calibration for loops with Accelerate. It is known by its methods; nothing of it is imported."""
+"""Windows and calibration for loops with Accelerate, which is not imported: only methods of its objects are called."""
 
 from __future__ import annotations
 
@@ -17,10 +17,14 @@ from batchnorm.training.own_layers import own_layers
 
 @contextmanager
 def accumulate(accelerator: Any, *models: nn.Module) -> Iterator[None]:
-    """In place of ``accelerator.accumulate(*models)``: the population, too, moves once for each step of the optimizer.
+    """Do ``accelerator.accumulate(*models)``, and update the running statistics once for each step of the optimizer.
 
     A window opens at the first micro-batch of a step and closes at the one for which `accelerator.sync_gradients`
-    holds, a shorter last step included. If the block fails, its window is forgotten.
+    holds, a shorter last step included. If the block fails, its window is dropped.
+
+    Args:
+        accelerator: an `accelerate.Accelerator`.
+        *models: the models that are trained, as for the method of Accelerate.
 
     Raises:
         ValueError: none of the models has a batch norm of ours.
@@ -32,6 +36,11 @@ def accumulate(accelerator: Any, *models: nn.Module) -> Iterator[None]:
         ...         accelerator.backward(loss(model(x), y))
         ...         optimizer.step()
         ...         optimizer.zero_grad()
+<<<<<<< HEAD
+=======
+
+    Source: the merge is that of Chan, Golub & LeVeque 1983 (`Moments.merge`).
+>>>>>>> words
     """
     ours = [model for model in models if own_layers(model)]
     if not ours:
@@ -66,7 +75,13 @@ def calibrate(
 ) -> Calibration:
     """`bn.calibrate` of a model that `accelerator.prepare` wrapped, over all of its ranks, each with its own batches.
 
-    It may stand between two epochs or two steps: counters of batches, windows and random generators go on.
+    Call it between two epochs or two steps: counters of batches, windows and random generators go on as if it had not
+    been called.
+
+    Args:
+        accelerator: an `accelerate.Accelerator`.
+        model: as `accelerator.prepare` returned it.
+        batches, exact, limit, feed: as in `bn.calibrate`; each rank has its own batches.
 
     Raises:
         ValueError, FloatingPointError: as `bn.calibrate`.
@@ -74,6 +89,11 @@ def calibrate(
     Examples:
         >>> from batchnorm.integrations.accelerate import calibrate
         >>> calibrate(accelerator, model, loader, limit=100)  # doctest: +SKIP
+<<<<<<< HEAD
+=======
+
+    Source: Wu & Johnson 2021 (arXiv:2105.07576), section 3, as `bn.calibrate`.
+>>>>>>> words
     """
     settings = Settings(exact=exact, limit=limit, feed=feed)
     return calibrated(accelerator.unwrap_model(model), batches, settings)

@@ -1,6 +1,6 @@
-"""Federated learning: exact populations from many clients, and the arrays that a Flower-like server passes around.
+"""Federated learning: exact running statistics from many clients, and the arrays that a Flower-like server exchanges.
 
-Everything here works on lists of NumPy arrays, as Flower's NumPyClient and strategies do; no package is imported.
+Everything here works on lists of NumPy arrays, as Flower's NumPyClient and strategies do. Flower is not imported.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
 
 def shared_keys(model: nn.Module, local: Local = "all") -> list[str]:
-    """The keys of the state_dict that travel between client and server, in its order.
+    """The keys of the state_dict that clients and server exchange, in the order of the state_dict.
 
     Args:
-        local: what of the batch norms stays with its client: "all" (FedBN: γ, β and statistics), "statistics" (SiloBN:
-            γ and β travel) or "nothing".
+        model: with batch norms of torch or of ours.
+        local: the part of the batch norms that stays with its client: "all" (FedBN: γ, β and statistics), "statistics"
+            (SiloBN: γ and β are exchanged) or "nothing".
 
     Raises:
         ValueError: another `local`.
@@ -39,8 +40,8 @@ def shared_keys(model: nn.Module, local: Local = "all") -> list[str]:
         >>> shared_keys(model), shared_keys(model, "statistics")
         (['0.weight'], ['0.weight', '1.weight', '1.bias'])
 
-    Source: Li et al. 2021, "FedBN", algorithm 1; Andreux et al. 2020, "Siloed federated learning for multi-centric
-    histopathology datasets" (SiloBN).
+    Source: Li et al. 2021, "FedBN" (arXiv:2102.07623), algorithm 1; Andreux et al. 2020, "Siloed federated
+    learning for multi-centric histopathology datasets" (SiloBN).
     """
     if local not in ("nothing", "statistics", "all"):
         raise ValueError(f'local must be "nothing", "statistics" or "all", got {local!r}')
@@ -50,7 +51,22 @@ def shared_keys(model: nn.Module, local: Local = "all") -> list[str]:
 
 
 def arrays(model: nn.Module, keys: Sequence[str]) -> list[np.ndarray]:
-    """The entries `keys` of the state_dict as arrays of their own, as Flower's `get_parameters` returns them."""
+    """Copy the entries `keys` of the state_dict to arrays, as Flower's `get_parameters` returns them.
+
+    Args:
+        model: it is not changed.
+        keys: of its state_dict, say those of `shared_keys`.
+
+    Raises:
+        KeyError: a key that the state_dict does not have.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from batchnorm.integrations import federated
+        >>> federated.arrays(nn.BatchNorm1d(2), ["running_var"])
+        [array([1., 1.], dtype=float32)]
+    """
     state = model.state_dict()
     return [state[key].detach().cpu().numpy().copy() for key in keys]
 
@@ -58,23 +74,39 @@ def arrays(model: nn.Module, keys: Sequence[str]) -> list[np.ndarray]:
 def load(model: nn.Module, keys: Sequence[str], values: Sequence[np.ndarray]) -> None:
     """Write arrays into the entries `keys` of the model; all others stay as they are.
 
+    Args:
+        model: changed in place.
+        keys: of its state_dict.
+        values: an array for each key.
+
     Raises:
         ValueError: another number of arrays, or a shape that does not fit; then nothing is written.
+
+    Examples:
+        >>> import numpy as np
+        >>> from torch import nn
+        >>> from batchnorm.integrations import federated
+        >>> layer = nn.BatchNorm1d(2)
+        >>> federated.load(layer, ["running_mean"], [np.array([1.0, 2.0])])
+        >>> layer.running_mean
+        tensor([1., 2.])
     """
     state = model.state_dict()
     if len(keys) != len(values):
         raise ValueError(f"expected {len(keys)} arrays, one for each key, got {len(values)}")
     for key, value in zip(keys, values, strict=True):
         if tuple(np.shape(value)) != tuple(state[key].shape):
-            raise ValueError(f"{key} has the shape {tuple(state[key].shape)}, and its array {np.shape(value)}")
+            raise ValueError(
+                f"expected an array of the shape {tuple(state[key].shape)} for {key}, got {np.shape(value)}"
+            )
     model.load_state_dict(state | {k: torch.as_tensor(np.array(v)) for k, v in zip(keys, values, strict=True)})
 
 
 def aggregate(results: Sequence[tuple[Sequence[np.ndarray], int]], keys: Sequence[str]) -> list[np.ndarray]:
-    """The clients' arrays as one, weighted by their numbers of samples, as Flower's `aggregate`.
+    """Merge the arrays of all clients, weighted by their numbers of samples, as Flower's `aggregate` does.
 
-    Running variances are merged with the variance between the clients' means, which an average leaves out; counters of
-    batches are summed.
+    A merged running variance includes the variance between the clients' means, which an average leaves out. Counters of
+    batches are summed, other floating-point arrays averaged.
 
     Args:
         results: of each client, its arrays and its number of samples.
@@ -89,6 +121,11 @@ def aggregate(results: Sequence[tuple[Sequence[np.ndarray], int]], keys: Sequenc
         >>> one, two = ([np.array([mean]), np.array([1.0])] for mean in (-1.0, 1.0))
         >>> aggregate([(one, 50), (two, 50)], ["bn.running_mean", "bn.running_var"])
         [array([0.]), array([2.])]
+<<<<<<< HEAD
+=======
+
+    Source: Chan, Golub & LeVeque 1983, by shares instead of counts, as `bn.merge`.
+>>>>>>> words
     """
     for number, (values, _) in enumerate(results):
         if len(values) != len(keys):
@@ -104,19 +141,29 @@ def aggregate(results: Sequence[tuple[Sequence[np.ndarray], int]], keys: Sequenc
 def client_moments(
     model: nn.Module, batches: Any, *, feed: Feed = feed_by_default, limit: int | None = None
 ) -> list[np.ndarray]:
-    """A client's share of the exact population: (count, mean, m2) of what each batch norm gets, (3, C) for a layer.
+    """Take count, mean and m2 of the input of each batch norm over one client's data: an array (3, C) for each layer.
 
     The model is in evaluation mode and nothing of it changes. The layers stand in the order of the model; frozen ones
     are left out. The arrays hold sums over samples and no sample.
 
     Args:
+        model: the one that all clients have; it is not changed.
         batches: a list, a DataLoader or a function that returns an iterator.
         feed: as that of `bn.calibrate`.
         limit: the same.
 
     Raises:
-        ValueError: no batch norm that learns statistics.
-        FloatingPointError: NaN or Inf in what a layer gets.
+        ValueError: the model has no batch norm whose running statistics are updated.
+        FloatingPointError: NaN or Inf in the input of a layer.
+
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from batchnorm.integrations import federated
+        >>> federated.client_moments(nn.BatchNorm1d(1), [torch.tensor([[1.0], [3.0]])])[0].tolist()
+        [[2.0], [2.0], [2.0]]
+
+    Source: Chan, Golub & LeVeque 1983, as `Moments`.
     """
     layers = _layers(model)
     found: dict[str, Moments] = {}
@@ -132,22 +179,33 @@ def client_moments(
 def set_population(model: nn.Module, clients: Iterable[Sequence[np.ndarray]]) -> None:
     """Set the running statistics of every batch norm to those of all clients' data together.
 
-    The first batch norm is exact at once. What the second one gets depends on how the first one normalises, so it is
-    exact after a second round of `client_moments` and `set_population` with the same weights, and so on. Counters of
+    The first batch norm is exact at once. The input of the second one depends on the statistics of the first one, so it
+    is exact after a second round of `client_moments` and `set_population` with the same weights, and so on. Counters of
     batches stay as they are.
 
     Args:
+        model: the one that `client_moments` was called with; changed in place.
         clients: the `client_moments` of each.
 
     Raises:
         ValueError: no clients, arrays of another shape, or a layer with fewer than two values in all of the data; then
             nothing is set.
 
+    Examples:
+        >>> import torch
+        >>> from torch import nn
+        >>> from batchnorm.integrations import federated
+        >>> layer = nn.BatchNorm1d(1)
+        >>> clients = [federated.client_moments(layer, [torch.tensor(x)]) for x in ([[1.0], [2.0]], [[6.0]])]
+        >>> federated.set_population(layer, clients)
+        >>> layer.running_mean.item(), layer.running_var.item()
+        (3.0, 7.0)
+
     Source: Chan, Golub & LeVeque 1983, "Algorithms for computing the sample variance", equation 2.1.
     """
     layers, everyone = _layers(model), [list(client) for client in clients]
     if not everyone:
-        raise ValueError("there is no client to take a population from")
+        raise ValueError("expected the moments of at least one client, got none")
     shapes = [(3, layer.num_features) for layer in layers.values()]
     for number, client in enumerate(everyone):
         if [np.shape(array) for array in client] != shapes:

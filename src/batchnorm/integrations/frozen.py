@@ -1,7 +1,6 @@
-"""Frozen batch norms that are no batch norms to torch: those of torchvision, timm, detectron and transformers.
+"""Frozen batch norms of torchvision, timm, detectron and transformers, which are no subclasses of torch's batch norms.
 
-They hold γ, β and the statistics as buffers, and always normalise by the statistics. Nothing of those packages is
-imported.
+They hold γ, β and the statistics as buffers, and always normalise by the statistics. Those packages are not imported.
 """
 
 from typing import Any
@@ -34,7 +33,7 @@ class FrozenBatchNormAct2d(NormAct, FrozenBatchNorm2d):
 
 
 def is_frozen(theirs: type[nn.Module]) -> bool:
-    """True if the class is named as such layers are; a probe tells if it computes the same."""
+    """True if the class has the name of such a layer; `probe` then compares what it computes."""
     return theirs.__name__.endswith("FrozenBatchNorm2d") and not issubclass(theirs, BatchNorm)
 
 
@@ -43,10 +42,10 @@ def is_frozen_act(theirs: type[nn.Module]) -> bool:
 
 
 def enter(module: Any, ours: type[BatchNorm]) -> None:
-    """Make a frozen layer of ours of another package's, in place.
+    """Turn another package's frozen layer into ours, in place.
 
     Raises:
-        AttributeError: it does not hold what such layers hold.
+        AttributeError: the layer has other buffers.
     """
     found = {name for name, buffer in module._buffers.items() if isinstance(buffer, Tensor)}
     if found - {"num_batches_tracked"} != BUFFERS or module._parameters:
@@ -69,7 +68,7 @@ def enter(module: Any, ours: type[BatchNorm]) -> None:
 
 
 def leave(module: Any) -> None:
-    """Take back what `enter` gave, but for the class."""
+    """Undo `enter`, but for the class."""
     for name in ("weight", "bias"):
         module._buffers[name] = module._parameters.pop(name).detach()
     buffers = module._buffers

@@ -24,10 +24,10 @@ AVERAGING = tuple(
 
 
 class BatchNormCallback(Callback):
-    """Batch norms in a Lightning run.
+    """Lightning callback: windows, freezing, calibration, records and diagnosis of the batch norms.
 
-    - With ``Trainer(accumulate_grad_batches=k)`` the population moves once for each step of the optimizer, by the
-      merged moments of its micro-batches, a shorter last step included.
+    - With ``Trainer(accumulate_grad_batches=k)`` the running statistics are updated once for each step of
+      the optimizer, by the merged moments of its micro-batches, a shorter last step included.
     - `freeze_at` and `unfreeze_at` freeze the batch norms by epoch.
     - `calibrate` sets the statistics before each validation and at the end, also those of averaged weights: put this
       callback behind `WeightAveraging` and `StochasticWeightAveraging`. The counters of batches go on.

@@ -1,4 +1,4 @@
-"""The part of a callback that is the same for every training loop: windows, freezing, calibration, watching."""
+"""The code that callbacks for all training loops share: windows, freezing, calibration and records."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ class Settings:
     """The options of a callback.
 
     Args:
-        accumulate: with gradient accumulation, the population moves once for each step of the optimizer.
+        accumulate: True to update the running statistics once for each step of the optimizer.
         freeze_at: the epoch (from 0) at whose start the batch norms are frozen, or None.
         unfreeze_at: the epoch at whose start they are unfrozen, or None.
-        affine: whether freezing holds γ and β as well.
+        affine: True to freeze γ and β as well.
         calibrate: batches for `bn.calibrate` before each evaluation and at the end: a list, a DataLoader or a function
             that returns an iterator; each rank has its own. None for no calibration.
-        exact: calibrate level by level, or in one pass.
+        exact: True to calibrate level by level, False in one pass.
         limit: calibrate on the first so many batches.
         feed: called as feed(model, batch) while calibrating.
-        diagnose: apply the rules of `bn.diagnose` at the end.
+        diagnose: True to apply the rules of `bn.diagnose` at the end.
         watch: look at the batch norms on one step of the optimizer in so many, or None.
 
     Raises:
@@ -65,7 +65,7 @@ class Settings:
             raise ValueError(f"unfreeze_at={last} must come after freeze_at={first}")
 
     def frozen_in(self, epoch: int) -> bool | None:
-        """Whether the layers are to be frozen in this epoch, or None where the settings do not say."""
+        """True if the layers are frozen in this epoch, False if not, None if the settings leave them as they are."""
         if self.unfreeze_at is not None and epoch >= self.unfreeze_at:
             return False
         return True if self.freeze_at is not None and epoch >= self.freeze_at else None
@@ -73,7 +73,7 @@ class Settings:
 
 @dataclass
 class Companion:
-    """What a callback does to a model at each event of its loop."""
+    """The actions of a callback on a model, one for each event of the loop."""
 
     settings: Settings
     calibrations: list[Calibration] = field(default_factory=list)
@@ -119,7 +119,7 @@ class Companion:
                 self.watch.look_away()
 
     def micro_batch_ends(self) -> None:
-        """After a backward pass: what comes before the next `micro_batch_begins` is not looked at."""
+        """After a backward pass: nothing is recorded until the next `micro_batch_begins`."""
         if self.watch is not None:
             self.watch.look_away()
 

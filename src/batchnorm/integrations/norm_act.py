@@ -1,4 +1,4 @@
-"""Batch norms with an activation of their own, as timm has them. Nothing of timm is imported."""
+"""Batch norms with an activation of their own, as in timm, which is not imported."""
 
 from typing import Any
 
@@ -14,7 +14,8 @@ ACTIVATIONS_BY_NAME = {("timm", "GELU"): "gelu", ("timm", "Swish"): "silu", ("ti
 class NormAct(BatchNorm):
     """A batch norm, then `drop`, then `act`.
 
-    An `act` that is in the batch norm's own pass stays as a child, so that names and `revert` stay, and is not called.
+    If the batch norm applies the activation in its own pass, `act` stays as a child that is not called: `revert` and
+    the names of the modules need it.
     """
 
     drop: nn.Module
@@ -43,7 +44,7 @@ class NormAct(BatchNorm):
 
 
 class BatchNormAct2d(NormAct, BatchNorm2d):
-    """timm's `BatchNormAct2d`: activation(drop(batch norm)), for (N, C, H, W). `convert` makes it of timm's."""
+    """timm's `BatchNormAct2d`: activation(drop(batch norm)), for (N, C, H, W). `convert` turns timm's into this."""
 
 
 class SyncBatchNormAct(NormAct, SyncBatchNorm):

@@ -11,7 +11,7 @@ from batchnorm.tools.standardize import Standardize
 
 
 class StandardizeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
-    """Every column to mean 0 and standard deviation 1, NaN left out: in pipelines, searches and partial fits.
+    """Bring every column to mean 0 and standard deviation 1, as a scikit-learn transformer; NaN is a missing value.
 
     After fitting, `layer_` is the `Standardize` to put in front of a network, and `mean_`, `var_` and `scale_` are as
     in scikit-learn's StandardScaler.
@@ -24,6 +24,8 @@ class StandardizeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimat
         >>> from batchnorm.integrations.sklearn import StandardizeTransformer
         >>> StandardizeTransformer().fit_transform(np.array([[1.0], [2.0], [3.0]])).ravel().round(4)
         array([-1.2247,  0.    ,  1.2247])
+
+    Source: the merge of `partial_fit` is that of Chan, Golub & LeVeque 1983 (`Moments.merge`).
     """
 
     def __init__(self, *, clip: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""torch's tools that replace a batch norm by its class or its tensors alone, told what our layers do beyond that.
+"""Wrappers of torch's tools that would drop the options of our layers.
 
 `nn.SyncBatchNorm.convert_sync_batchnorm` would make plain layers of ours, and the functions that merge a convolution
 with a batch norm would drop an activation. `inform` wraps these functions of torch: for torch's own layers nothing
@@ -78,7 +78,7 @@ def unshare(layer: BatchNorm) -> BatchNorm:
 
 
 def _inform_lightning() -> None:
-    """Lightning goes back from any SyncBatchNorm to a plain layer of its tensors; ours go back to what they were."""
+    """Lightning turns any SyncBatchNorm into a plain layer; our layers become what they were before."""
     for package in ("lightning.pytorch", "pytorch_lightning"):
         plugin = getattr(sys.modules.get(f"{package}.plugins.layer_sync"), "TorchSyncBatchNorm", None)
         if plugin is not None and not hasattr(plugin.revert, "__wrapped__"):
@@ -107,7 +107,7 @@ def _merging(theirs: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _beyond_torch(layer: BatchNorm) -> str | None:
-    """The effects of a layer in evaluation that its tensors do not show."""
+    """The effects of a layer in evaluation that do not come from its tensors: its activation and the like."""
     if layer.activation is not None:
         return f"activation={layer.activation!r}"
     behind = layer.behind() if isinstance(layer, NormAct) else ()

@@ -19,10 +19,15 @@ DEFAULT_EPS = 1e-5
 
 
 def prepare_qat_pt2e(graph: fx.GraphModule, quantizer: Any) -> fx.GraphModule:
-    """As torchao's function of this name, which sets every batch norm behind a convolution to torch's defaults.
+    """Call torchao's function of this name, and keep the eps and momentum of every batch norm.
 
-    The graph is that of ``torch.export.export(model.train(), inputs).module()``, made in a ``bn.backend("aten")``
-    context: torchao looks for torch's operator.
+    Args:
+        graph: ``torch.export.export(model.train(), inputs).module()``, made in a ``bn.backend("aten")`` context, since
+            torchao looks for torch's operator.
+        quantizer: as for torchao's function.
+
+    Returns:
+        The prepared graph.
 
     Examples:
         >>> import torch, batchnorm as bn
@@ -35,17 +40,37 @@ def prepare_qat_pt2e(graph: fx.GraphModule, quantizer: Any) -> fx.GraphModule:
 
 
 def move_exported_model_to_eval(prepared: fx.GraphModule) -> fx.GraphModule:
-    """As torchao's function of this name, in place."""
+    """Call torchao's function of this name, and keep the eps and momentum of every batch norm.
+
+    Args:
+        prepared: from `prepare_qat_pt2e`; changed in place.
+
+    Returns:
+        The graph in evaluation mode.
+
+    Examples:
+        >>> graph = move_exported_model_to_eval(prepared)  # doctest: +SKIP
+    """
     return _keeping(lambda: pt2e.move_exported_model_to_eval(prepared), prepared)
 
 
 def move_exported_model_to_train(prepared: fx.GraphModule) -> fx.GraphModule:
-    """As torchao's function of this name, in place."""
+    """Call torchao's function of this name, and keep the eps and momentum of every batch norm.
+
+    Args:
+        prepared: from `prepare_qat_pt2e`; changed in place.
+
+    Returns:
+        The graph in training mode.
+
+    Examples:
+        >>> graph = move_exported_model_to_train(prepared)  # doctest: +SKIP
+    """
     return _keeping(lambda: pt2e.move_exported_model_to_train(prepared), prepared)
 
 
 def _keeping(change: Callable[[], Any], graph: fx.GraphModule) -> fx.GraphModule:
-    """The graph that a change gives, its batch norms with the momentum and eps that they had."""
+    """Apply `change` to a graph, then give its batch norms their momentum and eps back."""
     before = {_layer(node): node.args[MOMENTUM : EPS + 1] for node in _norms(graph)}
     changed = change()
     for node in _norms(changed):
@@ -56,9 +81,18 @@ def _keeping(change: Callable[[], Any], graph: fx.GraphModule) -> fx.GraphModule
 
 
 def convert_pt2e(prepared: fx.GraphModule) -> fx.GraphModule:
-    """As torchao's function of this name, for a graph of `prepare_qat_pt2e` in evaluation; it uses the graph up.
+    """Call torchao's function of this name, with the same result in evaluation for any eps.
 
-    σ² + eps is all that counts in evaluation, so what eps differs from torch's default goes over to the variance.
+    torchao sets eps to torch's default. Evaluation depends on σ² + eps alone, so the difference is added to σ² first.
+
+    Args:
+        prepared: from `prepare_qat_pt2e`, in evaluation mode; it cannot be used afterwards.
+
+    Returns:
+        The quantised graph.
+
+    Examples:
+        >>> quantised = convert_pt2e(move_exported_model_to_eval(prepared))  # doctest: +SKIP
     """
     for node in _norms(prepared):
         given: Any = node.args

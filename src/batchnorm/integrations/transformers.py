@@ -12,10 +12,10 @@ from batchnorm.tools.calibrate import Calibration
 
 
 class BatchNormCallback(TrainerCallback):
-    """Batch norms in a run of transformers' Trainer.
+    """Callback for transformers' Trainer: windows, freezing, calibration, records and diagnosis of the batch norms.
 
-    - With ``gradient_accumulation_steps=k`` the population moves once for each step of the optimizer, by the merged
-      moments of its micro-batches, a shorter last step included.
+    - With ``gradient_accumulation_steps=k`` the running statistics are updated once for each step of the
+      optimizer, by the merged moments of its micro-batches, a shorter last step included.
     - `freeze_at` and `unfreeze_at` freeze the batch norms by epoch.
     - `calibrate` sets the statistics before each evaluation and at the end; the counters of batches go on. A batch that
       is a dict goes to the model as keywords.

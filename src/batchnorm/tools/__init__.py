@@ -1,1 +1,1 @@
-"""Functions over a whole model."""
+"""Functions that change or inspect a whole model, and data normalisation."""

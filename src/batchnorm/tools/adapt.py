@@ -1,4 +1,4 @@
-"""A trained model moved towards a new domain, from unlabelled inputs alone; guarded and undoable."""
+"""Adapt a trained model to a new domain from unlabelled inputs, with a way to undo it."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +31,7 @@ class Adaptation:
     resets: int = 0
 
     def restore(self) -> None:
-        """The populations, γ and β from before, bit for bit."""
+        """Put the running statistics, γ and β back to their values from before, bit for bit."""
         self.before.restore(self.layers)
         _reset(self.affine)
 
@@ -68,7 +68,11 @@ def adapt(
     or the entropy is not finite, they go back to where they started.
 
     Args:
+        model: its running statistics change in place; with `entropy` γ and β too.
         prior: N ≥ 0; 0 takes the new statistics alone.
+        online: True to blend batch after batch, in one pass.
+        entropy: True to train γ and β as well.
+        max_drift: the largest ‖change‖ / ‖start‖ of γ and β.
         lr: the step of the descent; with momentum 0.9.
         batches, feed, limit, process_group, progress: as in `calibrate`; ranks share statistics, not descents.
 
@@ -78,7 +82,7 @@ def adapt(
     Raises:
         TypeError: a single batch in place of batches.
         ValueError: a negative prior, no batches, nothing to adapt, ranks together with `online` or `entropy`.
-        FloatingPointError: NaN or Inf in what a layer sees. Then, and when interrupted, the model is as it was.
+        FloatingPointError: NaN or Inf in the input of a layer. Then, and when interrupted, the model is as it was.
 
     Examples:
         >>> import torch, batchnorm as bn
@@ -88,8 +92,8 @@ def adapt(
         1.0
         >>> adaptation.restore()
 
-    Source: Schneider et al. 2020, "Improving robustness against common corruptions by covariate shift adaptation",
-    equation 3; Wang et al. 2021, "Tent", section 3.
+    Source: Schneider et al. 2020, "Improving robustness against common corruptions by covariate shift adaptation"
+    (arXiv:2006.16971), equation 3; Wang et al. 2021, "Tent" (arXiv:2006.10726), section 3.
     """
     layers = populations(model)
     if prior < 0:

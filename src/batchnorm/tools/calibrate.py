@@ -1,4 +1,4 @@
-"""Population statistics of a model computed exactly, not as a moving average."""
+"""Running statistics computed exactly from data, in place of a moving average."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -29,11 +29,11 @@ class Calibration:
     unused: tuple[str, ...] = ()
 
     def restore(self) -> None:
-        """The statistics from before, bit for bit."""
+        """Put the running statistics back to their values from before, bit for bit."""
         self.before.restore(self.layers)
 
     def apply(self) -> None:
-        """The calibrated statistics once more, after `restore`."""
+        """Set the calibrated statistics again, after `restore`."""
         self.after.restore(self.layers)
 
     @property
@@ -64,14 +64,14 @@ def calibrate(
 ) -> Calibration:
     """Set the running statistics of every batch norm to those of all the data (precise batch norm).
 
-    What a layer sees depends on how the layers before it normalise. Exact statistics are those of one training step
-    on all the data as one batch: level by level, each layer's mean and variance are pooled over all batches while
+    The input of a layer depends on the statistics of the layers before it. Exact statistics are those of one training
+    step on all the data as one batch: level by level, each layer's mean and variance are pooled over all batches while
     the layers before it normalise by their own pooled mean and (biased) variance. So the result does not depend on
     how the data are split into batches or ranks, but for rounding. That takes one pass over the data per level (the
     longest chain of batch norms), each no further than that level, at about half a forward pass on average.
 
-    ``exact=False`` takes one pass in which each batch normalises by its own statistics, as in training: the first
-    level is exact, later ones see what batches of this size make of it.
+    ``exact=False`` takes one pass in which each batch is normalised by its own statistics, as in training: the first
+    level is exact, later levels depend on the batch size.
 
     Only batch norms learn: everything else is in evaluation mode (no dropout), no gradients. Left alone are layers
     that are frozen (`bn.freeze`, or in evaluation mode in a model in training mode) or have no running statistics.
@@ -79,13 +79,15 @@ def calibrate(
     (`torch.optim.swa_utils.AveragedModel`) need this after averaging.
 
     Args:
+        model: its running statistics change in place.
+        exact: False for one pass with statistics of single batches.
         batches: a list, a DataLoader, or a function that returns an iterator; the same data in every pass (an
             iterator serves with ``exact=False``).
         feed: called as feed(model, batch). By default model(batch); of a tuple or list the first element; a dict as
             keywords.
         limit: at most so many batches.
-        tolerance: stop a pass when doubling the data moved no mean by more than so many σ and no variance by more
-            than that share; whether it did is in `converged`.
+        tolerance: stop a pass when doubling the data changed no mean by more than `tolerance`·σ and no variance by
+            more than that share; `converged` is True if every pass stopped so.
         process_group: True (all ranks) or a group: every rank has its own batches, or none; all get the statistics
             of everything.
         progress: a progress bar; by default where stderr is a terminal and rich is installed.
@@ -96,7 +98,7 @@ def calibrate(
     Raises:
         TypeError: a single batch in place of batches.
         ValueError: no batches, nothing to calibrate, one value per channel in all the data, an iterator when exact.
-        FloatingPointError: NaN or Inf in what a layer sees. Then, and when interrupted, the model is as it was.
+        FloatingPointError: NaN or Inf in the input of a layer. Then, and when interrupted, the model is as it was.
 
     Examples:
         >>> import torch, batchnorm as bn
@@ -105,7 +107,7 @@ def calibrate(
         >>> layer.running_mean.item(), layer.running_var.item()
         (3.0, 7.0)
 
-    Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm", section 3 (precise BN).
+    Source: Wu & Johnson 2021, "Rethinking 'Batch' in BatchNorm" (arXiv:2105.07576), section 3 (precise BN).
     """
     layers = populations(model)
     if not layers:

@@ -1,4 +1,4 @@
-"""Small translations: weight-decay groups for optimizers, and layers from Keras and Flax."""
+"""Weight-decay groups for optimizers, and layers made from the arrays of Keras and Flax."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -10,10 +10,18 @@ from batchnorm.layers import BatchNorm
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups for an optimizer: weights decay; biases, γ and β (anything of fewer than two dimensions) do not.
+    """Group a model's parameters for an optimizer: weights decay; biases, γ and β do not.
 
-    Decaying γ pulls the scale of a layer to 0, which no batch norm after it restores; a weight that a batch norm
-    follows has no scale of its own, and decay only sets its effective learning rate.
+    Without decay are all parameters of fewer than two dimensions. Weight decay on γ pulls the scale of the layer's
+    output towards 0. A weight before a batch norm is different: its scale does not change the output, so decay only
+    changes its effective learning rate.
+
+    Args:
+        model: its parameters that require a gradient are taken.
+        weight_decay: of the first group, the parameters of two dimensions or more.
+
+    Returns:
+        Two groups: parameters with weight decay, and parameters without.
 
     Examples:
         >>> import torch, batchnorm as bn
@@ -25,7 +33,8 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
         1 0.0001
         3 0.0
 
-    Source: He et al. 2019, "Bag of tricks for image classification", section 3.1 (no bias decay).
+    Source: He et al. 2019, "Bag of Tricks for Image Classification with Convolutional Neural Networks"
+    (arXiv:1812.01187), section 3.1 (no bias decay).
     """
     parameters = [p for p in model.parameters() if p.requires_grad]
     return [
@@ -43,11 +52,24 @@ def from_keras(
     momentum: float = 0.99,
     epsilon: float = 1e-3,
 ) -> BatchNorm:
-    """A layer that computes what a Keras BatchNormalization does, its arrays and settings given.
+    """Make a layer from the arrays and settings of a Keras BatchNormalization.
 
-    The momentum of Keras is the share of the old value, torch's that of the new one: 0.99 becomes 0.01. Keras
-    remembers the biased variance; it is taken as it is, and later batches add unbiased ones. Its default epsilon is
-    1e-3. The channels of the input must be in dimension 1.
+    In evaluation both compute the same. In training Keras updates its moving variance by the biased variance of the
+    batch, and this layer by the unbiased one, as torch does. The channels of the input must be in dimension 1.
+
+    Args:
+        moving_mean: (C,), an array, a tensor or a list; so are the next three.
+        moving_variance: (C,).
+        gamma: γ (C,), or None for 1.
+        beta: β (C,), or None for 0.
+        momentum: as in Keras, the weight of the old value: 0.99 becomes torch's 0.01.
+        epsilon: added to the variance.
+
+    Returns:
+        A `BatchNorm`.
+
+    Raises:
+        RuntimeError: an array that does not fit the number of channels of `moving_mean`.
 
     Examples:
         >>> import batchnorm as bn
@@ -71,9 +93,22 @@ def from_flax(
     momentum: float = 0.99,
     epsilon: float = 1e-5,
 ) -> BatchNorm:
-    """A layer that computes what a Flax BatchNorm does: its "batch_stats" (mean, var) and "params" (scale, bias).
+    """Make a layer from the variables of a Flax BatchNorm.
 
-    Momentum and variance are as in Keras; the default epsilon is 1e-5.
+    In evaluation both compute the same; in training the variance differs as in `from_keras`.
+
+    Args:
+        batch_stats: "mean" and "var", each (C,).
+        params: "scale" (γ) and "bias" (β), each (C,) or left out; None for neither.
+        momentum: as in Flax, the weight of the old value: 0.99 becomes torch's 0.01.
+        epsilon: added to the variance.
+
+    Returns:
+        A `BatchNorm`.
+
+    Raises:
+        KeyError: `batch_stats` without "mean" or "var".
+        RuntimeError: an array that does not fit the number of channels.
 
     Examples:
         >>> import batchnorm as bn

@@ -1,4 +1,4 @@
-"""Swap every batch norm of a model for ours, and back.
+"""Convert the batch norms of a model to ours, and revert the conversion.
 
 A layer changes its class in place: it stays the same object with the same parameters, buffers, hooks, names and flags,
 so optimizers, shared modules and references to it go on as they were.
@@ -37,13 +37,13 @@ def convert(
     transformers, as frozen layers. Other subclasses may behave in their own way: they are left as they are and named in
     one warning, grouped by class.
 
-    The other keywords are options of `BatchNorm`, also set on layers that are ours already. An option that is not given
-    stays as it is.
-
     Args:
-        fuse: let the batch norms also do what follows them, activations and residual additions.
+        model: changed in place.
+        fuse: True to have the batch norms also apply the activations and residual additions that follow them.
         sync: share statistics between all ranks; short for ``process_group=True``.
         recompute: put the hooks of `bn.recompute` on the model, until `revert`; "chain" for its longer chains.
+        **options: options of `BatchNorm`, set on layers that are ours already too. One that is not given stays as it
+            is.
 
     Raises:
         TypeError, ValueError: a bad option, or a class in place of a model; then nothing is changed.
@@ -59,7 +59,7 @@ def convert(
     if sync:
         options["process_group"] = True
     recomputation.check(recompute)
-    BatchNorm(1).set_options(**options)  # complains before anything is changed
+    BatchNorm(1).set_options(**options)  # raises an error before anything is changed
     left: Left = defaultdict(list)
     for name, module in model.named_modules():
         theirs = type(module).__name__
@@ -82,6 +82,7 @@ def revert(model: Model, *, expand: bool = False) -> Any:
     """Turn our batch norms in `model` back into torch's, in place; returns the model. Undoes `convert`.
 
     Args:
+        model: changed in place.
         expand: a layer that applies an activation or adds a residual becomes a small module that does the same with
             torch's layers, `batchnorm.tools.expanded.Expanded`; its keys in the `state_dict` begin with "norm.". Tools
             that look for torch's layers, as for quantisation, then see all of them.

@@ -1,7 +1,7 @@
-"""The order of batch norms along the data, in which exact statistics can be taken.
+"""The order of the batch norms of a model in the dataflow, in which exact statistics are taken.
 
-Every tensor carries a level, the number of batch norms on the longest way to it. It is followed through each operator
-that runs, with or without gradients, so that what depends on what is what happened and not what the source looks like.
+Each tensor has a level: the largest number of batch norms on a path from the input to it. Levels are recorded at every
+operator that runs, with or without gradients, so the order is that of the calls that were made.
 """
 
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from batchnorm.core.torch_internals import TorchDispatchMode, tree_leaves
 
-Use = tuple[str, int]  # a layer's name, and which of its calls in one forward pass
+Use = tuple[str, int]  # a layer's name, and the number of the call in one forward pass
 
 
 def levels(model: nn.Module, layers: dict[str, _BatchNorm], run: Callable[[], Any]) -> list[list[Use]]:
@@ -51,11 +51,11 @@ class _Levels(TorchDispatchMode):
         super().__init__()
         self.level = dict.fromkeys(constants, 0)
         self.highest = 0  # of any batch norm's output so far
-        self.floor = 0  # what Python has read (`.item()`) can be in anything after it
+        self.floor = 0  # a value that Python has read (`.item()`) may affect every later tensor
 
     def level_of(self, values: Any) -> int:
         tensors = [t for t in tree_leaves(values) if isinstance(t, Tensor)]
-        # A tensor first met after a batch norm, made by no operator seen here, may depend on anything so far.
+        # A tensor that no recorded operator made, first seen after a batch norm, may depend on every earlier one.
         return max([self.floor, *(self.level.setdefault(_storage(t), self.highest) for t in tensors)])
 
     def raise_to(self, output: Tensor) -> None:

@@ -30,7 +30,7 @@ class Expanded(nn.Module):
 
 
 def expand(model: nn.Module, taken: set[nn.Module]) -> Any:
-    """Put an `Expanded` in place of each batch norm with an activation, but for those that `revert` takes it from."""
+    """Replace each batch norm with an activation by an `Expanded`, except those whose activation `revert` removes."""
     new: dict[nn.Module, Expanded] = {}
     for layer in list(model.modules()):
         if isinstance(layer, BatchNorm) and layer.activation is not None and layer not in taken:

@@ -27,7 +27,7 @@ def exported(model: nn.Module, inputs: tuple[Any, ...]) -> fx.GraphModule:
     """The model as a graph, for any size of the first dimension of its inputs if the model allows it.
 
     Raises:
-        Exception: whatever torch.export says of a model that it cannot follow.
+        Exception: the error of torch.export for a model that it cannot trace.
     """
     sizes = tree_map(lambda value: {0: Dim.AUTO} if isinstance(value, Tensor) and value.dim() else None, inputs)
     recorded = export(model, inputs, dynamic_shapes=sizes).module()

@@ -37,7 +37,7 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torc
 
 @dataclass
 class Folded:
-    """The result of `fold`: batch norm → where it went; those left → why; the error on the example.
+    """The result of `fold`: folded batch norms → the layer they were folded into; the others → the reason; the error.
 
     `error` is the largest difference of an output over the largest output, or None without an example.
     """
@@ -137,7 +137,7 @@ def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
 
 
 class _Tracer(fx.Tracer):
-    """Looks into every module that has a forward of its own; torch's own modules and our norms are the atoms."""
+    """Traces through every module but torch's own and our batch norms, which are recorded as one node each."""
 
     def is_leaf_module(self, m: nn.Module, name: str) -> bool:
         return isinstance(m, BatchNorm) or super().is_leaf_module(m, name)
@@ -157,7 +157,7 @@ def _traced(model: nn.Module, inputs: tuple[Any, ...] | None) -> tuple[nn.Module
 
 
 def _by_export(model: nn.Module, inputs: tuple[Any, ...] | None, symbolic: Exception) -> fx.GraphModule:
-    """The graph that torch.export records on the example, where forward asks for the values of its input or its type.
+    """The graph that torch.export records on the example, for a forward that torch.fx cannot trace.
 
     Raises:
         ValueError: there is no example, or torch.export cannot follow the model either.
@@ -175,7 +175,7 @@ def _by_export(model: nn.Module, inputs: tuple[Any, ...] | None, symbolic: Excep
 
 
 def _norm_of(graph: fx.GraphModule, node: fx.Node) -> _Norm | tuple[str, str] | None:
-    """The batch norm that `node` is, or its name and why it cannot be folded, or None for another node."""
+    """The batch norm at `node`; its name and the reason if it cannot be folded; None for any other node."""
     if node.op == "call_module":
         layer: Any = graph.get_submodule(str(node.target))
         return _norm_of_module(graph, node, layer) if isinstance(layer, _BatchNorm) else None
@@ -230,7 +230,7 @@ def _affine(mean: Tensor, var: Tensor, weight: Tensor | None, bias: Tensor | Non
 
 
 def _fold_before(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
-    """Into what comes before; or why not."""
+    """Fold into the layer before; returns the reason if that cannot be done."""
     map = linear_of(graph, norm.input)
     if isinstance(map, str):
         return f"before: {map}"
@@ -255,7 +255,7 @@ def _fold_before(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
 
 
 def _fold_after(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
-    """Into what comes after; or why not."""
+    """Fold into the layer after; returns the reason if that cannot be done."""
     if norm.activation is not None or norm.residual is not None or norm.behind:
         return "after: it has an activation or a residual"
     users = _users(norm.node)
@@ -277,7 +277,7 @@ def _fold_after(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
 
 
 def _elsewhere(norm: _Norm, map: Linear) -> str | None:
-    """Why the channels of the two may not be the same dimension, if so."""
+    """The reason if the channels of the two may not be the same dimension."""
     meta = norm.input.meta.get("tensor_meta") if isinstance(norm.input, fx.Node) else None
     rank = norm.rank if meta is None else len(meta.shape)
     if rank is None:
@@ -288,7 +288,7 @@ def _elsewhere(norm: _Norm, map: Linear) -> str | None:
 
 
 def _users(node: fx.Node) -> set[fx.Node]:
-    """Those that use the values of a node; a shape stays the same."""
+    """The nodes that use the values of a node, not only its shape."""
 
     def of_shape(user: fx.Node) -> bool:
         return (user.target is getattr and user.args[1] in ("shape", "ndim", "dtype", "device")) or (
@@ -299,7 +299,7 @@ def _users(node: fx.Node) -> set[fx.Node]:
 
 
 def _revert_left(graph: fx.GraphModule) -> None:
-    """Layers of ours that are left become torch's, if torch's can do what they do."""
+    """Revert the layers of ours that were not folded, if torch's layers can do the same."""
     more = {node.target for node in graph.graph.nodes if len(node.args) + len(node.kwargs) > 1}
     for name, layer in graph.named_modules():
         if isinstance(layer, BatchNorm) and name not in more:
@@ -345,6 +345,6 @@ def _error(model: nn.Module, graph: nn.Module, inputs: tuple[Any, ...]) -> float
         if not error <= TOLERANCE[a.dtype]:
             raise RuntimeError(
                 f"the folded model differs from the model by {error:.1e} of its largest output on the example, where "
-                f"{TOLERANCE[a.dtype]:.0e} is allowed: the model depends on something the graph does not show"
+                f"{TOLERANCE[a.dtype]:.0e} is allowed: the model depends on something the traced graph leaves out"
             )
     return worst

@@ -1,4 +1,4 @@
-"""A module's own forward as a graph, with its children as atoms; and a class with such a graph for its forward."""
+"""Trace a module's own forward as a graph of calls of its children, and make a class from a changed graph."""
 
 import builtins
 import copy
@@ -48,10 +48,10 @@ class _OneModule(fx.Tracer):
 
 
 def trace(module: nn.Module) -> fx.Graph | None:
-    """The graph of the module's forward, as good as the forward itself; None where it could be something else.
+    """The graph of the module's forward if it surely computes the same; None otherwise.
 
-    That is where forward has optional inputs, asks for types, does not do the same in training and in evaluation, or
-    leaves something behind.
+    It is None if forward has optional inputs, asks for types, differs between training and evaluation, or changes
+    attributes.
     """
     function = _forward_of(module)
     if function is None:
@@ -77,7 +77,7 @@ def trace(module: nn.Module) -> fx.Graph | None:
 
 
 def sightings(module: nn.Module) -> list[fx.Graph]:
-    """Graphs of all that the module's forward may do, or none if they could not be followed to their ends.
+    """The graphs of every path through the module's forward; none if one of them cannot be traced.
 
     In training and in evaluation, with a tensor or a list of one, with and without each optional input.
     """
@@ -120,7 +120,7 @@ def _forward_of(module: nn.Module) -> FunctionType | None:
 
 
 def _inputs(function: FunctionType) -> tuple[list[str], dict[str, Any]]:
-    """The inputs of a forward: those that a call must give, and those with a default; none of both if some vary."""
+    """The required and the optional inputs of a forward; neither if it takes *args or **kwargs."""
     inputs = list(inspect.signature(function).parameters.values())[1:]
     if any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in inputs):
         return [], {}
@@ -159,7 +159,7 @@ def _alike(one: Any, other: Any) -> bool:
 
 
 def _in_mode(module: nn.Module, training: bool) -> nn.Module:
-    module.training = training  # the children do not matter: they are not looked into
+    module.training = training  # without the children, which are not traced
     return module
 
 
@@ -202,7 +202,7 @@ def source_of(graph: fx.Graph) -> str | None:
 
 
 def with_forward(base: Any, source: str) -> Any:
-    """A subclass of `base` with another forward, the same one for the same source. It pickles by its source."""
+    """A subclass of `base` with another forward; the same class for the same source. It is pickled by its source."""
     return _subclass(base, source)
 
 

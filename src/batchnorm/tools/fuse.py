@@ -1,9 +1,9 @@
-"""Activations and residual additions that follow a batch norm, taken into it.
+"""Have batch norms apply the activations and residual additions that follow them.
 
 There are two ways. Where an activation module runs once, right after a batch norm that runs once, a `Fused` takes its
 place and passes its input on: forward stays as it was written. Where an activation is a function, or serves several
 batch norms, or a residual is added, the module gets a subclass of its class. Its forward is the traced one, without the
-operations that the batch norms do now; it must be certain then that the trace is all that forward does.
+operations that the batch norms do now. This is done only if the trace surely holds everything that forward does.
 
 A batch norm may be the last in a module of its own (`nn.Sequential(conv, norm)`): it takes what follows that module,
 and the residual is handed on to it.
@@ -48,7 +48,7 @@ SETTINGS = {"inplace": (True, False), "negative_slope": (0.01,), "approximate": 
 
 
 class Fused(nn.Identity):
-    """Stands where an activation stood that a batch norm before it applies now."""
+    """Placeholder for an activation that the batch norm before it applies now."""
 
     replaced: nn.Module
     taken_by: BatchNorm
@@ -62,14 +62,14 @@ class Fused(nn.Identity):
 
 
 def fuse(model: nn.Module) -> None:
-    """Take activations and additions into the batch norms of ours that they follow, in place."""
+    """Have our batch norms apply the activations and additions that follow them; changes the model in place."""
     fusion = _Fusion(model)
     for module in reversed(list(model.modules())):  # children first
         fusion.within(module)
 
 
 def take_own_activation(layer: NormAct) -> None:
-    """Let a batch norm with an activation of its own apply it in its pass, if it can."""
+    """Have a batch norm with an activation module of its own apply it in its own pass, if it can."""
     drop, act = layer._modules.get("drop"), layer._modules.get("act")
     activation = _activation_of(act)
     if activation and layer.activation is None and _is_nothing(drop):
@@ -292,13 +292,13 @@ def _take(layer: Any, activation: str | None) -> BatchNorm:
 
 
 def _become(module: nn.Module, source: str, norms: list[BatchNorm]) -> None:
-    """Give a module another forward; `revert` finds the norms that took something by its list of them."""
+    """Give a module another forward, and list the batch norms that took something, for `revert`."""
     vars(module)["_taken_in"] = [*vars(module).get("_taken_in", []), *norms]
     module.__class__ = with_forward(without_forward(module), source)
 
 
 def _called_once(module: nn.Module, graph: fx.Graph, node: fx.Node) -> nn.Module | None:
-    """The module that a node calls with one input, if no other node has to do with it."""
+    """The module that a node calls with one input, if no other node uses the module."""
     if node.op != "call_module" or len(node.args) != 1 or node.kwargs:
         return None
     target = str(node.target)

@@ -1,4 +1,4 @@
-"""Convolutions, transposed convolutions and linear layers in a graph, and what y·a + b or x·a + b makes of them."""
+"""Convolutions, transposed convolutions and linear layers in a graph, with a scale and shift folded into them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ class Linear:
 
 
 def linear_of(graph: fx.GraphModule, node: Any) -> Linear | str:
-    """`node` as a linear map, or why it is none."""
+    """`node` as a linear map, or the reason why it cannot be used as one."""
     if not isinstance(node, fx.Node):
         return "its input is a constant"
     if node.op == "call_module":
@@ -64,7 +64,7 @@ def arguments(node: fx.Node) -> dict[str, Any]:
 
 
 def label(node: fx.Node) -> str:
-    """Describe a node for people."""
+    """A description of a node for messages."""
     return node.target if isinstance(node.target, str) else getattr(node.target, "__name__", str(node.target))
 
 
@@ -138,7 +138,7 @@ def scaled_before(map: Linear, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def replace(graph: fx.GraphModule, map: Linear, weight: Tensor, bias: Tensor) -> None:
-    """Give a map in the graph another weight and bias; parameters that others share stay as they are."""
+    """Give a map in the graph another weight and bias; parameters that other nodes share stay as they are."""
     node, parameters = map.node, (nn.Parameter(weight, False), nn.Parameter(bias, False))
     if node.op == "call_module":
         module: Any = graph.get_submodule(str(node.target))

@@ -1,4 +1,4 @@
-"""One population from many: shards, ranks, federated clients."""
+"""Merge models or state dicts: exact running statistics from many shards, ranks or federated clients."""
 
 import copy
 from collections.abc import Mapping, Sequence
@@ -13,7 +13,7 @@ Thing = TypeVar("Thing", nn.Module, dict[str, Any])
 
 
 def merge(models_or_states: Sequence[Thing], weights: Sequence[float] | None = None) -> Thing:
-    """One model (or state_dict) with the population of all of them together.
+    """Merge models (or state_dicts) into one, with the running statistics of all their data together.
 
     With shares w_i = weight_i / Σ weights: mean = Σ w_i·mean_i and var = Σ w_i·(var_i + (mean_i − mean)²). The second
     term is what an average of variances leaves out: the variance between the means. Other floating-point entries are
@@ -25,7 +25,7 @@ def merge(models_or_states: Sequence[Thing], weights: Sequence[float] | None = N
         weights: how much each counts, say its number of samples; equal by default.
 
     Returns:
-        A copy of the first model with the merged state, or a state_dict; what came in stays as it is.
+        A copy of the first model with the merged state, or a state_dict; the arguments stay as they are.
 
     Raises:
         ValueError: nothing to merge, keys or shapes that differ, weights that are negative or all 0.
@@ -53,9 +53,9 @@ def merge(models_or_states: Sequence[Thing], weights: Sequence[float] | None = N
 
 
 def population_keys(model_or_state: nn.Module | Mapping[str, Any]) -> tuple[set[str], set[str]]:
-    """The keys of a state_dict in two: those that clients share, and those of batch norms, which FedBN keeps local.
+    """Split the keys of a state_dict: those that clients share, and those of batch norms, which FedBN keeps local.
 
-    Local are running statistics, counters, γ and β, of each layer with a `running_mean`.
+    Keys of batch norms are running statistics, counters, γ and β of each layer with a `running_mean`.
 
     Examples:
         >>> import batchnorm as bn
@@ -65,7 +65,8 @@ def population_keys(model_or_state: nn.Module | Mapping[str, Any]) -> tuple[set[
         >>> sorted(shared), len(local)
         (['0.weight'], 5)
 
-    Source: Li et al. 2021, "FedBN: Federated learning on non-IID features via local batch normalization", algorithm 1.
+    Source: Li et al. 2021, "FedBN: Federated learning on non-IID features via local batch normalization"
+    (arXiv:2102.07623), algorithm 1.
     """
     keys = set(model_or_state.state_dict() if isinstance(model_or_state, nn.Module) else model_or_state)
     places = tuple(key.removesuffix("running_mean") for key in keys if _is(key, "running_mean"))

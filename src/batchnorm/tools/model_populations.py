@@ -1,4 +1,4 @@
-"""The populations of a model: which there are, what they hold, and putting back what was touched."""
+"""The running statistics of a model: find, copy, write and restore them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,14 +28,14 @@ def populations(model: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def bank(layer: _BatchNorm) -> Any:
-    """The module with the population in use: `layer` itself, or the bank of its `bn.domain`."""
+    """The module that holds the running statistics in use: `layer` itself, or the bank of its `bn.domain`."""
     domain = getattr(layer, "_domain", None)
     return layer if domain is None else layer.get_submodule("banks")[domain]  # type: ignore[index]
 
 
 @dataclass(frozen=True)
 class Populations:
-    """A copy of the running statistics of several layers, to look at and to put back."""
+    """A copy of the running statistics of several layers, to read and to restore."""
 
     values: dict[str, tuple[Tensor, Tensor, Tensor | None]]  # running_mean, running_var, num_batches_tracked
 
@@ -55,7 +55,7 @@ class Populations:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """The whole model in evaluation mode; every module's own mode comes back at the end, whatever happens."""
+    """Put the whole model in evaluation mode within a `with`; the mode of each module is restored at the end."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
@@ -67,7 +67,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def unless_finished(layers: dict[str, _BatchNorm]) -> Iterator[Populations]:
-    """Gives a copy of the populations; they come back if the block is interrupted or fails."""
+    """Yield a copy of the running statistics, and restore them if the block fails or is interrupted."""
     before = Populations.of(layers)
     try:
         yield before
@@ -77,7 +77,7 @@ def unless_finished(layers: dict[str, _BatchNorm]) -> Iterator[Populations]:
 
 
 def write(layer: _BatchNorm, mean: Tensor, var: Tensor) -> None:
-    """Set the population that `layer` normalises by."""
+    """Set the running statistics that `layer` normalises by."""
     with torch.no_grad():
         bank(layer).running_mean.copy_(mean)
         bank(layer).running_var.copy_(var)

@@ -1,4 +1,4 @@
-"""Two layers compared on small inputs: outputs, gradients and state, in training and in evaluation."""
+"""Compare two layers on small inputs: outputs, gradients and state, in training and in evaluation."""
 
 import copy
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ TOLERANCE = 1e-7  # relative, in float64: far above rounding, and far below what
 
 
 def bare_copy(module: nn.Module) -> nn.Module:
-    """A copy in float64 on the CPU, without hooks, whose tensors hold values that no default hides."""
+    """A copy in float64 on the CPU, without hooks, whose tensors hold values other than the defaults."""
     twin = copy.deepcopy(module)
     for part in twin.modules():
         for name, value in vars(part).items():

@@ -1,4 +1,4 @@
-"""A progress bar where somebody is watching."""
+"""A progress bar, by default only on a terminal."""
 
 import sys
 from collections.abc import Iterable, Iterator, Sized

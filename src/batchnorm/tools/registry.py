@@ -1,4 +1,4 @@
-"""The layers that `convert` can turn into ours, and the layers that `revert` turns them back into.
+"""The classes that `convert` and `revert` turn into one another.
 
 torch's four classes and those of `register` change their class and nothing else. Layers of other packages are known by
 name, so that nothing is imported, and the first of each class is compared with ours on a probe.
@@ -25,7 +25,7 @@ _ours: dict[type[nn.Module], type[BatchNorm]] = {
 
 
 class Known(NamedTuple):
-    """Layers of another package: how to tell them, and how they become ours and theirs again."""
+    """Layers of another package: functions that recognise them, convert them, and revert the conversion."""
 
     is_it: Callable[[type[nn.Module]], bool]
     ours: type[BatchNorm]
@@ -57,6 +57,8 @@ def register(theirs: type[nn.Module], ours: type[BatchNorm], *, example: nn.Modu
     and statistics of both are compared on a small input.
 
     Args:
+        theirs: a subclass of torch's batch norms, not of ours.
+        ours: a subclass of `BatchNorm` that stands for no other class.
         example: a layer of the class `theirs`; needed if ``theirs(num_features)`` does not make one.
 
     Raises:
@@ -93,9 +95,9 @@ def knows(module: nn.Module) -> bool:
 
 
 def make_ours(module: Any) -> str | None:
-    """Turn a layer that is known into ours, in place; returns why it was left, or None.
+    """Convert a known layer to ours, in place; returns the reason if it was left as it is, or None.
 
-    A module that is no batch norm at all is passed over.
+    A module that is no batch norm is left without a reason.
     """
     theirs = type(module)
     if theirs in _ours:
@@ -134,7 +136,7 @@ def counterpart(layer: BatchNorm) -> type[nn.Module] | None:
 
 
 def leave(layer: BatchNorm) -> None:
-    """Take back what a known layer was given when it became ours."""
+    """Remove the attributes that a known layer got when it became ours."""
     for known in KNOWN:
         if known.ours is type(layer):
             known.leave(layer)

@@ -34,7 +34,9 @@ class Standardize(nn.Module):
             from a state_dict.
         axis: the dimension of the features; 1 for (N, C) and (N, C, H, W), −1 for (N, L, C).
         clip: the largest |y|, or None; what was clipped is not restored by `inverse`.
-        running: update in `forward` while training, as observations in reinforcement learning need.
+        running: True to update the statistics in `forward` while training, as observations in reinforcement learning
+            need.
+        device: of the statistics; None for torch's default device.
 
     Shape:
         input and output of `forward` and `inverse`: any with C at `axis`; same dtype (integers become the default). A
@@ -54,7 +56,7 @@ class Standardize(nn.Module):
         >>> bn.Standardize().fit(data.numpy())(data.numpy())[:, 0].round(4)
         array([ 1.2247, -1.2247,  0.    ], dtype=float32)
 
-    Source of the merge: Chan, Golub & LeVeque 1983, equation 2.1.
+    Source: the merge is that of Chan, Golub & LeVeque 1983, equation 2.1.
     """
 
     count: Tensor
@@ -154,7 +156,7 @@ class Standardize(nn.Module):
         return self
 
     def merge(self, *others: "Standardize | Moments") -> Self:
-        """Add what others have seen (shards, workers, clients), exactly as if this layer had seen it.
+        """Add the statistics of other layers (shards, workers, clients), as if this layer had seen their data.
 
         Examples:
             >>> import torch, batchnorm as bn
@@ -196,7 +198,7 @@ class Standardize(nn.Module):
     @overload
     def inverse(self, y: np.ndarray) -> np.ndarray: ...
     def inverse(self, y: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """y·σ + mean: the data again, from what `forward` made of it (or a network that predicts in its units)."""
+        """y·σ + mean: standardised values, of `forward` or predicted by a network, in the units of the data."""
         if isinstance(y, np.ndarray):
             return self._on_array(self.inverse, y)
         high, low, scale, dtype = self._constants(y)
@@ -236,7 +238,7 @@ class Standardize(nn.Module):
         self._need_data()
 
     def _width(self, x: Tensor) -> int | None:
-        """How many features x has; None if it has no dimension `axis`."""
+        """The number of features of x; None if it has no dimension `axis`."""
         return x.shape[self.axis] if -x.dim() <= self.axis < x.dim() else None
 
     def _need_data(self) -> None:
@@ -244,7 +246,7 @@ class Standardize(nn.Module):
             raise RuntimeError("Standardize has not seen any data: call fit or partial_fit, or load a state_dict")
 
     def _fitted(self) -> bool:
-        """True once any value was seen; then it is not asked again, so that a GPU is waited for once."""
+        """True once any value was seen. The answer is kept, so that a GPU is waited for only once."""
         if not self.__dict__.get("_seen"):
             self._seen = bool(self.count.any())
         return self._seen
@@ -272,7 +274,7 @@ class Standardize(nn.Module):
                 getattr(self, name).copy_(getattr(total, name))
 
     def _take_width(self, width: int) -> None:
-        """Gives the layer its number of features, if it had none."""
+        """Set the number of features, if it was not given."""
         if self.num_features is None:
             self.num_features = width
             for name in ("count", "mean", "m2"):
@@ -285,7 +287,7 @@ class Standardize(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args, **kwargs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        """Follow the model to a device, but not to a dtype: statistics in half precision would be wrong for good."""
+        """Move the statistics to another device, but keep their dtype: rounding to half precision cannot be undone."""
         lacks_double = fn(torch.zeros(0)).device.type == "mps"
         for name in ("count", "mean", "m2"):
             old = getattr(self, name)

@@ -1,4 +1,4 @@
-"""Data as a stream of tensors, whatever they come as: arrays, data frames, loaders, and files larger than memory."""
+"""Read arrays, data frames, loaders, and files larger than memory as a stream of tensors."""
 
 import csv
 from collections.abc import Iterable, Iterator, Mapping
@@ -55,7 +55,7 @@ def tensors(source: Any, columns: list[str] | None = None) -> Iterator[Tensor]:
 
 
 def names_of(source: Any, columns: list[str] | None = None) -> list[str] | None:
-    """The names of the columns of `source`, where it has any."""
+    """The names of the columns of `source`, if it has any."""
     if columns is not None or not isinstance(source, str | Path):
         columns = list(source.columns) if columns is None and hasattr(source, "columns") else columns
         return None if columns is None else [str(c) for c in columns]

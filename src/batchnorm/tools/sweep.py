@@ -1,4 +1,4 @@
-"""Exact moments of what every batch norm of a model sees, level by level."""
+"""Exact moments of the input of every batch norm of a model, level by level."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
@@ -49,7 +49,7 @@ class Sweep:
         return several(self.batches, self.limit)
 
     def check_passes(self, what: str) -> None:
-        """Complain where a second pass over the batches would find nothing."""
+        """Raise an error for an iterator, which is empty in a second pass."""
         if isinstance(self.batches, Iterator):
             raise ValueError(
                 f"{what} needs several passes over the data, and an iterator gives one: pass a list, a DataLoader or a "
@@ -64,7 +64,7 @@ class Sweep:
         return {name: moments for (name, _), (moments, _) in pooled.items() if torch.as_tensor(moments.count).any()}
 
     def level_by_level(self, settle: Settle) -> dict[str, Moments]:
-        """The moments per layer, the layers before it normalising by what `settle` makes of their own moments.
+        """The moments per layer; layers before it normalise by the result of `settle` for their own moments.
 
         `settle` takes a layer's name, moments and number of samples, and returns a mean and a variance.
         """
@@ -153,7 +153,7 @@ class Sweep:
 
 
 class EnoughError(BaseException):
-    """Everything wanted of this batch is known: ends the forward pass. No `except Exception` on the way stops it."""
+    """Ends a forward pass early. It is no Exception, so that no `except Exception` of the model catches it."""
 
 
 class _Watch:
@@ -175,7 +175,7 @@ class _Watch:
             handle.remove()
 
     def start(self) -> None:
-        """A new batch."""
+        """Start a new batch."""
         self.calls = dict.fromkeys(self.layers, 0)
         self.missing = None if self.wanted is None else len(self.wanted)
 
@@ -220,7 +220,7 @@ def _change(old: Moments, new: Moments) -> float:
 
 
 def measured(name: str, x: Tensor, kwargs: dict[str, Any]) -> Moments:
-    """The moments of the input of a layer, without what the mask or lengths it is called with leave out."""
+    """The moments of the input of a layer, without the values that its mask or lengths leave out."""
     moments = Moments.of(x.detach(), mask=weights_of(x, kwargs.get("mask"), kwargs.get("lengths")))
     if not (moments.mean.isfinite() & moments.m2.isfinite()).all():
         raise FloatingPointError(f"{name} got NaN or Inf: no statistics were changed")

@@ -1,1 +1,1 @@
-"""Things that change while a model trains: the statistics that normalise, and how the running statistics move."""
+"""Context managers and functions for training: freezing, windows, domains, big batches, recomputation."""

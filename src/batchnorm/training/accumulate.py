@@ -11,17 +11,18 @@ from batchnorm.training.own_layers import require_own_layers
 
 @contextmanager
 def accumulate(model: nn.Module, steps: int | None = None) -> Iterator[None]:
-    """The population moves once for every `steps` micro-batches, by their exactly merged moments.
+    """Update the running statistics once for every `steps` micro-batches, by their exactly merged moments.
 
-    With gradient accumulation the population then moves as it would have on the one big batch (momentum counts
+    With gradient accumulation the running statistics are then those of training on the one big batch (momentum counts
     steps of the optimizer). The outputs and gradients are still those of micro-batches: each is normalised by itself.
     A window that is not full at the end counts as it is; one that an exception interrupts is dropped.
 
     Args:
-        steps: micro-batches of a window; by default all that the block runs are one.
+        model: has batch norms of ours; convert torch's first (`bn.convert`).
+        steps: micro-batches of a window; None for one window of all micro-batches in the block.
 
     Raises:
-        ValueError: `steps` is no whole number ≥ 1, or a window is open already.
+        ValueError: `steps` is no whole number ≥ 1, a window is open already, or the model has no batch norm of ours.
 
     Examples:
         >>> import torch, batchnorm as bn
@@ -31,6 +32,8 @@ def accumulate(model: nn.Module, steps: int | None = None) -> Iterator[None]:
         >>> y = whole(x)
         >>> torch.allclose(layer.running_var, whole.running_var), layer.num_batches_tracked.item()
         (True, 1)
+
+    Source: the merge is that of Chan, Golub & LeVeque 1983 (`Moments.merge`).
     """
     open_windows(model, steps)
     try:
@@ -63,6 +66,6 @@ def close_windows(model: nn.Module) -> None:
 
 
 def forget_windows(model: nn.Module) -> None:
-    """End the window, and leave the population as it is."""
+    """End the window without an update of the running statistics."""
     for layer in require_own_layers(model):
         layer._window = None

@@ -1,4 +1,4 @@
-"""Functions that take turns: each runs in a thread of its own, and only while the caller waits for it."""
+"""Coroutines as threads: a function runs in a thread of its own, and only while its caller waits for it."""
 
 import threading
 from collections.abc import Callable
@@ -6,8 +6,8 @@ from queue import SimpleQueue
 from typing import Any, NamedTuple
 
 
-class Abandoned(BaseException):  # not an error of its own: no `except Exception` on the way stops it
-    """Raised in a function that waits and will not be resumed."""
+class Abandoned(BaseException):  # not an Exception, so that no `except Exception` in the model catches it
+    """Raised in a waiting function that will not be resumed."""
 
 
 class Ended(NamedTuple):
@@ -17,10 +17,10 @@ class Ended(NamedTuple):
 
 
 class Coroutine:
-    """A function that may wait at any depth of its calls, for an answer from whoever resumes it.
+    """A function that may wait at any depth of its calls for an answer from its caller.
 
-    Generators wait in their own frame only; a model cannot be written as one. Of the caller's thread and the
-    function's, one runs while the other waits, so they need no locks between them.
+    A generator can wait in its own frame only, and a model is not written as one. Either the caller's thread or the
+    function's runs, never both, so they need no locks between them.
     """
 
     def __init__(self, function: Callable[["Coroutine"], Any], name: str) -> None:

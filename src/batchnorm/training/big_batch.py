@@ -33,8 +33,8 @@ def big_batch(
     Gradient accumulation is not a big batch for a network with batch norm: each micro-batch is normalised by itself.
     Here all micro-batches wait for one another at every batch norm that normalises by the batch, and are normalised by
     their merged moments; in the backward pass they wait for the sums of the gradients. So the loss, every gradient and
-    the running statistics are those of the whole batch, to rounding. Running statistics move once. If anything fails
-    or is interrupted, buffers and gradients are as before.
+    the running statistics are those of the whole batch, to rounding. Running statistics are updated once. If
+    anything fails or is interrupted, buffers and gradients are as before.
 
     Args:
         model: torch's batch norms in it are `bn.convert`-ed for the call. In `DistributedDataParallel`, gradients are
@@ -48,8 +48,8 @@ def big_batch(
         targets: whatever `loss_fn` takes.
         micro_batch_size: samples of a micro-batch; the last may be smaller. The items of an iterable are cut further
             where they are larger, or left whole by None.
-        offload: where to keep what waits: "cpu" for the tensors of an accelerator, or a folder, in which a temporary
-            file holds them. By default everything stays where it is.
+        offload: where to keep the tensors of micro-batches that wait: "cpu" for tensors of an accelerator, or a folder
+            for a temporary file. By default they stay where they are.
         progress: a progress bar; None for one where stderr is a terminal and rich is installed.
 
     Returns:
@@ -72,7 +72,7 @@ def big_batch(
         >>> loss.dim(), model[1].num_batches_tracked.item(), model[0].weight.grad.shape
         (0, 1, torch.Size([8, 4]))
 
-    Source: Ioffe & Szegedy 2015, algorithm 1, with moments merged as by Chan, Golub & LeVeque 1983.
+    Source: Ioffe & Szegedy 2015 (arXiv:1502.03167), algorithm 1, with moments merged as by Chan, Golub & LeVeque 1983.
     """
     _check_context()
     streamed = is_stream(inputs)

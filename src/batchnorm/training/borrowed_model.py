@@ -1,4 +1,4 @@
-"""A model as `big_batch` runs it: every batch norm ours and named, nothing compiled, no wrapper around it."""
+"""Prepare a model for `big_batch`: convert and name its batch norms, switch compilation off, take wrappers away."""
 
 import sys
 from collections.abc import Iterator
@@ -15,8 +15,9 @@ from batchnorm.tools.convert import convert, revert
 
 @contextmanager
 def borrowed(model: nn.Module) -> Iterator[None]:
-    """torch's batch norms are ours for the length of a `with`, each layer has its name in `model`, and torch.compile
-    compiles nothing: compiled code runs from end to end, and could not wait for other micro-batches.
+    """Convert torch's batch norms of `model`, name each layer, and switch torch.compile off, within a `with`.
+
+    Compiled code cannot wait for other micro-batches in the middle of a graph.
 
     Raises:
         TypeError: a wrapper that runs the model in its own way.

@@ -24,7 +24,7 @@ from batchnorm.training.thread_state import ThreadState
 
 
 class Outputs(NamedTuple):
-    """A micro-batch after its forward pass: it waits for the gradients of its outputs."""
+    """The message of a micro-batch after its forward pass: it waits for the gradients of its outputs."""
 
     leaves: list[Any]
     spec: TreeSpec
@@ -36,10 +36,10 @@ class Outputs(NamedTuple):
 
 
 class Crew:
-    """Runs the micro-batches in turns, round by round: a round takes every one from a batch norm to the next.
+    """Runs the micro-batches in turns: each round takes every micro-batch from one batch norm to the next.
 
-    Forward and backward pass alike run whole in each thread, so that every node of a graph runs once, and gradients
-    meet as in any backward pass. Only the batch norms' sums meet between threads.
+    Each thread runs the whole forward and backward pass of its micro-batch, so every node of its graph runs once. Only
+    the sums of the batch norms are exchanged between threads.
     """
 
     def __init__(self, model: nn.Module, batches: Iterable[MicroBatch], parking: Parking | None) -> None:
@@ -73,7 +73,7 @@ class Crew:
         self._outputs = yield from self._until(Outputs, messages)
 
     def outputs(self) -> Any:
-        """The nested outputs of the whole batch, apart from the graphs of the micro-batches."""
+        """The nested outputs of the whole batch, detached from the graphs of the micro-batches."""
         parts = [tree_unflatten([_apart(leaf) for leaf in found.leaves], found.spec) for found in self._outputs]
         whole = joined(parts, "the model's outputs")
         for number, leaf in enumerate(tree_flatten(whole)[0]):
@@ -98,7 +98,7 @@ class Crew:
         _backward([(source, leaf.grad) for source, leaf in leaves])  # the caller's graph, at once
 
     def _until(self, end: type, messages: list[Any]) -> Generator[None, None, list[Any]]:
-        """Rounds until all micro-batches send an `end`; returns those."""
+        """Run rounds until all micro-batches have sent an `end`; returns these messages."""
         while not all(isinstance(message, end) for message in messages):
             answer = combined(_together(messages))
             yield
@@ -122,7 +122,7 @@ class Crew:
 
 
 class _Work:
-    """The forward and the backward pass of a micro-batch, called in its thread; `alone` it is the big batch."""
+    """The forward and the backward pass of a micro-batch, called in its thread; `alone` if there is only one."""
 
     def __init__(self, crew: Crew, batch: MicroBatch, number: int, parked: Parked | None, alone: bool) -> None:
         self.crew, self.batch, self.number, self.parked, self.alone = crew, batch, number, parked, alone
@@ -159,7 +159,7 @@ class _Work:
 
 
 def _with_last(batches: Iterator[MicroBatch]) -> Iterator[tuple[MicroBatch, bool]]:
-    """Each of them, and whether it is the last."""
+    """Each item, and True for the last one."""
     for batch in batches:
         for following in batches:
             yield batch, False
@@ -168,7 +168,7 @@ def _with_last(batches: Iterator[MicroBatch]) -> Iterator[tuple[MicroBatch, bool
 
 
 def _backward(pairs: list[tuple[Any, Any]]) -> None:
-    """A backward pass from tensors with their gradients, without those that have none."""
+    """Run a backward pass from the tensors that have a gradient."""
     wanted = [(t, grad) for t, grad in pairs if grad is not None and t.requires_grad]
     pairs.clear()
     if wanted:
@@ -181,10 +181,10 @@ def _apart(leaf: Any) -> Any:
 
 
 def _together(messages: Sequence[Any]) -> Sequence[Meeting]:
-    """The messages, if all micro-batches are at the same batch norm.
+    """Return the messages if all micro-batches are at the same batch norm.
 
     Raises:
-        RuntimeError: they are not.
+        RuntimeError: they are at different ones.
     """
     first = messages[0]
     for number, message in enumerate(messages):

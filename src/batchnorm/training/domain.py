@@ -1,4 +1,4 @@
-"""A named population takes the place of the layers' own for the length of a `with`."""
+"""Named running statistics, one set for each domain of the data, used within a `with`."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +10,20 @@ from batchnorm.training.own_layers import require_own_layers
 
 @contextmanager
 def domain(model: nn.Module, name: str, affine: bool = False) -> Iterator[None]:
-    """Batch norms of `model` read and move the population `name` in place of their own.
+    """Have the batch norms of `model` use and update the running statistics `name` in place of their own.
 
-    A name that is new starts, in training, from the layer's own population. γ and β are shared between populations,
-    or with `affine` each has its own: open the domain once before the optimizer is made, so that it sees them. The
-    populations are in the `state_dict`, under ``banks.<name>``.
+    The first use of a name, in training, copies the layer's own running statistics. The `state_dict` holds the
+    statistics of each name under ``banks.<name>``.
+
+    Args:
+        model: has batch norms of ours; convert torch's first (`bn.convert`).
+        name: of the domain, not empty and without dots.
+        affine: True for γ and β of each domain's own; open the domain once before the optimizer is made, so that the
+            optimizer gets them. By default all domains share γ and β.
 
     Raises:
-        KeyError: in evaluation, a population that has not been trained.
-        ValueError: a name that cannot be a key: empty, or with a dot.
+        KeyError: in evaluation, a name that has not been trained.
+        ValueError: a name that is empty or has a dot, or a model without a batch norm of ours.
 
     Examples:
         >>> import torch, batchnorm as bn
@@ -28,17 +33,20 @@ def domain(model: nn.Module, name: str, affine: bool = False) -> Iterator[None]:
         >>> bool((layer.banks["night"].running_mean < 0).all()), layer.running_mean
         (True, tensor([0., 0., 0.]))
 
-    Source: Li et al. 2017, "Revisiting Batch Normalization for Practical Domain Adaptation"; Xie et al. 2020,
-    "Adversarial Examples Improve Image Recognition" (auxiliary batch norm).
+    Source: Li et al. 2016, "Revisiting Batch Normalization for Practical Domain Adaptation" (arXiv:1603.04779); Xie et
+    al. 2020, "Adversarial Examples Improve Image Recognition" (auxiliary batch norm).
     """
     if not name or "." in name:
-        raise ValueError(f"a population's name is a part of a key: not empty, without dots; got {name!r}")
+        raise ValueError(
+            f"expected a name that is not empty and has no dot, since it is part of a state_dict key; got {name!r}"
+        )
     layers = [layer for layer in require_own_layers(model) if layer.running_mean is not None]
     for layer in layers:
         known = list(getattr(layer, "banks", ()))
         if name not in known and not layer.training:
             raise KeyError(
-                f"there is no population {name!r} to evaluate with; there are {known or 'none'}. Train it first"
+                f"there are no running statistics {name!r} to evaluate with; there are {known or 'none'}. "
+                "Train with that name first"
             )
     for layer in layers:
         layer.add_bank(name, affine)

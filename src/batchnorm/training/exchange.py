@@ -1,4 +1,4 @@
-"""Meetings of micro-batches: every one arrives with its own values, and leaves with those of the whole batch."""
+"""Exchange of statistics between micro-batches: each sends its own and receives those of the whole batch."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from batchnorm.training.parking import Parked
 
 
 class Meeting(NamedTuple):
-    """A micro-batch at a batch norm: it waits there for all others."""
+    """The message of a micro-batch that waits at a batch norm for all others."""
 
     where: str
     label: str
@@ -63,7 +63,7 @@ class MicroBatchExchange:
 
 
 def combined(meetings: Sequence[Meeting]) -> Any:
-    """The answer to all."""
+    """The result of the exchange, which is the same for all."""
     with torch.no_grad():
         return meetings[0].combine([meeting.own for meeting in meetings])
 

@@ -20,7 +20,7 @@ from batchnorm.training.operations import Operations
 
 
 class _Opened(threading.local):
-    """The call that is under way in this thread."""
+    """The call that runs in this thread now."""
 
     module: nn.Module | None = None
     hooks: "Hooks | None" = None
@@ -54,12 +54,12 @@ class Hooks:
 
     @staticmethod
     def lasting_on(model: nn.Module) -> "list[Hooks]":
-        """The pairs on a model that no `with` will take off."""
+        """The pairs of hooks on a model that stay until `detach`."""
         owners = {_owner(hook) for module in model.modules() for hook in module._forward_pre_hooks.values()}
         return [hooks for hooks in owners if isinstance(hooks, Hooks) and hooks.lasting]
 
     def open(self, module: nn.Module, args: Any) -> None:
-        """Before a forward pass: open, if gradients are wanted and no call is under way."""
+        """Before a forward pass: open a `ForwardPass`, if gradients are needed and no call is open."""
         if torch.compiler.is_compiling() or not torch.is_grad_enabled() or not unwatched():
             return
         if recomputing() or in_checkpoint() or not saved_tensors_hooks_allowed():

@@ -1,4 +1,4 @@
-"""One forward pass under `recompute`: the recipes of its outputs, and what autograd gets in place of tensors."""
+"""One forward pass under `recompute`: recipes of outputs, and the objects that autograd saves in place of tensors."""
 
 import weakref
 from collections import deque
@@ -16,7 +16,7 @@ SAVED_BY_A_NORM = 5  # tensors at most: input, output or residual, weight, bias,
 
 
 class Output(NamedTuple):
-    """A tensor whose recipe is known, as long as it lives and nobody writes to it."""
+    """A tensor with a recipe, which is valid while the tensor lives and is not written to."""
 
     tensor: TensorWeakRef
     removal: "weakref.ref[Tensor]"
@@ -56,7 +56,7 @@ class ForwardPass:
         self._hooks.__enter__()
 
     def close(self) -> None:
-        """Take the hooks off. The graph keeps what it needs."""
+        """Remove the hooks. The graph keeps the recipes it needs."""
         if self._hooks is not None and self.on_top():
             self._hooks.__exit__()
         self._hooks = None
@@ -64,7 +64,7 @@ class ForwardPass:
         self._forget_all_but(0)
 
     def on_top(self) -> bool:
-        """True if a tensor that is saved now comes here: not inside an activation checkpoint, say."""
+        """True if autograd passes tensors to these hooks now; inside an activation checkpoint it does not."""
         top = saved_tensors_hooks_on_top()
         return top is not None and self._hooks is not None and top[0] is self._hooks.pack_hook
 
@@ -77,10 +77,10 @@ class ForwardPass:
         keeps_residual: bool = False,
         differentiated: bool | None = None,
     ) -> None:
-        """Take the recipe of an output: it equals ``compute(*inputs)``.
+        """Store the recipe of an output: it equals ``compute(*inputs)``.
 
-        The residual of a block is among the inputs too. `keeps_residual` and `differentiated` say what the output's
-        node will do where there is no node yet.
+        `residual` is also among the inputs. `keeps_residual` and `differentiated` describe the output's autograd node,
+        if it does not exist yet.
         """
         with past_function_modes():
             if not self.awaits(output, inputs, differentiated):
@@ -91,7 +91,7 @@ class ForwardPass:
             self.remember(output, compute, sources, residual is not None)
 
     def awaits(self, output: Tensor, inputs: Sequence[Tensor | None] = (), differentiated: bool | None = None) -> bool:
-        """Whether a recipe for the output from these inputs would be used: not for a part of another tensor, say."""
+        """True if a recipe for this output would be used; it would not for a view of a larger tensor, for example."""
         differentiated = output.requires_grad if differentiated is None else differentiated
         if not differentiated or not self.on_top() or not all(t is None or _address(t) for t in (output, *inputs)):
             return False
@@ -100,7 +100,7 @@ class ForwardPass:
     def remember(
         self, output: Tensor, compute: Callable[..., Tensor], sources: Sequence[Source | None], is_block: bool = False
     ) -> None:
-        """Take the recipe of an output from sources, unless it needs too many outputs of blocks."""
+        """Store the recipe of an output, unless it needs more than `links` outputs of blocks."""
         links = max((s.links for s in sources if s is not None), default=0) + is_block
         if links <= self.links:
             recipe, outputs, address = Recipe(compute, sources, links), self._outputs, _address(output)
@@ -118,7 +118,7 @@ class ForwardPass:
         return output is not None and output.source_of(tensor, _address(tensor)) is not None
 
     def holds(self, tensor: Tensor) -> bool:
-        """True if the tensor is there anyway, or has a recipe."""
+        """True if the tensor is in memory anyway, or has a recipe."""
         kept = self._kept.get(_address(tensor))
         return type(tensor) is nn.Parameter or (kept is not None and kept.covers(tensor)) or self.computes(tensor)
 
@@ -157,7 +157,7 @@ class ForwardPass:
         return kept
 
     def _forget_all_but(self, n: int) -> None:
-        """Give up waiting for the recipes of tensors that were saved; the user's hooks get them now."""
+        """Stop waiting for recipes of all but the last saved tensors; the user's hooks get these tensors now."""
         while len(self._latest) > n:
             tensor, saved = self._latest.popleft()
             self._hand_over(tensor, saved.source)
@@ -168,7 +168,7 @@ class ForwardPass:
 
 
 def _address(tensor: Tensor) -> int:
-    """The address of the tensor's memory; 0 where it has none of its own to be found by."""
+    """The address of the tensor's memory; 0 if it has none."""
     if type(tensor) not in PLAIN or tensor.layout is not torch.strided or tensor.is_nested:
         return 0
     return tensor.untyped_storage().data_ptr()

@@ -1,4 +1,4 @@
-"""Freezing that survives `.train()`: the running statistics normalise and are not updated; γ and β train or not."""
+"""Freeze batch norms so that they stay frozen after `.train()`; γ and β go on training if wanted."""
 
 from typing import TypeVar
 
@@ -11,12 +11,18 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def freeze(model: Model, affine: bool = False) -> Model:
-    """Normalise by the running statistics in every batch norm of `model`, in training too; they are not updated.
+    """Normalise by the running statistics in every batch norm of `model`, in training too, and do not update them.
 
-    γ and β go on learning, unless `affine` freezes them as well. torch's own layers are converted first. The
-    `state_dict` records that a layer is frozen, also as a plain dict or a file of tensors alone (safetensors):
-    `num_batches_tracked` is an int32 there, with `affine` of shape (1,); its value stays. torch's layers load this
-    `state_dict` too. Returns the model.
+    torch's own layers are converted first. The `state_dict` records that a layer is frozen: `num_batches_tracked` is an
+    int32 there, and has the shape (1,) with `affine`; its value is the same. So files of tensors alone (safetensors)
+    record it too. torch's layers load this `state_dict` as well.
+
+    Args:
+        model: changed in place.
+        affine: True to stop the training of γ and β too.
+
+    Returns:
+        The model.
 
     Raises:
         ValueError: a layer has no running statistics; then none is frozen.
@@ -38,7 +44,15 @@ def freeze(model: Model, affine: bool = False) -> Model:
 
 
 def unfreeze(model: Model) -> Model:
-    """Undo `freeze`: batches normalise and update the running statistics again; γ and β train. Returns the model.
+    """Undo `freeze`: training normalises by the batch and updates the running statistics again; γ and β train.
+
+    Layers that were not frozen stay as they are.
+
+    Args:
+        model: changed in place.
+
+    Returns:
+        The model.
 
     Examples:
         >>> import batchnorm as bn

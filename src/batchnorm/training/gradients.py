@@ -1,4 +1,4 @@
-"""Several backward passes add to `.grad` as one would: all of them, or if one fails none."""
+"""Several backward passes add to `.grad` as one backward pass would, and not at all if one of them fails."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -72,10 +72,10 @@ def as_one_backward(leaves: Iterable[Tensor], reduce: Callable[[Gradients], Grad
 
 
 class _Owned:
-    """Has a leaf own its gradient from the first addition on.
+    """Makes `.grad` of a leaf a tensor of its own from the first addition on.
 
-    torch keeps the first gradient as it comes, which may be a view of one that somebody else still reads or adds to;
-    the second is added in place. (So torch itself is wrong for a + b, both unsqueezed, and two backward passes.)
+    torch keeps the first gradient as it comes, and adds the second one in place. The first may be a view of a tensor
+    that is still read or added to. (So torch itself is wrong for a + b, both unsqueezed, and two backward passes.)
     """
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
     return old + new if old is not None and new is not None else new if old is None else old
 
 
-# As torch adds: in place, so that whoever holds the gradient sees the sum; sparse gradients anew.
+# As torch adds: in place, so that references to `.grad` see the sum; a sparse gradient becomes a new tensor.
 
 
 @torch.no_grad()

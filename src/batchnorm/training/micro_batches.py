@@ -26,7 +26,7 @@ class MicroBatch:
 
 
 def check_size(size: Any, streamed: bool) -> None:
-    """Complain about a number of samples that is none."""
+    """Raise an error unless `size` is a whole number of samples ≥ 1."""
     if streamed and size is None:
         return
     if isinstance(size, bool) or not isinstance(size, int):
@@ -71,7 +71,7 @@ def cut(inputs: Any, size: int | None, what: str = "inputs") -> Iterator[MicroBa
 
 
 def _piece(leaf: Any, start: int, stop: int) -> tuple[Any, Any]:
-    """The part of the caller's value, and what the model gets in its place: apart from the caller's graph."""
+    """The part of the caller's value, and the same detached from the caller's graph, which the model gets."""
     if not isinstance(leaf, Tensor):
         return leaf, leaf
     source = leaf[start:stop] if leaf.dim() else leaf
@@ -79,7 +79,7 @@ def _piece(leaf: Any, start: int, stop: int) -> tuple[Any, Any]:
 
 
 def _call(nested: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A tuple are arguments, a dict keyword arguments, anything else is one argument."""
+    """Arguments of the model: a tuple is positional, a dict keyword arguments, anything else one argument."""
     if isinstance(nested, dict):
         return (), nested
     return (nested, {}) if type(nested) is tuple else ((nested,), {})
@@ -109,7 +109,7 @@ class Stream:
             yield from cut(inputs, self.size, f"item {number}")
 
     def targets(self) -> Any:
-        """Those of all items together; None if there were none."""
+        """The targets of all items together; None if there were none."""
         if not self._targets or all(t is None for t in self._targets):
             return None
         return joined(self._targets, "targets")

@@ -1,4 +1,4 @@
-"""Cheap operations on outputs of batch norms, whose results are computed again as well.
+"""Recipes for cheap operations on outputs of batch norms, so that their results are computed again as well.
 
 Concatenations (DenseNet, Inception, U-Net) are rebuilt from their parts. Products with something small
 (squeeze-and-excitation) are multiplied again. Sums (residual blocks), activations that the norms do not do themselves
@@ -47,7 +47,7 @@ class Operations(TorchFunctionMode):
         kwargs = kwargs or {}
         if func not in SEEN or torch.compiler.is_compiling():
             return func(*args, **kwargs)
-        with past_function_modes():  # the operation may be in place: what it changes is looked up before
+        with past_function_modes():  # before the call, because the operation may be in place
             plan = self._plan(func, args, kwargs)
         result = func(*args, **kwargs)
         if type(result) is Tensor:
@@ -76,7 +76,7 @@ class Operations(TorchFunctionMode):
     def _concatenation(
         self, result: Tensor, tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None, out: Any = None
     ) -> Plan | None:
-        """Parts cost no more than the result, even those that nothing else keeps."""
+        """Record a concatenation: its parts need no more memory than the result."""
         passing = self.forward_pass
         if out is not None or not passing.awaits(result, tensors):
             return None

@@ -11,7 +11,7 @@ def own_layers(model: nn.Module) -> list[BatchNorm]:
 
 
 def require_own_layers(model: nn.Module) -> list[BatchNorm]:
-    """As `own_layers`, for a tool that would do nothing without one.
+    """The same layers, for a tool that would do nothing without one.
 
     Raises:
         ValueError: the model has none.

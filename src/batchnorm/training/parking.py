@@ -1,4 +1,4 @@
-"""A micro-batch that waits is moved out of memory: what its graph has saved, and what its code still holds."""
+"""Move the tensors of a waiting micro-batch out of memory: those that its graph has saved and its code still holds."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -14,11 +14,11 @@ from batchnorm.core.torch_internals import SavedTensorHooks, StorageWeakRef, own
 from batchnorm.training.returned_memory import returned_memory
 from batchnorm.training.shelf import Kept, Shelf, shelf_for
 
-SMALLEST = 2**14  # bytes: smaller tensors are not worth the way
+SMALLEST = 2**14  # bytes: smaller tensors are not worth the transfer
 
 
 class Parking:
-    """The shelf of a big batch, and what must stay in memory because all micro-batches read it."""
+    """The shelf of a big batch, and the tensors that stay in memory because all micro-batches read them."""
 
     def __init__(self, shelf: Shelf, shared: Iterable[Tensor], stream: torch.cuda.Stream | None = None) -> None:
         self.shelf, self.pool = shelf, ThreadPoolExecutor(1, "fetching ahead", _computes_in, (stream,))
@@ -26,7 +26,7 @@ class Parking:
         self.share(shared)
 
     def share(self, tensors: Iterable[Tensor]) -> None:
-        """These stay in memory, and so do their views."""
+        """Keep these tensors and their views in memory."""
         self.stays |= {t.untyped_storage().data_ptr() for t in tensors if _is_plain(t)}
 
     def close(self) -> None:
@@ -42,7 +42,7 @@ class Parking:
 
 @contextmanager
 def parking(offload: Any, model: nn.Module) -> Iterator[Parking | None]:
-    """The place where micro-batches of `model` wait, as `big_batch(offload=)` asks for; None: in memory."""
+    """The `Parking` that `big_batch(offload=)` asks for, within a `with`; None to wait in memory."""
     shelf = shelf_for(offload)
     if shelf is None:
         yield None
@@ -57,7 +57,7 @@ def parking(offload: Any, model: nn.Module) -> Iterator[Parking | None]:
 
 
 class Parked:
-    """The tensors of one micro-batch: they go to the shelf when it starts to wait, and come back when it goes on."""
+    """The tensors of one micro-batch, which are on the shelf while the micro-batch waits."""
 
     def __init__(self, parking: Parking) -> None:
         self.parking = parking
@@ -69,7 +69,7 @@ class Parked:
 
     @contextmanager
     def watching(self, hooks: SavedTensorHooks | None) -> Iterator[None]:
-        """Saved tensors go to the shelf at once (after the caller's own hooks), others when the micro-batch waits."""
+        """Move saved tensors to the shelf at once (after the caller's own hooks), others when the micro-batch waits."""
         pack, unpack = hooks or (None, None)
         with ExitStack() as stack:
             stack.enter_context(torch.autograd.graph.saved_tensors_hooks(
@@ -79,7 +79,7 @@ class Parked:
             yield
 
     def see(self, t: Tensor) -> None:
-        """Take note of a tensor that may be alive when the micro-batch waits next."""
+        """Note a tensor that may be alive when the micro-batch next waits."""
         if self.parking.takes(t):
             self._seen[id(t)] = weakref.ref(t)
 
@@ -95,12 +95,12 @@ class Parked:
         for t in alive.values():
             if not t._is_view() and owners_of_storage(t) == 1:
                 self._out.append((t, self._keep(t)))
-                # in place, so that whoever holds the tensor holds this; NaN, should anybody read it
+                # in place, so that every reference to the tensor sees it; NaN shows a read by mistake
                 t.data = torch.full((), torch.nan, dtype=t.dtype, device=t.device).expand(t.shape)
         self._known = {address: known for address, known in self._known.items() if not known[0].expired()}
 
     def fetch(self) -> None:
-        """Start to read what has been moved out, and what the backward pass needs next."""
+        """Start to read the tensors that were moved out, and those that the backward pass needs next."""
         for _, kept in self._out:
             kept.fetch(self.parking.pool)
         self._fetch_next()
@@ -114,7 +114,7 @@ class Parked:
             kept.forget()
 
     def come_back(self) -> None:
-        """Bring it back."""
+        """Put the tensors that were moved out back into memory."""
         out, self._out = self._out, []
         with past_function_modes():
             for t, kept in out:
@@ -122,7 +122,7 @@ class Parked:
                 self._note(t, kept)
 
     def _keep(self, t: Tensor) -> Kept:
-        """A copy on the shelf, the one from before if nobody has written to the tensor since."""
+        """A copy on the shelf; the earlier copy if the tensor has not been written to since."""
         if (known := self._known.get(t.data_ptr())) is not None:
             storage, version, kept = known
             alike = (kept.shape, kept.stride, kept.dtype) == (t.shape, t.stride(), t.dtype)
@@ -157,7 +157,7 @@ class Parked:
 
 
 class _Watch(TorchFunctionMode):
-    """Sees the tensors of a micro-batch's graph in its forward pass."""
+    """A mode that notes the tensors of a micro-batch's forward pass."""
 
     def __init__(self, parked: Parked) -> None:
         super().__init__()
@@ -173,7 +173,7 @@ class _Watch(TorchFunctionMode):
 
 
 def _computes_in(stream: torch.cuda.Stream | None) -> None:
-    """Copies to the device are in order with what computes there."""
+    """Make copies to the device run in order with its computation."""
     if stream is not None:
         torch.cuda.set_stream(stream)
 

@@ -16,8 +16,14 @@ _lock = threading.Lock()
 def paused(model: nn.Module) -> Iterator[None]:
     """Batch norms of `model` normalise by the batch, and their running statistics are not updated.
 
-    For a forward pass that is not a training step of its own: sharpness-aware minimisation, virtual adversarial
-    training. May be nested and used from several threads; updates go on when the last one has ended.
+    Use it for a forward pass that is not a training step of its own, as in sharpness-aware minimisation and virtual
+    adversarial training. It may be nested and used from several threads: updates go on when the last context has ended.
+
+    Args:
+        model: has batch norms of ours; convert torch's first (`bn.convert`).
+
+    Raises:
+        ValueError: the model has no batch norm of ours.
 
     Examples:
         >>> import torch, batchnorm as bn

@@ -1,4 +1,4 @@
-"""Outputs of batch norms are computed again for the backward pass, not kept."""
+"""Compute outputs of batch norms again in the backward pass, and do not keep them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,16 +15,16 @@ LINKS: dict[Mode, int] = {True: 1, "chain": 64}  # outputs of blocks that may be
 
 @contextmanager
 def recompute(model: nn.Module, chain: bool = False) -> Iterator[None]:
-    """Outputs of the batch norms of `model` are computed again for the backward pass, not kept, within a `with`.
+    """Do not keep the outputs of the batch norms of `model` within a `with`: the backward pass computes them again.
 
-    A convolution, linear or pooling layer keeps its input for its gradient. Where that is the output of a batch norm of
-    ours, with its activation and residual, it follows from the norm's own input, which is kept too, and from statistics
-    of each channel. The same kernel computes it when the backward pass asks for it: every gradient is the same, bit for
+    A convolution, linear or pooling layer keeps its input for its gradient. If that input is the output of a batch
+    norm of ours, it can be computed from the input of the batch norm, which is kept too, and from the statistics of
+    each channel. The same kernel computes it when the backward pass asks for it: every gradient is the same, bit for
     bit. Activations, concatenations, maxima, sums and scaled channels of such outputs are computed again as well.
 
     The output of a residual block also needs the block's input. By default every second block of a stage keeps its
-    output, so that no more than one is computed on the way to another. With `chain` up to 64 blocks follow from one
-    another: less is kept, and in the backward pass the outputs of a whole stage are there at once.
+    output, so at most one other block is computed first. With `chain` up to 64 blocks are computed one from another:
+    less is kept, but the backward pass holds the outputs of a whole stage at once.
 
     It takes effect in calls of the model, or of any of its modules, with gradients; the backward pass may run outside
     the `with`. Activations that are those of the norms, as ``bn.convert(model, fuse=True)`` makes them, cost no pass of
@@ -33,7 +33,7 @@ def recompute(model: nn.Module, chain: bool = False) -> Iterator[None]:
 
     Args:
         model: its batch norms of ours count, but for layers with ``recompute=False``.
-        chain: whether a block's output may follow from another one that is computed again.
+        chain: True if a block's output may be computed from another one that is computed again.
 
     Raises:
         ValueError: the model has no batch norm of ours.
@@ -48,6 +48,9 @@ def recompute(model: nn.Module, chain: bool = False) -> Iterator[None]:
         >>> with bn.recompute(model):
         ...     y = model(torch.randn(2, 3, 9, 9))
         >>> y.sum().backward()
+
+    Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost" (arXiv:1604.06174), for batch norms alone;
+    Rota Bulò et al. 2018 (arXiv:1712.02616) save memory at the same place by inverting the activation instead.
     """
     require_own_layers(model)
     hooks = Hooks(LINKS["chain" if chain else True])
@@ -59,13 +62,13 @@ def recompute(model: nn.Module, chain: bool = False) -> Iterator[None]:
 
 
 def check(mode: Any) -> None:
-    """Raises ValueError for what is neither False nor a mode."""
+    """Raise a ValueError unless `mode` is False, True or "chain"."""
     if mode not in (False, *LINKS):
         raise ValueError(f"recompute must be False, True or 'chain'; got {mode!r}")
 
 
 def attach(model: nn.Module, mode: Mode) -> None:
-    """As `recompute`, until `detach`; the hooks are copied and pickled with the model.
+    """Do as `recompute` until `detach`; the hooks are copied and pickled with the model.
 
     Raises:
         ValueError: an unknown mode.

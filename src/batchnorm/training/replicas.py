@@ -1,4 +1,4 @@
-"""DistributedDataParallel around a model that runs in micro-batches: buffers before, one reduction after."""
+"""DistributedDataParallel for a model that runs in micro-batches: buffers before the step, one reduction after it."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from batchnorm.core import torch_internals
 
 
 class Replicas:
-    """The model within its wrapper, and what the wrapper would do around a forward and a backward pass.
+    """The model within its wrapper, and the actions of the wrapper before a forward and after a backward pass.
 
     Without a wrapper nothing is done.
 
@@ -29,7 +29,7 @@ class Replicas:
             )
 
     def share_buffers(self) -> None:
-        """Take over the buffers of the first rank, where the wrapper does so before a forward pass."""
+        """Copy the buffers of the first rank, if the wrapper does so before a forward pass."""
         if self.wrapper is not None:
             torch_internals.broadcast_buffers(self.wrapper)
 

@@ -1,4 +1,4 @@
-"""Large blocks go back to the system when they are freed, for the length of a `with`."""
+"""Return large blocks of memory to the system as soon as they are freed, within a `with`."""
 
 import ctypes
 import os
@@ -17,7 +17,7 @@ def returned_memory() -> Iterator[None]:
 
     Later it keeps freed blocks of up to 32 MiB, in each thread apart: with a thread for each micro-batch that was most
     of the memory of a step. (ResNet-18, 16 micro-batches of 8 images of 96 pixels, highest VmRSS of a step: 498 MiB in
-    place of 105.) Whoever has set glibc's thresholds keeps them; other allocators are left alone.
+    place of 105.) Thresholds that the user has set stay, and other allocators are not changed.
     """
     mallopt = None if any(name in os.environ for name in SETTINGS) else _mallopt()
     if mallopt is None:
@@ -33,5 +33,5 @@ def returned_memory() -> Iterator[None]:
 
 
 def _mallopt() -> "ctypes._NamedFuncPointer | None":
-    """glibc's function; None elsewhere."""
+    """The function `mallopt` of glibc; None with another C library."""
     return getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None

@@ -1,4 +1,4 @@
-"""Stand-ins for tensors that autograd saves: the tensor itself, or a recipe that computes it when it is asked for."""
+"""Objects that autograd saves in place of tensors: the tensor itself, or a recipe that computes it in backward."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, Protocol, cast
@@ -11,7 +11,7 @@ from batchnorm.core.torch_internals import version
 
 
 class Source(Protocol):
-    """A way to a tensor. `links` counts the block outputs that have to be computed one after the other for it."""
+    """A source of a tensor. `links` counts the block outputs that are computed one after the other for it."""
 
     @property
     def links(self) -> int: ...
@@ -20,7 +20,7 @@ class Source(Protocol):
         """The tensor."""
 
     def add_reader(self) -> None:
-        """Count one more of those who will call `get` in each backward pass."""
+        """Count one more caller of `get` in each backward pass."""
 
 
 class Kept:
@@ -39,7 +39,7 @@ class Kept:
         self.outer: OuterHooks | None = None
 
     def hand_over(self, tensor: Tensor, outer: "OuterHooks") -> None:
-        """Let the hooks that the user had opened before pack the tensor; they may copy it."""
+        """Have the saved-tensor hooks of the user pack the tensor; they may copy it."""
         self.original, self.facts, self.outer = TensorWeakRef(tensor), (tensor.dtype, *geometry(tensor)), outer
         with torch.no_grad():
             self.tensor = outer.pack(tensor)
@@ -75,14 +75,14 @@ class Kept:
 
 
 class OuterHooks:
-    """The saved-tensor hooks that the user had opened before ours."""
+    """The saved-tensor hooks that the user had set before ours."""
 
     def __init__(self, pack: Callable[[Tensor], Any], unpack: Callable[[Any], Tensor]) -> None:
         self.pack, self.unpack = pack, unpack
 
 
 class Recipe:
-    """A tensor that is computed when it is asked for: ``compute(*inputs)``.
+    """A tensor that is computed when it is needed: ``compute(*inputs)``.
 
     The result is held from the first of the expected readers to the last, so that it is computed once in a backward
     pass.

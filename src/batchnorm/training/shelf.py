@@ -1,4 +1,4 @@
-"""Places for tensors while nobody computes with them: a file, or the memory of the host."""
+"""Storage for tensors outside of the device or the process memory: a file, or the memory of the host."""
 
 import tempfile
 import threading
@@ -15,7 +15,7 @@ class Shelf(Protocol):
     """Bytes of tensors, by their place."""
 
     def takes(self, t: Tensor) -> bool:
-        """True for a tensor that is somewhere else."""
+        """True for a tensor that is not stored in this kind of place already."""
 
     def write(self, raw: Tensor) -> Any:
         """Keep a copy of bytes (uint8, one dimension); returns its place."""
@@ -27,7 +27,7 @@ class Shelf(Protocol):
         """The place may be used for something else."""
 
     def close(self) -> None:
-        """Free all."""
+        """Free all places."""
 
 
 class FileShelf:
@@ -47,7 +47,7 @@ class FileShelf:
         return True
 
     def write(self, raw: Tensor) -> tuple[int, int]:
-        """To a free place of the size, or the end of the file."""
+        """Write to a free place of that size, or at the end of the file."""
         view = raw.cpu().numpy().data
         with self._lock:
             free = self._free.get(len(view))
@@ -60,7 +60,7 @@ class FileShelf:
         return place, len(view)
 
     def read(self, place: tuple[int, int], raw: Tensor) -> None:
-        """Straight into a tensor on the CPU."""
+        """Read straight into a tensor on the CPU."""
         host = raw if raw.is_cpu else torch.empty_like(raw, device="cpu")
         view, done = host.numpy().data, 0
         with self._lock:
@@ -74,12 +74,12 @@ class FileShelf:
             raw.copy_(host)
 
     def free(self, place: tuple[int, int]) -> None:
-        """For the next tensor of the size."""
+        """Make the place free for the next tensor of that size."""
         with self._lock:
             self._free.setdefault(place[1], []).append(place[0])
 
     def close(self) -> None:
-        """The file is gone."""
+        """Delete the file."""
         self._file.close()
 
 
@@ -87,23 +87,23 @@ class HostShelf:
     """The host's memory, for the tensors of an accelerator."""
 
     def takes(self, t: Tensor) -> bool:
-        """Tensors that are not there already."""
+        """True for tensors of an accelerator."""
         return not t.is_cpu
 
     def write(self, raw: Tensor) -> Tensor:
-        """Pinned where there is CUDA, so that it is read back without a detour."""
+        """Copy into pinned memory if there is CUDA, so that reading needs no second copy."""
         host = torch.empty(raw.shape, dtype=raw.dtype, device="cpu", pin_memory=raw.is_cuda)
         return host.copy_(raw)
 
     def read(self, place: Tensor, raw: Tensor) -> None:
-        """Returns when the bytes are there."""
+        """Copy the bytes, and return when the copy is complete."""
         raw.copy_(place)
 
     def free(self, place: Tensor) -> None:
-        """Whoever held the tensor has let it go."""
+        """Do nothing: the memory is freed with the tensor."""
 
     def close(self) -> None:
-        """Nothing is held."""
+        """Do nothing: no memory is held."""
 
 
 def shelf_for(offload: Any) -> Shelf | None:
@@ -125,9 +125,9 @@ def shelf_for(offload: Any) -> Shelf | None:
 
 
 class Kept:
-    """A tensor on a shelf. Its place is free once nobody holds this."""
+    """A tensor on a shelf. Its place is freed with this object."""
 
-    before: "weakref.ref[Kept] | None" = None  # what was kept just before it
+    before: "weakref.ref[Kept] | None" = None  # the tensor that was kept just before it
 
     def __init__(self, shelf: Shelf, t: Tensor) -> None:
         self.shelf, self.shape, self.dtype, self.device = shelf, t.shape, t.dtype, t.device
@@ -143,7 +143,7 @@ class Kept:
             self._coming = pool.submit(self._read)
 
     def forget(self) -> None:
-        """Let go what was fetched, and do not start to read what was not yet."""
+        """Drop the tensor that was fetched; do not start to read one that has not been."""
         if self._coming is not None:
             self._coming.cancel()
             self._coming = None

@@ -1,4 +1,4 @@
-"""The state of a thread that changes how torch computes, carried over to another thread."""
+"""Copy the settings of a thread that change how torch computes to another thread."""
 
 import contextvars
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ class ThreadState:
         self.stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
 
     def run(self, function: Callable[[], Any]) -> Any:
-        """The result of `function`, called in a thread that has set nothing yet."""
+        """Call `function` with these settings; to be called in a new thread, which has none of its own."""
         return self.variables.copy().run(self._inside, function)
 
     def _inside(self, function: Callable[[], Any]) -> Any:
@@ -43,7 +43,7 @@ class ThreadState:
 
     @contextmanager
     def autocasting(self) -> Iterator[None]:
-        """Autocast as it was: for a forward pass; backward passes run outside of it."""
+        """Autocast as in the thread that was copied, for a forward pass; backward passes run outside of it."""
         with ExitStack() as stack:
             for device, (dtype, cached) in self.autocast.items():
                 stack.enter_context(torch.autocast(device, dtype, cache_enabled=cached))

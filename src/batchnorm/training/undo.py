@@ -1,4 +1,4 @@
-"""A model's buffers and what its batch norms keep beside them, put back if a step fails."""
+"""Put a model's buffers and the other state of its batch norms back if a step fails."""
 
 import copy
 from collections.abc import Iterator

@@ -142,7 +142,7 @@ def test_a_kernel_that_does_not_work_is_not_used(fault, untried, monkeypatch):
 
     monkeypatch.setattr(launch, "move_population", broken)
     layer, right, x = bn.BatchNorm2d(3), bn.BatchNorm2d(3), drifting(4, 3, 5, 5)
-    with bn.backend("aten"), pytest.warns(RuntimeWarning, match="plain torch does it there"):
+    with bn.backend("aten"), pytest.warns(RuntimeWarning, match="plain torch operations do it"):
         layer(x)
     with bn.backend("reference"):
         right(x)

@@ -12,10 +12,10 @@ _available: bool | None = None  # None: not tried yet
 
 
 def available() -> bool:
-    """True once the native kernels are loaded, which compiles them if nobody has yet.
+    """True if the native kernels are loaded; loads them, and compiles them at the first use on this machine.
 
-    Where they cannot be had, one warning a process gives the reason and the remedy. There is none where
-    `BATCHNORM_NATIVE=0` switches them off: somebody has decided so.
+    If that fails, one warning in each process gives the reason and the remedy. There is no warning if
+    `BATCHNORM_NATIVE=0` switches the kernels off.
     """
     global _available
     if _available is None:
@@ -36,7 +36,7 @@ def available() -> bool:
 
 
 def load() -> Path:
-    """Loads the native kernels into this process, compiled if nobody has yet; the shared library that was loaded.
+    """Load the native kernels into this process, and compile them first if needed; returns the path of the library.
 
     Raises:
         Unavailable: switched off, or they cannot be compiled or loaded.
@@ -50,10 +50,10 @@ def load() -> Path:
 
 
 def empty_cache() -> int:
-    """Give the idle memory of large outputs back to the system; returns how many bytes that were.
+    """Give the idle memory of large outputs back to the system; returns the number of bytes.
 
-    Outputs of 4 MiB and more take memory from a pool, which keeps what they free for the next ones. 0 where no
-    native kernel has been used.
+    Outputs of 4 MiB and more take their memory from a pool. The pool keeps freed memory for later outputs. It is empty,
+    and 0 is returned, until a native kernel has been used.
 
     Examples:
         >>> import batchnorm as bn

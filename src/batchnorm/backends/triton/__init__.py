@@ -15,17 +15,17 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def installed() -> bool:
-    """Whether Triton can be imported; CUDA builds of torch bring it."""
+    """True if Triton can be imported; CUDA builds of torch bring it."""
     return find_spec("triton") is not None
 
 
 def interpreted() -> bool:
-    """Whether Triton interprets its kernels, on tensors of any device, to check them."""
+    """True if Triton interprets its kernels, on tensors of any device, to check them."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def reason_against(x: Tensor) -> str | None:
-    """Why the kernels cannot serve `x`; None if they can."""
+    """The reason why the kernels cannot serve `x`; None if they can."""
     if x.device.type not in DEVICES and not (interpreted() and x.device.type == "cpu"):
         return "it runs on CUDA, ROCm and XPU devices, and on CPU tensors under TRITON_INTERPRET=1"
     if not installed():

@@ -52,7 +52,7 @@ class Call(NamedTuple):
         return x.contiguous(memory_format=formats[x.dim()]) if self.rows and x.dim() in formats else x
 
     def launches(self) -> list[Launch]:
-        """What the call starts: the primitives, and without a mask or virtual batches the plain case too."""
+        """The launches of the call: the primitives, and without a mask or virtual batches the plain case too."""
         with launch.recording() as found:
             self._primitives()
             if self.mask is None and not self.virtual:
@@ -143,7 +143,7 @@ def random_calls(seed: int) -> Iterator[Call]:
 
 
 def populations() -> list[Launch]:
-    """What moves a population by the statistics of torch's operator: with a momentum and without, and both rules."""
+    """The launches that update running statistics after torch's operator: with and without momentum, and both rules."""
     new_mean, new_var = torch.empty(2, 1000, device="meta").unbind()
     with launch.recording() as found:
         for dtype, momentum, skip in itertools.product(DTYPES, (0.1, None), (True, False)):

@@ -200,8 +200,13 @@ def _needs_on_amd(assembly: str, shared: int) -> Needs:
 
 
 def complaint(needs: Needs, target: GPUTarget) -> str:
+<<<<<<< HEAD
     """Why a kernel does not fit; empty if it does."""
     if needs.spilled > ONE_VALUE[target.backend]:
+=======
+    """The reason why a kernel does not fit; empty if it does."""
+    if needs.spilled:
+>>>>>>> words
         return f"spills {needs.spilled} bytes"
     if needs.shared > SHARED:
         return f"needs {needs.shared} bytes of shared memory; {SHARED} are there"

@@ -59,7 +59,7 @@ def share_of(C, SPLITS, ROWS: tl.constexpr, Q: tl.constexpr):
 
 @triton.jit
 def tiles_of_group(GROUP, S, ROWS: tl.constexpr, P: tl.constexpr, Q: tl.constexpr):
-    """How many tiles a virtual batch has for each channel tile."""
+    """The number of tiles of a virtual batch for each channel tile."""
     return tl.cdiv(GROUP, P) if ROWS else tl.cdiv(GROUP, P) * tl.cdiv(S, Q)
 
 

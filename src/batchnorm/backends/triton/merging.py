@@ -12,7 +12,7 @@ from batchnorm.backends.triton.elementwise import row
 
 @triton.jit
 def is_last(counters, slot, SPLITS):
-    """Whether all other programs of this slot have written their results. The counter is 0 again afterwards."""
+    """True if all other programs of this slot have written their results. The counter is 0 again afterwards."""
     tl.debug_barrier()  # every thread has written before one of them counts
     arrived = tl.atomic_add(counters + slot, 1, sem="acq_rel")
     last = arrived == SPLITS - 1

@@ -35,7 +35,7 @@ class View(NamedTuple):
 
     @property
     def groups(self) -> int:
-        """How many virtual batches there are."""
+        """The number of virtual batches."""
         return -(-self.outer // self.group)
 
     @property
@@ -76,7 +76,7 @@ class Plan(NamedTuple):
 
     @property
     def wide(self) -> bool:
-        """Whether offsets within a tile need 64 bits; offsets of tiles always have them."""
+        """True if offsets within a tile need 64 bits; offsets of tiles always have them."""
         return (self.P - 1) * self.view.row_length + self.Q >= 2**31
 
 

@@ -1,4 +1,4 @@
-"""Which calls run Triton's kernels without being asked for: those that a measurement on that kind of card speaks for.
+"""The calls that run Triton's kernels by default: those that a measurement on that kind of card found to be faster.
 
 `batchnorm bench --device cuda` measures. Calls that no row covers run torch's own operator in the plain case, and the
 reference's operations for everything else.
@@ -31,7 +31,7 @@ MEASURED: tuple[Row, ...] = ()  # no card has been measured yet
 
 
 def prefers(x: Tensor, kind: Kind) -> bool:
-    """Whether a measured row covers a call of this kind on `x`."""
+    """True if a measured row covers a call of this kind on `x`."""
     if not MEASURED or triton.reason_against(x) is not None:
         return False
     layout = "planes" if x.is_contiguous() and x.dim() > 2 else "rows"
