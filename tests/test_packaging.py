@@ -66,7 +66,12 @@ def test_the_workflow_runs_what_there_is() -> None:
     """Its commands are a target of the Makefile and sessions of nox."""
     yaml = pytest.importorskip("yaml", reason="reads the workflow")
     workflow = yaml.safe_load((ROOT / ".github/workflows/check.yml").read_text(encoding="utf-8"))
-    commands = [step["run"] for job in workflow["jobs"].values() for step in job["steps"] if "run" in step]
+    steps = [step for job in workflow["jobs"].values() for step in job["steps"]]
+    actions = [step["uses"] for step in steps if "uses" in step]
+    assert actions
+    # A tag can be moved to another commit.
+    assert [action for action in actions if not re.fullmatch(r"[\w/-]+@[0-9a-f]{40}", action)] == []
+    commands = [step["run"] for step in steps if "run" in step]
     assert "make check" in commands
     assert re.search(r"^check:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.M)
     listing = re.search(r"nox --session (.+?) --list", "\n".join(commands))
