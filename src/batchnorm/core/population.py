@@ -65,13 +65,8 @@ def move_in_place(
             momentum = 1.0 / batches.to(running_mean.dtype)
         news = [new.to(running_mean.dtype) for new in (mean, var)]
         if skip_unfit:
-<<<<<<< HEAD
             largest = min(torch.finfo(t.dtype).max for t in (running_var, var))  # beyond its dtype it would be Inf
-            fit = torch.stack((mean, var)).abs().amax(0) <= largest  # NaN is not
-=======
-            largest = torch.finfo(running_var.dtype).max
             fit = torch.stack((mean, var)).abs().amax(0) <= largest  # False for NaN
->>>>>>> words
             news = [torch.where(fit, new, old) for new, old in zip(news, (running_mean, running_var), strict=True)]
             if skips is not None:
                 skips.add_((~fit).any())

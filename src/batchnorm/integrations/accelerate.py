@@ -36,11 +36,8 @@ def accumulate(accelerator: Any, *models: nn.Module) -> Iterator[None]:
         ...         accelerator.backward(loss(model(x), y))
         ...         optimizer.step()
         ...         optimizer.zero_grad()
-<<<<<<< HEAD
-=======
 
     Source: the merge is that of Chan, Golub & LeVeque 1983 (`Moments.merge`).
->>>>>>> words
     """
     ours = [model for model in models if own_layers(model)]
     if not ours:
@@ -89,11 +86,8 @@ def calibrate(
     Examples:
         >>> from batchnorm.integrations.accelerate import calibrate
         >>> calibrate(accelerator, model, loader, limit=100)  # doctest: +SKIP
-<<<<<<< HEAD
-=======
 
     Source: Wu & Johnson 2021 (arXiv:2105.07576), section 3, as `bn.calibrate`.
->>>>>>> words
     """
     settings = Settings(exact=exact, limit=limit, feed=feed)
     return calibrated(accelerator.unwrap_model(model), batches, settings)

@@ -121,11 +121,8 @@ def aggregate(results: Sequence[tuple[Sequence[np.ndarray], int]], keys: Sequenc
         >>> one, two = ([np.array([mean]), np.array([1.0])] for mean in (-1.0, 1.0))
         >>> aggregate([(one, 50), (two, 50)], ["bn.running_mean", "bn.running_var"])
         [array([0.]), array([2.])]
-<<<<<<< HEAD
-=======
 
     Source: Chan, Golub & LeVeque 1983, by shares instead of counts, as `bn.merge`.
->>>>>>> words
     """
     for number, (values, _) in enumerate(results):
         if len(values) != len(keys):

@@ -200,13 +200,8 @@ def _needs_on_amd(assembly: str, shared: int) -> Needs:
 
 
 def complaint(needs: Needs, target: GPUTarget) -> str:
-<<<<<<< HEAD
-    """Why a kernel does not fit; empty if it does."""
-    if needs.spilled > ONE_VALUE[target.backend]:
-=======
     """The reason why a kernel does not fit; empty if it does."""
-    if needs.spilled:
->>>>>>> words
+    if needs.spilled > ONE_VALUE[target.backend]:
         return f"spills {needs.spilled} bytes"
     if needs.shared > SHARED:
         return f"needs {needs.shared} bytes of shared memory; {SHARED} are there"
