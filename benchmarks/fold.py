@@ -1,4 +1,4 @@
-"""What bn.fold saves: networks in evaluation, before and after, taking turns in one process.
+"""The time that bn.fold saves: networks in evaluation, before and after, taking turns in one process.
 
 python benchmarks/fold.py [seconds per network]
 
@@ -21,7 +21,7 @@ SIDE = 224
 
 
 def numbers(model: nn.Module) -> int:
-    """How many the model keeps: parameters and buffers."""
+    """The number of values in the parameters and buffers of the model."""
     return sum(t.numel() for t in [*model.parameters(), *model.buffers()])
 
 

@@ -1,4 +1,4 @@
-"""What sharing statistics costs a layer: collectives and bytes each way, and time, over gloo on this machine.
+"""The cost of sharing statistics in a layer: collectives and bytes each way, and time, over gloo on this machine.
 
     python benchmarks/sync.py [--ranks 2] [--channels 64 --channels 256] [--seconds 2]
 

@@ -1,4 +1,6 @@
-"""How often the verdicts of a study flip: ten studies of sklearn's digits, each with three seeds of its own.
+"""Counts how often the verdicts of a study change with the seed.
+
+It runs ten studies of sklearn's digits, each with three seeds of its own.
 
 python benchmarks/verdicts.py [--quick] [network] [studies]
 

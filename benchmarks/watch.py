@@ -1,4 +1,4 @@
-"""What bn.watch costs: training steps of a small residual network, watched and not, taking turns in one process.
+"""The cost of bn.watch: training steps of a small residual network, watched and not, taking turns in one process.
 
 python benchmarks/watch.py [turns]
 

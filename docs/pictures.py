@@ -31,7 +31,7 @@ ORANGE, PURPLE, GREEN, GREY = "#d95f02", "#7570b3", "#1b9e77", "#999"
 
 
 def example(name: str) -> dict[str, Any]:
-    """What is left when an example has run."""
+    """The variables of an example after it has run."""
     return runpy.run_path(str(EXAMPLES / name))
 
 
@@ -93,7 +93,7 @@ def magnitude(error: float) -> float:
 
 
 def calibration() -> None:
-    """How wrong a variance of the second layer is, for data sorted by class, by how the statistics were taken."""
+    """The error of a variance of the second layer on data sorted by class, for each way to take the statistics."""
     run = example("calibrate_weight_average.py")
     ways = {"update_bn": ORANGE, "one pass": PURPLE, "calibrate": GREEN}
     groups = []
@@ -145,7 +145,7 @@ def merging() -> None:
 
 
 def fusing() -> None:
-    """What networks with SiLU keep for the backward pass, an image of 64 pixels."""
+    """The bytes that networks with SiLU keep for the backward pass, for an image of 64 pixels."""
     groups = []
     for name in NETWORKS:
         found = kept_by(name, "silu", images(2, 64, "contiguous")[0])
@@ -186,7 +186,7 @@ def following() -> None:
 
 @torch.no_grad()
 def folding() -> None:
-    """How far float32 networks are from themselves in float64, folded and not."""
+    """The error of float32 networks against float64, folded and not."""
     groups = []
     for name, make in NETWORKS.items():
         torch.manual_seed(0)

@@ -28,7 +28,7 @@ for _ in data:
 def fit(
     model: nn.Module, keys: list[str], values: list[np.ndarray], x: Tensor, y: Tensor
 ) -> tuple[list[np.ndarray], int]:
-    """What a client does in a round: take the server's arrays, train, and send its own."""
+    """One round of a client: takes the server's arrays, trains, and sends its own."""
     load(model, keys, values)
     optimizer = torch.optim.SGD(model.train().parameters(), 0.1, momentum=0.9)
     for rows in torch.randperm(len(x)).split(64):

@@ -1,4 +1,4 @@
-"""How exact is the output when the data lie far from 0? Ours and torch's layer against float64, on the same values.
+"""The error of the output on data far from 0: our layer and torch's against float64, on the same values.
 
 Temperatures in kelvin, timestamps, raw sensor counts: the mean is many times the standard deviation, and arithmetic
 that multiplies before it subtracts loses what it is after.

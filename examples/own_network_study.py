@@ -1,4 +1,4 @@
-"""What batch norm does for a network of one's own: `study` trains it with and without."""
+"""A study of a network of your own: `study` trains it with and without batch norm."""
 
 import tempfile
 from pathlib import Path

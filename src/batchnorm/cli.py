@@ -91,7 +91,7 @@ def study(
     ] = False,
     quick: Annotated[bool, typer.Option("--quick", help="A small sweep, for a first look.")] = False,
 ) -> None:
-    """What does normalisation do for a network? Trains it with and without batch norm and judges nine claims."""
+    """Trains a network with and without batch norm and judges nine claims about batch norm on it."""
     from batchnorm.experiment import arms, plan, settings, sources, study_networks
     from batchnorm.experiment.data import InputError, standardise
 
@@ -163,7 +163,7 @@ def doctor(
         bool, typer.Option("--environment", help="Say which backend serves here and why, in place of a FILE.")
     ] = False,
 ) -> None:
-    """What is wrong with the batch norms in a checkpoint? Files are read as numbers and never executed."""
+    """Finds faults of the batch norms in a checkpoint. Files are read as numbers and never executed."""
     from batchnorm.doctor import diagnose, diagnose_states, files
     from batchnorm.experiment.data import InputError
 

@@ -32,7 +32,7 @@ def not_finite(layers: Layers) -> Evidence:
 
 
 def _not_finite(layer: LayerState) -> dict[str, Any]:
-    """How many values, and in words which channels of which tensor: channel 2 of 8 is NaN."""
+    """The number of bad values, and their channels in words: channel 2 of 8 is NaN."""
     sick = {name: t for name, t in layer.tensors().items() if not t.isfinite().all()}
     words = {}
     for name, t in sick.items():
@@ -107,7 +107,7 @@ def collapsed_variance(layers: Layers) -> Evidence:
 
 
 @rule(
-    "dead-gamma", "warning", "γ is all but zero: the channel puts out a constant",
+    "dead-gamma", "warning", "γ is all but zero: the output of the channel is constant",
     "weight decay on γ, or a residual branch that started at γ = 0 and never trained",
     "bn.parameter_groups(model, weight_decay), or prune the channel",
 )  # fmt: skip

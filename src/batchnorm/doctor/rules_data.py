@@ -129,8 +129,9 @@ def padding(found: Measured) -> Evidence:
 
 @rule(
     "double-updates", "warning", "one training step moves the population more often than the layer is used",
-    "activation checkpointing runs the forward pass again in the backward pass, and the layer remembers it twice",
-    "bn.convert(model): our layers know a recomputation",
+    "activation checkpointing runs the forward pass again in the backward pass, "
+    "which updates the running statistics twice",
+    "bn.convert(model): our layers recognise a recomputation",
 )  # fmt: skip
 def double_updates(found: Measured) -> Evidence:
     """Counted: no threshold needed."""

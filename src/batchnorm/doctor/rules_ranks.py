@@ -23,7 +23,7 @@ def gather(own: list[LayerState], group: Any) -> ByRank:
 
 @rule(
     "ranks-disagree", "warning", f"ranks hold statistics more than {APART:g} σ apart: each evaluates another network",
-    "each rank normalises and remembers its own data, and nothing is broadcast",
+    "each rank updates its running statistics from its own data only, and nothing is broadcast",
     "bn.convert(model, process_group=True) to train; bn.calibrate(model, batches, process_group=True) now",
 )  # fmt: skip
 def ranks_disagree(ranks: ByRank) -> Evidence:

@@ -1,4 +1,4 @@
-"""How far verdicts depend on the seed: studies of other seeds, counted."""
+"""Counts how often the verdicts of a study change with the seed."""
 
 from __future__ import annotations
 

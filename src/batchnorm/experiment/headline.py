@@ -38,7 +38,7 @@ def _mean(values: list[float]) -> str:
 
 
 def notes(main: Sweep, scales: Sweep | None) -> list[str]:
-    """How the sweeps grew, and where the best rate still lies at an edge."""
+    """The rates added to each sweep, and the arms whose best rate is still at an edge."""
     found = []
     for sweep in (main, scales):
         if sweep is None:

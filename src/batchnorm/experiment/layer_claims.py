@@ -13,7 +13,7 @@ from .training_claims import ARMS
 from .verdict import Claim, NotMeasured, judge
 
 TOLERANCE = 0.01  # for mean 0 and standard deviation 1
-SHAPE_TOLERANCE = 1e-3  # for 1 − rank correlation, and for the way back in standard deviations
+SHAPE_TOLERANCE = 1e-3  # for 1 − rank correlation, and for the error of the inverse in standard deviations
 VANISHING, EXPLODING = 1e-2, 1e2  # first layer's gradient over the last layer's
 
 

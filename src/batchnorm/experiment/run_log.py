@@ -57,7 +57,7 @@ class RunLog:
                 kept.setdefault(name, []).append(value)
 
     def examine(self, network: nn.Module, x: Tensor) -> None:
-        """What each batch norm did to the probe: see `describe_normalised`. Not for layers that add or activate too."""
+        """`describe_normalised` of each batch norm on the probe. Layers that also add or activate are left out."""
 
         def hook(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
             if isinstance(module, _BatchNorm) and len(args) == 1 and getattr(module, "activation", None) is None:
@@ -69,7 +69,7 @@ class RunLog:
 
 
 def describe_normalised(x: Tensor, y: Tensor, norm: _BatchNorm) -> dict[str, Any] | None:
-    """Mean and standard deviation of x̂ = (y − β)/γ, its rank correlation with x, and the error of the way back.
+    """Mean and standard deviation of x̂ = (y − β)/γ, its rank correlation with x, and the error of the inverse.
 
     x, y: (C, n) input and output, a channel a row. Moments are those of all values, as the layer's own are; ranks and
     histograms are taken from `VALUES` of them. Nearly constant channels (variance below 100 ε) have no deviation to

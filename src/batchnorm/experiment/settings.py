@@ -24,7 +24,7 @@ FEW = 100  # samples of the setting that overfits, or a third of the training pa
 
 @dataclass(frozen=True)
 class Settings:
-    """How much is run.
+    """The size of a study: rates, seeds, steps and batches.
 
     arms: the pair that is compared first. rates: learning rates of the sweep; it grows past them if `grows`. steps:
     updates a run. samples: seen by each run over batch sizes. few: training samples of the setting that overfits.
@@ -45,7 +45,7 @@ class Settings:
     threads: int
 
     def to_dict(self) -> dict[str, Any]:
-        """What the numbers depend on: not how many processes made them."""
+        """The settings that change the numbers. The number of processes does not."""
         return {name: value for name, value in asdict(self).items() if name not in ("workers", "threads")}
 
 

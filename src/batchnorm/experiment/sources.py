@@ -1,4 +1,4 @@
-"""Where data comes from: embedded sets, tables, .npz, folders of idx files (the MNIST format)."""
+"""Data of a study: embedded sets, tables, .npz, folders of idx files (the MNIST format)."""
 
 from __future__ import annotations
 

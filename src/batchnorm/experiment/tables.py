@@ -75,7 +75,7 @@ def _read(path: Path) -> Any:
 
 
 def _separator(path: Path) -> str:
-    """What separates the names in the first line; those in quotes do not count."""
+    """The separator of the first line. Separators inside quotes do not count."""
     opened = gzip.open if path.name.lower().endswith(".gz") else open
     with opened(path, "rt", encoding="utf-8", errors="replace") as file:
         header = file.readline(1 << 20)

@@ -157,7 +157,7 @@ def _ends(best: dict[Arm, list[Run]]) -> dict[str, dict[str, list[float]]]:
 
 
 def small_batches(evidence: Evidence) -> Claim:
-    """What batches of the smallest size cost, against the sweep's own batches."""
+    """The score that the smallest batches lose, compared with the batches of the sweep."""
     main = evidence.main
     need_learning(main)
     by_key = {(r.setting.arm, r.setting.batch_size, r.setting.seed): r for r in evidence.batches}
