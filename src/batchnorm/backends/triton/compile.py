@@ -39,8 +39,8 @@ TARGETS = {
 # Bytes of shared memory that a program has without asking for more, the least of any card of these targets, and
 # registers that a thread can have.
 SHARED, REGISTERS = 48 * 1024, {"cuda": 255, "hip": 512}
-# NVIDIA's assembler keeps one value in memory where more programs then share a multiprocessor, even at 32 registers of
-# 255. More than one would be a tile that is too large.
+# NVIDIA's assembler keeps one value in memory here and there, even at 32 registers of 255: likely so that more programs
+# share a multiprocessor. More than one would be a tile that is too large.
 ONE_VALUE = {"cuda": 8, "hip": 0}
 
 RANDOM = 12  # specialisations of a random sample

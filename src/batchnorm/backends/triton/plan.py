@@ -21,7 +21,7 @@ LEAST = {False: 8, True: 32}
 MOST = 4096  # tiles of a share: float32 counts its values exactly
 APPLIED = 8  # tiles of a share that is only read and written: per-channel values are loaded once for all
 CHANNELS = 256  # of a program that only moves a population: few programs, and 2 channels a thread
-MERGED = 1024  # entries of the table that are merged at a time: 8 a thread
+MERGED = 1024  # entries of the table that are merged at a time, of 256 shares at most: with more, a kernel spills
 
 
 class View(NamedTuple):
@@ -72,7 +72,7 @@ class Plan(NamedTuple):
     @property
     def merged(self) -> int:
         """Shares whose results are merged at a time; how many there are does not change the code."""
-        return max(1, MERGED // self.width)
+        return max(1, min(256, MERGED // self.width))
 
     @property
     def wide(self) -> bool:
