@@ -67,7 +67,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "populations of what keeps none": (
         lambda: layer(track_running_stats=False).add_bank("night"),
         ValueError,
-        r"keeps no population, so it cannot keep several",
+        r"has no running statistics, so `bn\.domain` cannot give it more",
     ),
     "a mask in the residual's place": (
         lambda: layer()(x(), torch.ones(4, 5, dtype=torch.bool)),

@@ -2,6 +2,7 @@
 
 import re
 import shlex
+from importlib.util import find_spec
 from collections.abc import Iterator
 
 import pytest
@@ -38,7 +39,8 @@ def unknown(line: str) -> list[str]:
         if words[0] == "-m":
             path = ROOT / words[1].replace(".", "/")
             roots = path, ROOT / "src" / words[1].replace(".", "/")
-            return [] if any(p.with_suffix(".py").exists() or p.is_dir() for p in roots) else [words[1]]
+            ours = any(p.with_suffix(".py").exists() or p.is_dir() for p in roots)
+            return [] if ours or find_spec(words[1].partition(".")[0]) else [words[1]]
         return [] if (ROOT / words[0]).exists() else [words[0]]
     group = get_command(app)
     command = group if words[0].startswith("--") else group.commands.get(words[0])  # type: ignore[attr-defined]
