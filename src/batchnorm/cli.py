@@ -65,7 +65,7 @@ def study(
     target: Annotated[str | None, typer.Option(help="The column of a table to predict.")] = None,
     drop: Annotated[str | None, typer.Option(help="Columns of a table to leave out, as in id,name.")] = None,
     fill: Annotated[
-        str | None, typer.Option(help="What missing values of a table become: mean, median or a number.")
+        str | None, typer.Option(help="The value in place of missing ones of a table: mean, median or a number.")
     ] = None,
     task: Annotated[str | None, typer.Option(help="classification or regression; else the target decides.")] = None,
     network: Annotated[str, typer.Option(help="mlp, conv, deep, deep-residual or package.module:factory.")] = "mlp",
@@ -73,10 +73,10 @@ def study(
         str, typer.Option(help="Arms: batch and none, which are compared, and layer, group beside them.")
     ] = "batch,none",
     lr: Annotated[str | None, typer.Option(help="Learning rates to sweep, as in 0.01,0.1,1.")] = None,
-    seeds: Annotated[int | None, typer.Option(help="How many seeds (3, with --quick 2).")] = None,
+    seeds: Annotated[int | None, typer.Option(help="The number of seeds; by default 3, with --quick 2.")] = None,
     seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Epochs a run; by default enough for about 360 steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="60, less for few samples.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples in a batch; 60, fewer for few samples.")] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",
     workers: Annotated[
         int | None, typer.Option(min=1, help="Processes that train at once; by default one a core.")
@@ -130,7 +130,7 @@ def play(
     output: Annotated[Path, typer.Option(help="Folder for index.html.")] = Path("play"),
     open_page: Annotated[bool, typer.Option("--open/--no-open", help="Open the page in the browser.")] = True,
 ) -> None:
-    """Batch norm to try by hand: writes one page that needs no network and opens it in the browser."""
+    """Writes and opens a page on which batch norm can be tried by hand. It needs no network connection."""
     import webbrowser
 
     from batchnorm.experiment.data import InputError
@@ -155,12 +155,13 @@ def doctor(
     ] = None,
     checkpoint: Annotated[Path | None, typer.Option(help="A state dict for the model of module:factory.")] = None,
     fail_on: Annotated[
-        FailOn | None, typer.Option(help="Exit with status 1 if something at least as bad is found.")
+        FailOn | None, typer.Option(help="Exit with status 1 for a finding of this severity or a worse one.")
     ] = None,
-    output: Annotated[Path | None, typer.Option(help="Write a page, as in doctor.html.")] = None,
+    output: Annotated[Path | None, typer.Option(help="An HTML file for the report, such as doctor.html.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the JSON, and nothing else, to stdout.")] = False,
     environment: Annotated[
-        bool, typer.Option("--environment", help="Say which backend serves here and why, in place of a FILE.")
+        bool,
+        typer.Option("--environment", help="Say which backend serves here and why; no FILE is read."),
     ] = False,
 ) -> None:
     """Finds faults of the batch norms in a checkpoint. Files are read as numbers and never executed."""
@@ -208,7 +209,10 @@ def _environment(json: bool) -> None:
 def bench(
     targets: Annotated[
         bool,
-        typer.Option("--targets", help="Measure every row of the table of aims; chooses the cases itself."),
+        typer.Option(
+            "--targets",
+            help="Measure every row of the table of aims, whose cases are given.",
+        ),
     ] = False,
     dtype: Annotated[
         list[str] | None, typer.Option(help="float32, bfloat16, float16 or float64; may be given several times.")
@@ -220,22 +224,27 @@ def bench(
     threads: Annotated[
         int | None, typer.Option(min=1, help="Threads for torch and for us; by default torch's.")
     ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="For each case.")] = 2.0,
-    networks: Annotated[bool, typer.Option(help="Whole training steps, and the memory that they keep.")] = True,
-    compile: Annotated[bool, typer.Option(help="Against torch.compile as well, except with --targets.")] = True,
+    seconds: Annotated[float, typer.Option(min=0, help="The time to spend on each case.")] = 2.0,
+    networks: Annotated[bool, typer.Option(help="Measure training steps too, and the memory they keep.")] = True,
+    compile: Annotated[bool, typer.Option(help="Compare with torch.compile as well; not with --targets.")] = True,
     big_batch: Annotated[
-        bool, typer.Option("--big-batch", help="bn.big_batch beside one big batch, and nothing else.")
+        bool, typer.Option("--big-batch", help="Measure bn.big_batch beside one big batch, and nothing else.")
     ] = False,
     output: Annotated[Path, typer.Option(help="Folder for report.html and report.json.")] = Path("bench"),
     json: Annotated[bool, typer.Option("--json", help="Print the JSON, and nothing else, to stdout.")] = False,
     quick: Annotated[
-        bool, typer.Option("--quick", help="Small inputs, to see that it works; no times to quote.")
+        bool,
+        typer.Option(
+            "--quick",
+            help="Measure small inputs, to see that it works. Do not quote these times.",
+        ),
     ] = False,
     recompute: Annotated[
-        bool, typer.Option("--recompute", help="Memory and time of whole steps under recompute, and nothing else.")
+        bool,
+        typer.Option("--recompute", help="Measure memory and time under bn.recompute, and nothing else."),
     ] = False,
     device: Annotated[
-        str, typer.Option(help="cpu; or cuda or xpu, where cases and networks are chosen for it.")
+        str, typer.Option(help="cpu, cuda or xpu. Cases and networks are chosen for the kind of device.")
     ] = "cpu",
 ) -> None:
     """Compares the speed with torch's on this machine. Judges the results first, then takes the times in turns."""
@@ -373,7 +382,7 @@ def _deliver_comparison(result: dict[str, Any], output: Path, json: bool) -> Non
 
 @app.command()
 def warmup() -> None:
-    """Compiles the CPU kernels for this machine, so that no first step waits for them. Status 1 if that cannot be."""
+    """Compiles the CPU kernels for this machine, so that no first step waits for them. The status is 1 if it fails."""
     from time import monotonic
 
     from batchnorm.backends import native

@@ -2,8 +2,8 @@
 
 import re
 import shlex
-from importlib.util import find_spec
 from collections.abc import Iterator
+from importlib.util import find_spec
 
 import pytest
 from markdown_it import MarkdownIt
@@ -40,7 +40,7 @@ def unknown(line: str) -> list[str]:
             path = ROOT / words[1].replace(".", "/")
             roots = path, ROOT / "src" / words[1].replace(".", "/")
             ours = any(p.with_suffix(".py").exists() or p.is_dir() for p in roots)
-            return [] if ours or find_spec(words[1].partition(".")[0]) else [words[1]]
+            return [] if ours or ("." not in words[1] and find_spec(words[1])) else [words[1]]
         return [] if (ROOT / words[0]).exists() else [words[0]]
     group = get_command(app)
     command = group if words[0].startswith("--") else group.commands.get(words[0])  # type: ignore[attr-defined]
