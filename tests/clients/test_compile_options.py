@@ -94,6 +94,22 @@ def test_states(state: str) -> None:
         assert compiled_as_eager(layer, {}) == 1
 
 
+@pytest.mark.parametrize("option", ["windows", "warm-up"])
+def test_what_changes_from_step_to_step(option: str) -> None:
+    """Windows of two micro-batches, and limits of renormalisation that open over the first three."""
+    renorm = bn.Renorm(1.5, 0.5, warmup=3) if option == "warm-up" else None
+    eager = bn.BatchNorm1d(4, renorm=renorm).double()
+    layer = copy.deepcopy(eager)
+    call = torch.compile(layer, fullgraph=True, backend="aot_eager", dynamic=False)
+    windows = [bn.accumulate(net, steps=2) if option == "windows" else nullcontext() for net in (layer, eager)]
+    with windows[0], windows[1]:
+        for number in range(4):
+            x = drifting(*SHAPE, offset=float(number)).double()
+            for a, b in zip(step(layer, call, x, {}), step(eager, eager, x, {}), strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
+    assert layer.num_batches_tracked == (2 if option == "windows" else 4)
+
+
 def test_a_batch_that_is_not_finite_raises_from_the_graph() -> None:
     model = bn.convert(nn.Sequential(nn.BatchNorm1d(4)), nonfinite="raise")
     call = torch.compile(model, fullgraph=True, backend="aot_eager")

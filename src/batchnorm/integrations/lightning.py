@@ -10,11 +10,9 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
-from batchnorm.doctor import Report, Watch
-from batchnorm.integrations.loop import Companion, Settings
+from batchnorm.integrations.loop import Companion, Outcome, Settings
 from batchnorm.integrations.torch_tools import share, unshare
 from batchnorm.layers import BatchNorm
-from batchnorm.tools.calibrate import Calibration
 from batchnorm.tools.convert import convert, revert
 
 # They put averaged weights into the model; older versions of Lightning have the first one only.
@@ -23,7 +21,7 @@ AVERAGING = tuple(
 )
 
 
-class BatchNormCallback(Callback):
+class BatchNormCallback(Outcome, Callback):
     """Lightning callback: windows, freezing, calibration, records and diagnosis of the batch norms.
 
     - With ``Trainer(accumulate_grad_batches=k)`` the running statistics are updated once for each step of
@@ -49,21 +47,6 @@ class BatchNormCallback(Callback):
     def __init__(self, **options: Any) -> None:
         self._companion = Companion(Settings(**options))
         self._stepped = False
-
-    @property
-    def report(self) -> Report | None:
-        """The findings at the end of training."""
-        return self._companion.report
-
-    @property
-    def watched(self) -> Watch | None:
-        """The records and findings of `bn.watch`."""
-        return self._companion.watch
-
-    @property
-    def calibrations(self) -> list[Calibration]:
-        """Every calibration of this training, in order."""
-        return self._companion.calibrations
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         everyone = trainer.callbacks

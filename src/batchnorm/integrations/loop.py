@@ -152,6 +152,27 @@ class Companion:
             self.watch.__exit__()
 
 
+class Outcome:
+    """The results of a training as attributes of a callback."""
+
+    _companion: Companion
+
+    @property
+    def report(self) -> Report | None:
+        """The findings at the end of training."""
+        return self._companion.report
+
+    @property
+    def watched(self) -> Watch | None:
+        """The records and findings of `bn.watch`."""
+        return self._companion.watch
+
+    @property
+    def calibrations(self) -> list[Calibration]:
+        """Every calibration of this training, in order."""
+        return self._companion.calibrations
+
+
 def bare(model: nn.Module) -> nn.Module:
     """The model inside DistributedDataParallel, whose own forward pass would exchange buffers between ranks."""
     return model.module if isinstance(model, DistributedDataParallel) else model

@@ -6,12 +6,10 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from batchnorm.doctor import Report, Watch
-from batchnorm.integrations.loop import Companion, Settings
-from batchnorm.tools.calibrate import Calibration
+from batchnorm.integrations.loop import Companion, Outcome, Settings
 
 
-class BatchNormCallback(TrainerCallback):
+class BatchNormCallback(Outcome, TrainerCallback):
     """Callback for transformers' Trainer: windows, freezing, calibration, records and diagnosis of the batch norms.
 
     - With ``gradient_accumulation_steps=k`` the running statistics are updated once for each step of the
@@ -39,21 +37,6 @@ class BatchNormCallback(TrainerCallback):
     def __init__(self, writer: Any = None, **options: Any) -> None:
         self._companion = Companion(Settings(**options))
         self._writer = writer
-
-    @property
-    def report(self) -> Report | None:
-        """The findings at the end of training."""
-        return self._companion.report
-
-    @property
-    def watched(self) -> Watch | None:
-        """The records and findings of `bn.watch`."""
-        return self._companion.watch
-
-    @property
-    def calibrations(self) -> list[Calibration]:
-        """Every calibration of this training, in order."""
-        return self._companion.calibrations
 
     def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._companion.begin(model, self._writer)
