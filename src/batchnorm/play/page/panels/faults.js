@@ -41,7 +41,7 @@ export const FAULTS = {
         verdict: ["bad", t("nanVerdict", { bad, n: skipped })],
       };
     },
-    lines: () => `layer = bn.BatchNorm1d(3)  # nonfinite="skip" is the default
+    lines: (bad, t) => `layer = bn.BatchNorm1d(3)  # ${t("nanCode")}
 for batch in batches:
     layer(batch)
 print(layer.running_mean, layer.skipped_batches)`,
@@ -68,9 +68,9 @@ print(layer.running_mean, layer.skipped_batches)`,
             : ["warn", t("paddingNone")],
       };
     },
-    lines: () => `layer = bn.BatchNorm1d(1)
-y = layer(x, lengths=lengths)  # x: (8, 1, 12), lengths: (8,); or mask=
-print(layer.running_mean)      # of real values alone`,
+    lines: (shortest, t) => `layer = bn.BatchNorm1d(1)
+y = layer(x, lengths=lengths)  # ${t("paddingCode")}
+print(layer.running_mean)      # ${t("paddingCodeMean")}`,
   },
   sorted: {
     slider: { min: 1, max: 20, step: 1, value: 10 },
@@ -101,8 +101,8 @@ print(layer.running_mean)      # of real values alone`,
         ],
       };
     },
-    lines: () => `loader = DataLoader(data, batch_size=16, shuffle=True)  # while training
-bn.calibrate(model, loader)                             # afterwards: exact statistics
+    lines: (epochs, t) => `loader = DataLoader(data, batch_size=16, shuffle=True)  # ${t("sortedCode")}
+bn.calibrate(model, loader)                             # ${t("sortedCodeAfter")}
 print(model[0].running_mean)`,
   },
   micro: {
@@ -151,8 +151,8 @@ optimizer.step()`,
             : ["warn", t("frozenNote")],
       };
     },
-    lines: () => `bn.freeze(model)  # torch's batch norms are converted first
-model.train()     # the running statistics stay as they are
+    lines: (shift, t) => `bn.freeze(model)  # ${t("frozenCode")}
+model.train()     # ${t("frozenCodeTrain")}
 model(x)`,
   },
 };
@@ -193,7 +193,7 @@ export function mount(root, { t, docs }) {
       table.replaceChildren(numbers(found.rows));
       verdict.className = `verdict ${tone}`;
       if (verdict.textContent !== text) verdict.textContent = text;
-      python.set(fault.lines(value));
+      python.set(fault.lines(value, t));
     }
     update(state.values[name]);
   }

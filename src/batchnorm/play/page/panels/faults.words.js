@@ -20,6 +20,7 @@ export const words = {
     nanOutput: "output in evaluation for (1, 2, 3)",
     nanSkipped: "batches skipped",
     nanVerdict: "One NaN in batch {bad} of 40: without the cure, the running mean is NaN for ever after. With it, {n} batch is skipped in that channel.",
+    nanCode: "nonfinite=\"skip\" is the default",
 
     padding: "Padding",
     paddingSee: "Sequences of different lengths are filled up with zeros. A plain batch norm counts the zeros as values, so mean and variance depend on how much padding there is. With lengths (or a mask) only real values count, and padding stays 0.",
@@ -32,6 +33,8 @@ export const words = {
     paddingOutSigma: "standard deviation of the real outputs (right: 1)",
     paddingVerdict: "{p} % of the cells are padding. It moves the mean from {right} to {wrong}.",
     paddingNone: "There is no padding now, so both columns agree. Move the slider to the left.",
+    paddingCode: "x: (8, 1, 12), lengths: (8,); or mask=",
+    paddingCodeMean: "of real values alone",
 
     sorted: "Classes in order",
     sortedSee: "The data is sorted by class and not shuffled, so each batch holds one class. The running mean follows the class that came last. The cure in training is to shuffle. Statistics that were moved afterwards, by one pass over sorted data in training mode, are made exact again by calibrate; it cannot bring back what was never learned.",
@@ -44,6 +47,8 @@ export const words = {
     sortedAccuracy: "accuracy of a small network, new data",
     sortedPass: "trained well, then one sorted pass in training mode; cure: calibrate",
     sortedVerdict: "Trained on sorted batches, the network gets {a} % right; on shuffled ones, {b} %. One sorted pass in training mode takes the good network to {c} %, and calibrate back to {d} %.",
+    sortedCode: "while training",
+    sortedCodeAfter: "afterwards: exact statistics",
 
     micro: "Micro-batches",
     microSee: "The batch of 32 does not fit into memory, so its gradient is added up over micro-batches. Each micro-batch is normalised by itself, so the sum is not the gradient of the batch of 32. big_batch lets all micro-batches share their moments, forward and backward.",
@@ -63,6 +68,8 @@ export const words = {
     frozenOutput: "output for x = 1 in evaluation (right: as before fine-tuning)",
     frozenVerdict: "After 30 batches x = 1 gives {a} instead of {before}. With frozen statistics it still gives {b}.",
     frozenNote: "Here the new data is like the old, so little changes. Move the slider to the right.",
+    frozenCode: "torch's batch norms are converted first",
+    frozenCodeTrain: "the running statistics stay as they are",
   },
   ko: {
     title: "고장 내고 고치기",
@@ -84,6 +91,7 @@ export const words = {
     nanOutput: "(1, 2, 3)에 대한 평가 출력",
     nanSkipped: "건너뛴 배치 수",
     nanVerdict: "배치 40개 중 {bad}번째에 NaN이 하나 있습니다. 해결책이 없으면 그 뒤로 이동 평균이 계속 NaN입니다. 해결책을 쓰면 그 채널에서 배치 {n}개만 건너뜁니다.",
+    nanCode: "기본값은 nonfinite=\"skip\"",
 
     padding: "패딩",
     paddingSee: "길이가 다른 시퀀스의 빈자리를 0으로 채웠습니다. 일반 배치 정규화는 이 0도 값으로 세므로 평균과 분산이 패딩의 양에 따라 달라집니다. lengths(또는 mask)를 주면 실제 값만 세고, 패딩은 0으로 남습니다.",
@@ -96,6 +104,8 @@ export const words = {
     paddingOutSigma: "실제 값 출력의 표준편차 (올바른 값: 1)",
     paddingVerdict: "칸의 {p} %가 패딩입니다. 그래서 평균이 {right}에서 {wrong}(으)로 바뀝니다.",
     paddingNone: "지금은 패딩이 없어서 두 열이 같습니다. 슬라이더를 왼쪽으로 옮겨 보세요.",
+    paddingCode: "x: (8, 1, 12), lengths: (8,). mask=도 가능",
+    paddingCodeMean: "실제 값만의 평균",
 
     sorted: "클래스 순서대로",
     sortedSee: "데이터를 섞지 않아 클래스 순서로 정렬되어 있고, 배치마다 한 클래스만 들어 있습니다. 이동 평균은 마지막에 나온 클래스를 따라갑니다. 학습할 때의 해결책은 섞는 것입니다. 학습이 끝난 뒤 정렬된 데이터가 학습 모드로 한 번 지나가서 틀어진 통계량은 calibrate로 다시 정확하게 만들 수 있습니다. 다만 애초에 배우지 못한 것까지 되살리지는 못합니다.",
@@ -108,6 +118,8 @@ export const words = {
     sortedAccuracy: "작은 신경망의 새 데이터 정확도",
     sortedPass: "잘 학습한 뒤 학습 모드로 정렬된 데이터를 한 번 통과 (해결책: calibrate)",
     sortedVerdict: "정렬된 배치로 학습하면 정확도가 {a} %, 섞은 배치로 학습하면 {b} %입니다. 잘 학습된 신경망도 학습 모드에서 정렬된 데이터를 한 번 통과하면 {c} %로 떨어지고, calibrate를 적용하면 {d} %로 돌아옵니다.",
+    sortedCode: "학습할 때",
+    sortedCodeAfter: "학습한 뒤: 정확한 통계량",
 
     micro: "마이크로배치",
     microSee: "크기 32인 배치가 메모리에 들어가지 않아 마이크로배치로 나누어 기울기를 더합니다. 마이크로배치마다 따로 정규화되므로 그 합은 크기 32인 배치의 기울기가 아닙니다. big_batch는 순전파와 역전파에서 모든 마이크로배치가 통계량을 함께 쓰게 합니다.",
@@ -127,5 +139,7 @@ export const words = {
     frozenOutput: "x = 1에 대한 평가 출력 (올바른 값: 미세 조정 전과 같음)",
     frozenVerdict: "배치 30개 뒤에 x = 1의 출력은 {before}에서 {a}(으)로 바뀝니다. 통계량을 동결하면 여전히 {b}입니다.",
     frozenNote: "지금은 새 데이터가 예전 데이터와 비슷해 거의 달라지지 않습니다. 슬라이더를 오른쪽으로 옮겨 보세요.",
+    frozenCode: "torch의 배치 정규화는 먼저 변환됩니다",
+    frozenCodeTrain: "이동 통계량이 그대로 유지됩니다",
   },
 };
