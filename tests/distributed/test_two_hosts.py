@@ -27,6 +27,6 @@ def test_an_example_runs_on_two_hosts() -> None:
     program = HERE.parents[1] / "examples" / "several_processes.py"
     command = [*NAMESPACE, "sh", str(HERE / "two_hosts.sh"), sys.executable, str(program)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     for rank in range(2):
         assert f"rank {rank}, ours:" in done.stdout
