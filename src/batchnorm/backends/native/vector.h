@@ -73,7 +73,17 @@ INLINE void store_halves(H* p, Halves v) {
   *reinterpret_cast<LooseHalves*>(&p->bits) = v;
 }
 
-INLINE Floats widen(Halves h, bfloat16) { return as_floats(__builtin_convertvector(h, Bits) << 16); }
+// GCC's __builtin_convertvector widens by halves.
+INLINE Bits widen_bits(Halves h) {
+#if defined(BATCHNORM_AVX512)
+  return reinterpret_cast<Bits>(_mm512_cvtepu16_epi32(reinterpret_cast<__m256i>(h)));
+#elif defined(__AVX2__)
+  return reinterpret_cast<Bits>(_mm256_cvtepu16_epi32(reinterpret_cast<__m128i>(h)));
+#else
+  return __builtin_convertvector(h, Bits);
+#endif
+}
+INLINE Floats widen(Halves h, bfloat16) { return as_floats(widen_bits(h) << 16); }
 
 // To nearest, ties to even; subnormal numbers stay.
 INLINE Halves narrow_by_integers(Floats f) {
@@ -117,7 +127,7 @@ INLINE Halves narrow(Floats f, float16) {
 #else
 INLINE Floats widen(Halves h, float16) {
   // The exponent is shifted into place and scaled by 2^112, which also makes subnormal numbers normal.
-  Bits b = __builtin_convertvector(h, Bits);
+  Bits b = widen_bits(h);
   Bits sign = (b & 0x8000) << 16;
   Bits magnitude = (b & 0x7fff) << 13;
   Floats scaled = as_floats(magnitude) * 0x1p112f;
