@@ -55,7 +55,7 @@ def negative_variance(layers: Layers) -> Evidence:
 
 @rule(
     "affine-without-statistics", "error", "γ and β are trained, the statistics still hold their initial values",
-    "only the parameters were loaded or averaged, or the layer trained with its population switched off",
+    "only the parameters were loaded or averaged, or the layer trained with its running statistics switched off",
     CALIBRATE,
 )  # fmt: skip
 def affine_without_statistics(layers: Layers) -> Evidence:
@@ -132,7 +132,7 @@ def outlying_gain(layers: Layers) -> Evidence:
 
 
 @rule(
-    "foreign-momentum", "warning", "momentum 0.5 or more: the population is little more than the last batch",
+    "foreign-momentum", "warning", "momentum 0.5 or more: the running statistics are mostly those of the last batch",
     "Keras, Flax and ONNX give the share of the old value (0.9, 0.99); torch gives that of the new one",
     "bn.from_keras(…, momentum=0.99), or momentum = 1 − theirs; then bn.calibrate(model, batches)",
 )  # fmt: skip

@@ -29,7 +29,7 @@ CALIBRATE = "bn.calibrate(model, batches)"
 @rule(
     "nonfinite-activations", "error", "NaN or Inf reaches the layer; the first of them is where to look",
     "NaN in the data, an overflow in half precision, or weights that diverged",
-    'clean the data; bn.convert(model, nonfinite="skip") keeps such batches out of the population',
+    'clean the data; bn.convert(model, nonfinite="skip") keeps such batches out of the running statistics',
 )  # fmt: skip
 def nonfinite_activations(found: Measured) -> Evidence:
     """One value spoils its whole channel: no threshold needed."""
@@ -52,7 +52,7 @@ def single_value(found: Measured) -> Evidence:
 
 @rule(
     "train-eval-gap", "error", f"outputs in training and in evaluation are over {GAP:g} standard deviations apart",
-    "populations that do not fit the data (stale-population), or batches too small to speak for it (batch-too-small)",
+    "running statistics that do not fit the data (stale-population), or small batches (batch-too-small)",
     CALIBRATE + " for the layers named, those that cause most first; larger or shared batches if they are small",
 )  # fmt: skip
 def train_eval_gap(found: Measured) -> Evidence:
@@ -70,7 +70,7 @@ def train_eval_gap(found: Measured) -> Evidence:
 
 
 @rule(
-    "stale-population", "warning", f"the population is over {STALE:g} σ from what the layer sees in training",
+    "stale-population", "warning", f"the running statistics are over {STALE:g} σ from what the layer sees in training",
     "weights moved on after the statistics (averaging, a frozen layer, too small a momentum), other data or "
     "augmentation, or dropout before the layer",
     CALIBRATE,
@@ -128,7 +128,7 @@ def padding(found: Measured) -> Evidence:
 
 
 @rule(
-    "double-updates", "warning", "one training step moves the population more often than the layer is used",
+    "double-updates", "warning", "a training step updates the statistics more often than the layer is used",
     "activation checkpointing runs the forward pass again in the backward pass, "
     "which updates the running statistics twice",
     "bn.convert(model): our layers recognise a recomputation",
@@ -143,7 +143,7 @@ def double_updates(found: Measured) -> Evidence:
 
 
 @rule(
-    "shared-layer", "warning", "one layer is used several times in a forward pass: its population mixes what differs",
+    "shared-layer", "warning", "one layer is used several times in a forward pass: its statistics mix what differs",
     "a module object that stands at several places, or a loop over one block",
     "a layer of its own for each place, or bn.domain(model, name) for each use",
 )  # fmt: skip

@@ -27,7 +27,7 @@ class Reading:
 @rule(
     "nonfinite-in-training", "error", "activations or gradients are NaN or Inf",
     "a learning rate that is too large, an overflow in half precision, or NaN in the data",
-    'a lower learning rate or a gradient scaler; bn.convert(model, nonfinite="skip") keeps the population clean',
+    'a lower learning rate or a gradient scaler; bn.convert(model, nonfinite="skip") keeps the statistics clean',
 )  # fmt: skip
 def nonfinite_in_training(reading: Reading) -> Evidence:
     """No threshold needed."""
@@ -56,7 +56,7 @@ def exploding_gradient(reading: Reading) -> Evidence:
 
 
 @rule(
-    "moved-twice", "warning", "the population moves more than once per step of the optimizer",
+    "moved-twice", "warning", "the statistics are updated more than once per step of the optimizer",
     "several forward passes a step (accumulation, adversarial examples, generator and critic), or a checkpoint",
     "bn.accumulate(model, steps), bn.paused(model) around the extra passes, or bn.domain(model, name)",
 )  # fmt: skip
