@@ -9,7 +9,7 @@ JOBS   ?= auto
 NOTICE := ignore:batchnorm runs without its native CPU kernels:RuntimeWarning
 
 .DEFAULT_GOAL := help
-.PHONY: help study play test coverage test-without-compiler check lint types wheel gpu frameworks doctest examples docs bench clean
+.PHONY: help study play test test-without-compiler check lint types wheel gpu frameworks doctest examples docs pages bench clean
 
 help:      ## what there is
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 24
@@ -32,7 +32,7 @@ COMPUTES_NOTHING := report play experiment doctor benchmark backends/native test
 test-without-compiler: $(VENV)/dev.installed   ## the same on torch's operator and the reference, as without a C++ compiler
 	@BATCHNORM_NATIVE=0 $(BIN)/python -m pytest -n $(JOBS) $(COMPUTES_NOTHING:%=--ignore=tests/%) $(ARGS)
 
-check: play lint types test test-without-compiler wheel gpu frameworks doctest examples docs   ## everything that CI runs
+check: play lint types test test-without-compiler wheel gpu frameworks doctest examples docs pages   ## everything that CI runs
 
 lint: $(VENV)/dev.installed         ## ruff: lint and format; codespell
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/codespell
@@ -68,6 +68,9 @@ examples: $(VENV)/dev.ready         ## the gallery, each in a process of its own
 
 docs: play $(VENV)/docs.installed        ## the documentation, into site/
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
+pages: docs $(VENV)/dev.ready   ## the documentation in a browser, on a desktop and a phone, light and dark
+	@$(BIN)/python -m pytest -n $(JOBS) tests/docs/test_site.py tests/docs/test_api_page.py $(ARGS)
 
 bench: $(VENV)/study.ready          ## speed against torch on this machine: tables here, a page in bench/
 	@$(BIN)/python -m batchnorm bench $(ARGS)
