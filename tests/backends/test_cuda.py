@@ -199,21 +199,27 @@ from torch import distributed as dist
 import batchnorm as bn
 from tests.support.oracle import exact, judge
 
-rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-device = torch.device("cuda", rank) if LINK == "nccl" else torch.device("cpu")
-if device.type == "cuda":
-    torch.cuda.set_device(device)
-dist.init_process_group(LINK, init_method=f"file://{folder}/meet", rank=rank, world_size=size)
-torch.manual_seed(0)
-whole, grad = torch.randn(7, 3, 5) * 2 + 3, torch.randn(7, 3, 5)
-mine = slice(0, 3) if rank == 0 else slice(3, 7)
-x = whole[mine].to(device).requires_grad_()
-layer = bn.BatchNorm1d(3, process_group=dist.group.WORLD).to(device)
-y = layer(x)
-y.backward(grad[mine].to(device))
-truth = exact(whole, torch.zeros(3), torch.ones(3), training=True, grad=grad)
-judge("y", y.detach().cpu(), truth.y[mine], budget=1e-5)
-judge("dx", x.grad.cpu(), truth.grads["x"][mine], budget=1e-5)
-judge("running_var", layer.running_var.cpu(), truth.running_var, budget=1e-5)
-dist.destroy_process_group()
+
+def main():
+    rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+    device = torch.device("cuda", rank) if LINK == "nccl" else torch.device("cpu")
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group(LINK, init_method=f"file://{folder}/meet", rank=rank, world_size=size)
+    torch.manual_seed(0)
+    whole, grad = torch.randn(7, 3, 5) * 2 + 3, torch.randn(7, 3, 5)
+    mine = slice(0, 3) if rank == 0 else slice(3, 7)
+    x = whole[mine].to(device).requires_grad_()
+    layer = bn.BatchNorm1d(3, process_group=dist.group.WORLD).to(device)
+    y = layer(x)
+    y.backward(grad[mine].to(device))
+    truth = exact(whole, torch.zeros(3), torch.ones(3), training=True, grad=grad)
+    judge("y", y.detach().cpu(), truth.y[mine], budget=1e-5)
+    judge("dx", x.grad.cpu(), truth.grads["x"][mine], budget=1e-5)
+    judge("running_var", layer.running_var.cpu(), truth.running_var, budget=1e-5)
+    dist.barrier()  # nobody leaves while another is at work
+    dist.destroy_process_group()
+
+
+main()  # a function: what holds the group is freed before the interpreter ends, as gloo's threads need
 """

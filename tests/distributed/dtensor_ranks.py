@@ -70,6 +70,7 @@ def main(rank: int, world_size: int, folder: Path) -> None:
     except RuntimeError as error:
         errors["plain input"] = str(error)
     torch.save(errors, folder / f"{rank}.pt")
+    dist.barrier()
     dist.destroy_process_group()
 
 
