@@ -1,6 +1,7 @@
 """What every test stands on: a seed of its own, poisoned memory, a fixed hypothesis profile."""
 
 import os
+import signal
 import zlib
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -15,6 +16,10 @@ import batchnorm as bn
 hypothesis.settings.register_profile("fixed", derandomize=True, deadline=None, max_examples=40, database=None)
 hypothesis.settings.register_profile("search", deadline=None, max_examples=1000)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fixed"))
+
+# A shell starts a job in the background with Ctrl-C ignored. Tests send it to themselves and to their children.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Workers share the cores: teams of threads that wait for one another by spinning would leave none for the work.
 # What depends on the number of threads sets it (tests/backends/native).
