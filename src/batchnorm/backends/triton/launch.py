@@ -237,7 +237,7 @@ def move_population(
     momentum: float | None,
     skip: bool,
 ) -> None:
-    """Move a population by a batch's mean and unbiased variance (C,), as `population.move_in_place`, in one launch.
+    """Move a population by a batch's mean and unbiased variance (C,), as `population.update_in_place`, in one launch.
 
     Each statistic is computed in float64 and rounded once.
     """
@@ -271,7 +271,7 @@ class _Moving:
         skip: bool,
     ) -> None:
         if (running_mean is None) is not (running_var is None):
-            raise RuntimeError("one running statistic without the other")
+            raise RuntimeError("expected running_mean and running_var, or neither; got one of them")
         self.originals = [running_mean, running_var]
         self.copies = [vector(given, running_mean, "running_mean"), vector(given, running_var, "running_var")]
         self.batches, self.skipped, self.skip = batches, skipped, skip
