@@ -1,4 +1,4 @@
-"""Running statistics: how they move, and what must not move them."""
+"""Running statistics: their update by a batch, and batches that must not update them."""
 
 import pytest
 import torch
@@ -61,7 +61,7 @@ def test_recomputation(make: Make, reentrant: bool) -> None:
 
 
 def test_one_value(make: Make) -> None:
-    """One value per channel has no variance: an error, and nothing is remembered."""
+    """One value per channel has no variance: an error, and the running statistics are not updated."""
     layer = make(3)
     with pytest.raises(ValueError, match=r"(?i)more than 1 value"):
         layer(torch.randn(1, 3, 1, 1))
