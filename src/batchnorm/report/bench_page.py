@@ -53,8 +53,8 @@ def _header(result: Result) -> str:
 <p class="eyebrow">batchnorm bench</p>
 <h1>Our batch norm compared with torch's, on this machine</h1>
 <p class="lead">Forward and backward, measured in turns in one process. Marks are medians of the ratios, bars are their
-quartiles, on a log scale. Above 1 ours is faster, below 1 torch's. A grey cross is a ratio that cannot be trusted, which
-totals leave out.</p>
+quartiles, on a log scale. Above 1 ours is faster, below 1 torch's. A grey cross is a ratio that cannot be trusted,
+which totals leave out.</p>
 {"".join(f'<p class="notice">{escape(note)}</p>' for note in notes)}
 <p class="caption">{escape(load(result["load"]).capitalize())}.</p>
 {doubtful}
