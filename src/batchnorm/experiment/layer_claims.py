@@ -69,13 +69,17 @@ def mean_and_deviation(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             4,
-            sentence=f"Over all channels, the mean differs from 0 by at most {mean:.4f}, and the standard deviation "
-            f"from 1 by at most {std:.4f}.",
+            sentence=f"Over all channels, the mean differs from 0 by {_at_most(mean)}, and the standard deviation "
+            f"from 1 by {_at_most(std)}.",
             figure=f"|mean| ≤ {mean:.1e}, |deviation − 1| ≤ {std:.1e}",
             effects=[TOLERANCE - value for value in worst],
             detail={"layers": _worst_by_layer(layers, ("mean", "std")), "left_out": left_out},
         )
     )
+
+
+def _at_most(value: float) -> str:
+    return f"at most {value:.4f}" if value >= 5e-5 else "less than 0.0001"
 
 
 def shape_kept(evidence: Evidence) -> Claim:

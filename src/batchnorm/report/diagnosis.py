@@ -196,7 +196,7 @@ def _summary(result: Result) -> str:
 
 def _gap(result: Result) -> str:
     gap = _number(result["output"].get("gap"))
-    return "" if gap is None else f" Outputs in training and in evaluation differ by {gap:.2g} standard deviations."
+    return "" if gap is None else f" Outputs in training and in evaluation differ by {gap:.2g} σ."
 
 
 def _where(f: dict[str, Any]) -> str:
