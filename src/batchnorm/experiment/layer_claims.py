@@ -69,8 +69,8 @@ def mean_and_deviation(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             4,
-            sentence=f"Over all channels, the mean differs from 0 by {_at_most(mean)}, and the standard deviation "
-            f"from 1 by {_at_most(std)}.",
+            sentence=f"Over all channels, the mean differs from 0 by at most {_bound(mean)}, and the standard "
+            f"deviation from 1 by at most {_bound(std)}.",
             figure=f"|mean| ≤ {mean:.1e}, |deviation − 1| ≤ {std:.1e}",
             effects=[TOLERANCE - value for value in worst],
             detail={"layers": _worst_by_layer(layers, ("mean", "std")), "left_out": left_out},
@@ -78,8 +78,9 @@ def mean_and_deviation(evidence: Evidence) -> Claim:
     )
 
 
-def _at_most(value: float) -> str:
-    return f"at most {value:.4f}" if value >= 5e-5 else "less than 0.0001"
+def _bound(value: float) -> str:
+    """The value as text with four decimals, rounded up."""
+    return f"{math.ceil(1e4 * value) / 1e4 if math.isfinite(value) else value:.4f}"
 
 
 def shape_kept(evidence: Evidence) -> Claim:
