@@ -15,10 +15,10 @@ Result = dict[str, Any]
 KINDS = {"fused": "fused", "recompute": "recompute", "chain": "chain", "checkpoint": "checkpoint"}
 HEADS = ("network", "", "torch", *KINDS.values(), "aim")
 LEGEND = (
-    "kept: bytes that autograd holds for the backward pass, over those with torch's layers; parameters left out.\n"
-    "resident: the highest resident memory of a step above what stands before it, over that with torch's layers.\n"
-    "time: of a step, over that of the fused network without recompute: median over turns, with its quartiles.\n"
-    "fused: ours with activation and residual; recompute: under bn.recompute(model); chain: with chain=True.\n"
+    "kept: bytes that autograd holds for the backward pass, without parameters, relative to torch's layers.\n"
+    "resident: the peak of the resident memory that a step adds, relative to torch's layers.\n"
+    "time: of a step, relative to the fused network without recompute; median over turns, with its quartiles.\n"
+    "fused: our layers with activation and residual; recompute: under bn.recompute(model); chain: with chain=True.\n"
     "checkpoint: the fused network with torch.utils.checkpoint around the same blocks. The aim is for recompute."
 )
 
