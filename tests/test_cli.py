@@ -195,8 +195,8 @@ BENCH = ("bench", "--quick", "--no-compile", "--no-networks", "--seconds", "0")
         (("bench", "--dtype", "int8"), "--dtype int8: expected one of float32, bfloat16, float16, float64"),
         (("bench", "--layout", "rows"), "--layout rows: expected one of contiguous, channels_last, both"),
         (("bench", "--block", "plain", "--block", "tanh"), "--block tanh: expected one of plain, relu, add-relu"),
-        (("bench", "--targets", "--block", "relu"), "--targets chooses dtypes, layouts and blocks itself"),
-        (("bench", "--recompute", "--targets"), "--recompute chooses networks itself: leave out --targets"),
+        (("bench", "--targets", "--block", "relu"), "--targets sets dtypes, layouts and blocks"),
+        (("bench", "--recompute", "--targets"), "--recompute measures networks only: leave out --targets"),
         (("bench", "--big-batch", "--dtype", "float32"), "--big-batch measures networks: leave out --targets, --dtype"),
     ],
 )

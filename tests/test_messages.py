@@ -67,7 +67,7 @@ CASES: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "populations of what keeps none": (
         lambda: layer(track_running_stats=False).add_bank("night"),
         ValueError,
-        r"has no running statistics, so `bn\.domain` cannot give it more",
+        r"has no running statistics, so there is nothing for `bn\.domain` to switch",
     ),
     "a mask in the residual's place": (
         lambda: layer()(x(), torch.ones(4, 5, dtype=torch.bool)),

@@ -169,7 +169,7 @@ def doctor(
     from batchnorm.experiment.data import InputError
 
     if (subject is None) is not environment:
-        raise InputError("doctor: expected a FILE to look at, or --environment, and not both")
+        raise InputError("doctor: give either a FILE or --environment")
     if subject is None:
         _environment(json)
         return
@@ -181,7 +181,7 @@ def doctor(
     except files.BadFileError as error:
         raise InputError(str(error)) from error
     if not report.layers:
-        raise InputError(f"{subject}: no batch norm in it with a population (exporters fold them away)")
+        raise InputError(f"{subject}: no batch norm with running statistics in it (exporters may fold them away)")
     if json:
         print(report.to_json())
     else:
@@ -258,13 +258,13 @@ def bench(
 
     if big_batch:
         if targets or dtype or block or layout != "both":
-            raise InputError("--big-batch measures networks: leave out --targets, --dtype, --layout and --block")
+            raise InputError("--big-batch measures networks only: leave out --targets, --dtype, --layout and --block")
         _big_batch(threads, seconds, quick, output, json)
         return
     if device != "cpu":
         if targets or recompute or big_batch or dtype or block or layout != "both":
             raise InputError(
-                f"--device {device} chooses cases itself: leave out all but --quick, --no-networks, --output and --json"
+                f"--device {device} sets the cases: leave out all but --quick, --no-networks, --output and --json"
             )
         _on_accelerator(device, networks, threads, seconds, quick, output, json)
         return
@@ -274,10 +274,10 @@ def bench(
     for name in block or []:
         _one_of("--block", name, BLOCKS)
     if targets and (dtype or block or layout != "both"):
-        raise InputError("--targets chooses dtypes, layouts and blocks itself: leave out --dtype, --layout and --block")
+        raise InputError("--targets sets dtypes, layouts and blocks: leave out --dtype, --layout and --block")
     if recompute:
         if targets or dtype or block or layout != "both":
-            raise InputError("--recompute chooses networks itself: leave out --targets, --dtype, --layout and --block")
+            raise InputError("--recompute measures networks only: leave out --targets, --dtype, --layout and --block")
         _memory_of_steps(threads, seconds, quick, output, json)
         return
     pairs = PAIRS if targets else [(d, b) for d in dtype or ["float32"] for b in block or ["plain"]]

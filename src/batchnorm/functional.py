@@ -57,7 +57,7 @@ def batch_norm(
 
     y = activation((x − μ) / √(σ² + eps) · weight + bias + residual), per channel: by the mean μ and biased variance σ²
     of the batch when `training`, by `running_mean` and `running_var` otherwise. In training the running statistics
-    move to (1 − momentum)·running + momentum·batch, with the unbiased variance.
+    become (1 − momentum)·running + momentum·batch, with the unbiased variance.
 
     Args:
         input: (N, C, *), floating point.
@@ -74,7 +74,7 @@ def batch_norm(
             channels alike. Where it is 0 the output is 0 and no gradient passes.
         lengths: (N,) how many positions of each sample of an (N, C, L) input count, in place of a mask.
         virtual_batch_size: size of the ghost batches (arXiv:1705.08741): in training, each is normalised by its own
-            statistics. The running statistics move by the whole batch.
+            statistics. The running statistics are updated by the whole batch.
         process_group: share the statistics with these ranks in training; True for all.
         renorm: batch renormalisation; needs running statistics.
         single: one value per channel in training has no variance: an "error", or normalise it by the "population".
@@ -110,7 +110,12 @@ def batch_norm(
         call, None if renorm is None else renorm.limits(None), moving, sharing.resolve(process_group), "batch_norm"
     )
     if not return_stats:
-        if batch is not None and sharing.remembers() and running_mean is not None and running_var is not None:
+        if (
+            batch is not None
+            and sharing.updates_running_statistics()
+            and running_mean is not None
+            and running_var is not None
+        ):
             population.move(running_mean, running_var, None, batch, momentum, nonfinite)
         return output
     if batch is None or running_mean is None or running_var is None:
@@ -141,7 +146,7 @@ def normalized(
             call.rules.activation,
         )  # fmt: skip
         return y, None
-    if plain and is_everyday(call.input):
+    if plain and is_common(call.input):
         if call.residual is not None:  # the operator would accept integers and booleans
             _validate(call, group)
         try:  # nearly every call: the operator does its own checks
@@ -194,7 +199,7 @@ def _of_micro_batch(
         return output, group.exchange.pooled(own, None, label).channels()
 
 
-def is_everyday(x: Tensor) -> bool:
+def is_common(x: Tensor) -> bool:
     """True if the native operator can be called on `x` at once: it checks them, and no tracer records the call."""
     return unwatched() and type(x) is Tensor and x.is_cpu and backends.forced() is None and _has_native()
 
@@ -330,8 +335,8 @@ def _by_torch(call: Call, moving: Moving | None, count: int) -> tuple[Tensor, Mo
             batches.add_(1)
         return y, None
     y, mean, var = aten.by_batch(*operands, call.eps, rules.activation)
-    fused = device_ops.moves_in_one_launch(running_mean, running_var)
-    move = ops.move_population if fused else population.move_in_place
+    fused = device_ops.updates_in_one_launch(running_mean, running_var)
+    move = ops.move_population if fused else population.update_in_place
     move(running_mean, running_var, batches, skipped, mean, var, momentum, rules.nonfinite == "skip")
     return y, None
 
@@ -353,7 +358,7 @@ def _composed(
     inputs = x, residual, call.weight, call.bias, mask
     if route == "open":
         wide = reference.widen(x)  # once: autograd would round what each use of x passes back
-        y, _, batch = composition.in_the_open(reference, wide, *inputs[1:], towards, decisions)
+        y, _, batch = composition.in_plain_operations(reference, wide, *inputs[1:], towards, decisions)
         y = y.to(x.dtype)
     else:
         y, *moments = Composed.apply(*inputs, *(towards or NO_ANCHOR), *decisions)
@@ -419,7 +424,7 @@ def _again_by_population(eps: float, activation: str | None, x: Tensor, *others:
 
 
 def _no_moments(x: Tensor, count: int) -> Moments:
-    """Moments of too few values to move a population; the batch still counts."""
+    """Moments of too few values to update running statistics; the batch still counts."""
     nothing = x.new_zeros(x.shape[1:2], dtype=reference.statistics_dtype(x))
     return Moments(count, nothing, nothing)
 

@@ -15,7 +15,7 @@ from batchnorm.core.recipes import of_thread
 from batchnorm.core.rules import OPTIONS, NonFinite, Options, Renorm, Rules, Single
 from batchnorm.core.torch_internals import recomputing, transformed, unwatched
 from batchnorm.core.validation import Call, check_number, in_words
-from batchnorm.functional import Moving, dense, is_everyday, normalized
+from batchnorm.functional import Moving, dense, is_common, normalized
 
 
 def _option(name: str) -> Any:
@@ -30,7 +30,7 @@ class BatchNorm(_BatchNorm):
     """Batch normalization of an input of any rank, (N, C, *).
 
     y = activation((x − μ) / √(σ² + eps) · γ + β + residual), per channel. In training μ and σ² (biased) are the
-    batch's; in evaluation they are the population's, the running statistics that training has moved:
+    batch's; in evaluation they are the running statistics, which training updates:
     running ← (1 − momentum)·running + momentum·batch (with the unbiased variance), or with ``momentum=None`` the
     average over all batches so far. Without running statistics the batch's are used in evaluation too.
 
@@ -173,16 +173,18 @@ class BatchNorm(_BatchNorm):
             return as_leaf(self, BatchNorm.forward, input, residual, mask, lengths)
         try:
             self._check_input_dim(input)
-            if mask is None and lengths is None and (output := self._quickly(input, residual)) is not None:
+            if mask is None and lengths is None and (output := self._in_common_case(input, residual)) is not None:
                 return output
-            return self._in_full(input, residual, mask, lengths)
+            return self._in_general(input, residual, mask, lengths)
         except (AttributeError, IndexError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
             if (clearer := in_words(error, input, self._name and self.label())) is None:
                 raise
             raise clearer from error
 
-    def _in_full(self, input: Tensor, residual: Tensor | None, mask: Tensor | None, lengths: Tensor | None) -> Tensor:
-        """The output of any call, by way of `functional`."""
+    def _in_general(
+        self, input: Tensor, residual: Tensor | None, mask: Tensor | None, lengths: Tensor | None
+    ) -> Tensor:
+        """The output of any call, through `functional`."""
         bank: Any = self if self._domain is None else self.banks[self._domain]
         training, rules = self.training, self.rules
         # In training, running statistics that are not tracked are neither read nor written.
@@ -196,7 +198,7 @@ class BatchNorm(_BatchNorm):
             if (group := sharing.resolve(self._group())) is not None:
                 label = self._label()
         learns = training and by_batch and mean is not None and not self._paused and not recomputing()
-        learns = learns and sharing.remembers()
+        learns = learns and sharing.updates_running_statistics()
         if learns and self._window is None and rules.nonfinite != "raise":
             assert mean is not None
             assert var is not None
@@ -207,20 +209,20 @@ class BatchNorm(_BatchNorm):
         output, batch = normalized(call, limits, moving, group, label)
         if batch is not None:
             if learns:
-                self._remember(bank, batch)
+                self._update_running_statistics(bank, batch)
         elif learns and unwatched() and self._may_ask() and int(self._skips) != self._skips_reported:
             self._report_skip(unfit(Moments.of(input.detach()), bank.running_var.dtype))
         return output
 
-    def _quickly(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
-        """The output of nearly every call, straight from the operator; None if the long way has to be taken.
+    def _in_common_case(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
+        """The output of nearly every call, straight from the operator; None if `_in_general` has to be called.
 
-        The long way costs more than the kernel of a small tensor. It finds the words for what the operator refuses.
+        That one takes more time than the kernel of a small tensor. It gives clear errors for what the operator refuses.
         """
         rules = self.rules
-        if not (rules.everyday and self._alone and self._window is None and self._domain is None):
+        if not (rules.common and self._alone and self._window is None and self._domain is None):
             return None
-        if not is_everyday(input) or sharing.open_exchanges:
+        if not is_common(input) or sharing.open_exchanges:
             return None
         held, batches, skips, momentum = self._parameters, None, self._skips, self.momentum
         try:  # nn.Module's __getattr__ costs a microsecond a name
@@ -266,15 +268,15 @@ class BatchNorm(_BatchNorm):
         return f"{self._name}: {kind}" if self._name else kind
 
     def _label(self) -> str:
-        """The layer and the step in errors; on an accelerator the step is not asked for."""
+        """The layer and the step in errors; without the step on an accelerator, which would have to be waited for."""
         name = self.label()
         batches = self.num_batches_tracked
         if batches is None or batches.device.type != "cpu" or torch.compiler.is_compiling():
             return name
         return f"{name}, step {int(batches) + 1}"
 
-    def _remember(self, bank: Any, batch: Moments) -> None:
-        """Move the population by the batch, or by the window of micro-batches that it completes."""
+    def _update_running_statistics(self, bank: Any, batch: Moments) -> None:
+        """Update the running statistics by the batch, or by the window of micro-batches that it completes."""
         if self._window is not None:
             window = self._window.add(batch)
             if window is None:
@@ -288,10 +290,10 @@ class BatchNorm(_BatchNorm):
             self._count_skip(skipped)
 
     def close_window(self) -> None:
-        """Move the population by the micro-batches of a window that is not full, if there are any."""
+        """Update the running statistics by the micro-batches of a window that is not full, if there are any."""
         window, self._window = self._window, None
         if window is not None and (batch := window.drain()) is not None:
-            self._remember(self if self._domain is None else self.banks[self._domain], batch)
+            self._update_running_statistics(self if self._domain is None else self.banks[self._domain], batch)
 
     def _skip_counter(self, device: torch.device) -> Tensor | None:
         """The counter of skipped batches, which the operators add to; layers that torch made have none."""
@@ -341,9 +343,9 @@ class BatchNorm(_BatchNorm):
         self.frozen = False
 
     def add_bank(self, name: str, affine: bool = False) -> None:
-        """Start a population `name` as a copy of the layer's, with γ and β of its own if `affine`."""
+        """Add running statistics `name`, a copy of the layer's own; with `affine` also γ and β."""
         if self.running_mean is None:
-            raise ValueError(f"{self!r} has no running statistics, so `bn.domain` cannot give it more")
+            raise ValueError(f"{self!r} has no running statistics, so there is nothing for `bn.domain` to switch")
         if not hasattr(self, "banks"):
             self.banks = nn.ModuleDict()
         if name not in self.banks:

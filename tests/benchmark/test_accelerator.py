@@ -96,4 +96,4 @@ def test_the_command_says_what_is_missing(monkeypatch, capsys):
     assert call(monkeypatch, "bench", "--device", "cuda") != 0
     assert "finds none here" in capsys.readouterr().err
     assert call(monkeypatch, "bench", "--device", "cuda", "--targets") != 0
-    assert "chooses cases itself" in capsys.readouterr().err
+    assert "sets the cases" in capsys.readouterr().err

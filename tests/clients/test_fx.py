@@ -53,7 +53,7 @@ class Twice(bn.BatchNorm2d):
 
 @pytest.mark.parametrize(
     ("model", "says"),
-    [(bn.BatchNorm2d(4), r"is the model itself: put it into an nn\.Sequential"), (nn.Sequential(Twice(4)), "leaf")],
+    [(bn.BatchNorm2d(4), r"is the whole model: put it into an nn\.Sequential"), (nn.Sequential(Twice(4)), "leaf")],
     ids=["root", "subclass"],
 )
 def test_what_cannot_be_recorded_is_an_error(model, says):

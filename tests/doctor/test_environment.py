@@ -99,4 +99,4 @@ def test_a_file_or_the_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
     assert call(monkeypatch, "doctor", *arguments) == 2
-    assert capsys.readouterr().err == "batchnorm: doctor: expected a FILE to look at, or --environment, and not both\n"
+    assert capsys.readouterr().err == "batchnorm: doctor: give either a FILE or --environment\n"

@@ -189,6 +189,8 @@ def test_tables(result: Result) -> None:
     run = markdown.run(result)
     assert run.startswith("Measured on 2026-11-24: EPYC, 2 cores, torch 2.13, 2 threads. Load average 0.10 before")
     assert run.endswith("One ratio is not to be trusted and left out.\n")
+    result["environment"]["threads"] = 1
+    assert "torch 2.13, 1 thread. Load" in markdown.run(result)
 
 
 def test_chart(result: Result) -> None:

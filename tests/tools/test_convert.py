@@ -282,7 +282,7 @@ def test_register_with_an_example():
         (nn.LayerNorm, bn.BatchNorm2d, TypeError, "LayerNorm must be a subclass of torch's batch norms"),
         (bn.BatchNorm1d, bn.BatchNorm2d, TypeError, "not of ours"),
         (Louder, nn.BatchNorm2d, TypeError, "BatchNorm2d must be a subclass of batchnorm.BatchNorm"),
-        (Louder, bn.BatchNorm2d, ValueError, "BatchNorm2d already stands for BatchNorm2d"),
+        (Louder, bn.BatchNorm2d, ValueError, "BatchNorm2d already is the counterpart of BatchNorm2d"),
     ],
 )
 def test_register_refuses(theirs, ours, error, says):

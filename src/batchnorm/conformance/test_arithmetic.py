@@ -15,7 +15,7 @@ TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 1.6e-2, 
 
 
 def batch(layout: str, dtype: torch.dtype = torch.float32, offset: float = 3.0, channels: int = 5) -> Tensor:
-    """(8, C, 9, 7) whose channels have offsets and scales of their own, and whose second half has moved."""
+    """(8, C, 9, 7) whose channels differ in offset and scale, and whose second half has another mean."""
     scale, place = torch.linspace(0.5, 2.0, channels), offset * torch.linspace(0.5, 1.5, channels)
     x = torch.randn(8, channels, 9, 7, dtype=torch.float64) * scale.view(1, -1, 1, 1) + place.view(1, -1, 1, 1)
     x[4:] += 0.75

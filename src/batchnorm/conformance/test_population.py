@@ -1,4 +1,4 @@
-"""Running statistics: how they are updated, and what must not change them."""
+"""Running statistics: their update by a batch, and batches that must not update them."""
 
 import pytest
 import torch

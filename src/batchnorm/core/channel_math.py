@@ -11,7 +11,7 @@ from torch import Tensor
 
 from batchnorm.backends import Primitives
 from batchnorm.backends.reference import statistics_dtype
-from batchnorm.core.moments import Moments, at_least_something
+from batchnorm.core.moments import Moments, at_least_one
 
 Reduction = Callable[
     [Tensor], Tensor
@@ -35,7 +35,7 @@ class Standard(NamedTuple):
     def of_batch(cls, batch: Moments, eps: float) -> "Standard":
         """The batch's own mean and biased variance."""
         rstd = (batch.variance + eps).rsqrt()
-        return cls(batch.mean, rstd, torch.ones_like(rstd) / at_least_something(batch.count))
+        return cls(batch.mean, rstd, torch.ones_like(rstd) / at_least_one(batch.count))
 
     @classmethod
     def of_population(cls, running_mean: Tensor, running_var: Tensor, eps: float) -> "Standard":

@@ -55,7 +55,7 @@ def anchor(
     return Anchor(mean, rstd, r_max, d_max)
 
 
-def in_the_open(
+def in_plain_operations(
     kernels: Primitives,
     x: Tensor,
     residual: Tensor | None,
@@ -70,12 +70,12 @@ def in_the_open(
     shared = own if decisions.group is None else sharing.pooled_over_ranks(own, decisions.group, decisions.label)
     standard = Standard.of_batch(shared, decisions.eps)
     if population is not None:
-        standard = _towards(population, standard, shared, decisions)
+        standard = _renormalized(population, standard, shared, decisions)
     details = Details(residual, decisions.activation, decisions.virtual_batch_size, mask)
     return channel_math.forward(kernels, x, weight, bias, standard, details), standard, shared.pooled()
 
 
-def _towards(population: Anchor, standard: Standard, shared: Moments, decisions: Decisions) -> Standard:
+def _renormalized(population: Anchor, standard: Standard, shared: Moments, decisions: Decisions) -> Standard:
     """Apply batch renormalisation, and normalise groups of one value by the running statistics."""
     if decisions.single_by_population and isinstance(shared.count, Tensor):
         several = shared.count > 1
@@ -92,7 +92,7 @@ def _towards(population: Anchor, standard: Standard, shared: Moments, decisions:
 
 
 class Composed(torch.autograd.Function):
-    """`in_the_open` over the operators, with its derivative: y, and the batch's count, mean and m2 (1, C).
+    """`in_plain_operations` over the operators, with its derivative: y, and the batch's count, mean and m2 (1, C).
 
     The forward pass saves everything that the backward pass reads: a later step may have updated the buffers.
     """
@@ -114,7 +114,7 @@ class Composed(torch.autograd.Function):
         population = None if mean is None or rstd is None else Anchor(mean, rstd, r_max, d_max)
         chosen = Decisions(*decisions)
         kernels: Primitives = ops if x.numel() else reference  # a rank may have no values
-        y, standard, batch = in_the_open(kernels, x, residual, weight, bias, mask, population, chosen)
+        y, standard, batch = in_plain_operations(kernels, x, residual, weight, bias, mask, population, chosen)
         kept = residual if chosen.activation else None
         ctx.decisions = chosen
         if not torch.compiler.is_compiling() and chosen.recompute:
@@ -139,7 +139,7 @@ class Composed(torch.autograd.Function):
             population = None if mean is None else Anchor(mean, rstd, r_max, d_max)
 
             def y(x: Tensor, residual: Tensor | None, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-                return in_the_open(reference, x, residual, weight, bias, mask, population, decisions)[0]
+                return in_plain_operations(reference, x, residual, weight, bias, mask, population, decisions)[0]
 
             keeps = (needs[0], needs[1] and residual is not None, needs[2], needs[3])
             dx, dresidual, dweight, dbias = channel_math.differentiable(y, grad, (x, residual, weight, bias), keeps)

@@ -41,7 +41,7 @@ def register(device_type: str) -> None:
     _libraries.append(library)
 
 
-def moves_in_one_launch(running_mean: Tensor, running_var: Tensor) -> bool:
+def updates_in_one_launch(running_mean: Tensor, running_var: Tensor) -> bool:
     """True if one kernel, `ops.move_population`, can update these buffers.
 
     The kernel is tried once on each device. If it does not compile there, or gives other values than plain torch, it is
@@ -67,7 +67,7 @@ def _tried(device: torch.device) -> bool:
     news = torch.tensor([[1.5, -1.0, float("nan"), 7.0], [0.5, 4.0, 1.0, float("inf")]], device=device)
     results = []
     try:
-        for move in (ops.move_population, population.move_in_place):
+        for move in (ops.move_population, population.update_in_place):
             (mean, var), counts = olds.clone().unbind(), torch.tensor([3, 0], device=device)
             move(mean, var, counts[0], counts[1], news[0], news[1], None, True)
             results.append((torch.stack((mean, var)), counts))
@@ -96,7 +96,7 @@ def _register_population(device_type: str) -> None:
         launch.move_population(running_mean, running_var, batches, skipped, *rest)
 
     library = torch.library.Library("batchnorm", "IMPL")
-    library.impl("move_population", _where_served(move, population.move_in_place, 0), KEYS[device_type])
+    library.impl("move_population", _where_served(move, population.update_in_place, 0), KEYS[device_type])
     _libraries.append(library)
 
 

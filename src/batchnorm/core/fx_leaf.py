@@ -15,10 +15,9 @@ def as_leaf(layer: nn.Module, whole: Any, input: fx.Proxy, *others: Any) -> Any:
     """
     name: str = input.tracer.path_of_module(layer)  # type: ignore[attr-defined]  # only `GraphAppendingTracer` lacks it
     if not name or type(layer).forward is not whole:
-        why = "is the model itself: put it into an nn.Sequential" if not name else "has a forward of its own: trace it"
-        raise TypeError(
-            f"torch.fx cannot record {type(layer).__name__}, which {why} with a Tracer that takes it as a leaf"
-        )
+        cure = "put it into an nn.Sequential" if not name else "pass a Tracer whose is_leaf_module is True for it"
+        why = "is the whole model" if not name else "overrides forward"
+        raise TypeError(f"torch.fx cannot record {type(layer).__name__}, which {why}: {cure}")
     names = ("residual", "mask", "lengths")
     more = {key: value for key, value in zip(names, others, strict=True) if value is not None}
     residual = (more.pop("residual"),) if "residual" in more else ()

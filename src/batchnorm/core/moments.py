@@ -44,7 +44,7 @@ class Moments:
     @property
     def variance(self) -> Tensor:
         """The biased variance m2 / count, by which a batch is normalised."""
-        return self.m2 / at_least_something(self.count)
+        return self.m2 / at_least_one(self.count)
 
     @property
     def unbiased_variance(self) -> Tensor:
@@ -60,7 +60,7 @@ class Moments:
         """The moments of all groups' values together, (1, C) from (G, C): `merge` over the first dimension."""
         count = torch.zeros_like(self.mean) + self.count
         total = count.sum(0, keepdim=True)
-        mean = (count * self.mean).sum(0, keepdim=True) / at_least_something(total)
+        mean = (count * self.mean).sum(0, keepdim=True) / at_least_one(total)
         between = count * (self.mean - mean).square()
         return Moments(total, mean, (self.m2 + between).sum(0, keepdim=True))
 
@@ -80,12 +80,12 @@ class Moments:
         count = self.count + other.count
         delta = other.mean - self.mean
         # Counts meet `delta` before each other: the ratio of two integer tensors is float32.
-        step = delta * other.count / at_least_something(count)
+        step = delta * other.count / at_least_one(count)
         return Moments(count, self.mean + step, self.m2 + other.m2 + delta * step * self.count)
 
 
 def weights_of(x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
-    """The mask, or what `lengths` stand for, as weights that broadcast over `x: (N, C, *)`; None: all values count."""
+    """The mask, or that of `lengths`, as weights that broadcast over `x: (N, C, *)`; None: all values count."""
     if lengths is not None:
         mask = (torch.arange(x.shape[2], device=x.device) < lengths.unsqueeze(1)).unsqueeze(1)
     if mask is None:
@@ -99,6 +99,6 @@ def values_per_channel(x: Tensor) -> int:
     return x.shape[0] * x.shape[2:].numel()
 
 
-def at_least_something(count: int | Tensor) -> int | Tensor:
+def at_least_one(count: int | Tensor) -> int | Tensor:
     """`count`, or 1 where it is 0: no values have mean 0 and variance 0, not NaN."""
     return count.where(count > 0, 1) if isinstance(count, Tensor) else max(count, 1)

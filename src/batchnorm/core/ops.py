@@ -1,4 +1,4 @@
-"""The operators: schemas, fakes, second derivatives, and kernels for devices without kernels of their own.
+"""The operators: schemas, fakes, second derivatives, and plain torch operations for devices without kernels.
 
 Compilers, exporters and tensor modes record these operators. On CPU the native library implements them, with the
 autograd node of `forward`. On other devices, and without a C++ compiler, the reference implements them.
@@ -50,7 +50,7 @@ library.define(
     " str? activation, bool constant, bool[4] needs)"
     " -> (Tensor dx, Tensor dresidual, Tensor dweight, Tensor dbias)"
 )
-# `population.move_in_place`, which a device may do in one launch.
+# `population.update_in_place`, which a device may do in one launch.
 library.define(
     "move_population(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches_tracked,"
     " Tensor(d!)? skipped_batches, Tensor mean, Tensor var, float? momentum, bool skip_nonfinite) -> ()"
@@ -226,7 +226,7 @@ def _backward(
 def _before_output(
     grad: Tensor, extra: Tensor | None, activation: str | None
 ) -> tuple[Tensor, Tensor | None, str | None]:
-    """The gradient, the residual and the activation, where the output may stand in the residual's place."""
+    """The gradient, the residual and the activation, where the output may have been saved instead of the residual."""
     if extra is None or activation not in reference.BY_OUTPUT:
         return grad, extra, activation
     return reference.ACTIVATIONS[activation][1](grad, extra.detach()), None, None
@@ -279,7 +279,7 @@ def _anchor(mean: Tensor, var: Tensor, eps: float) -> tuple[Tensor, Tensor]:
 for _name, _function in {
     "anchor": _anchor,
     "refuse": population.refuse_unfit,
-    "move_population": population.move_in_place,
+    "move_population": population.update_in_place,
     "moments": _moments,
     "normalize": reference.normalize,
     "backward_reduce": reference.backward_reduce,

@@ -41,7 +41,7 @@ def move(
     return skipped
 
 
-def move_in_place(
+def update_in_place(
     running_mean: Tensor,
     running_var: Tensor,
     batches: Tensor | None,
@@ -51,7 +51,7 @@ def move_in_place(
     momentum: float | Tensor | None,
     skip_unfit: bool,
 ) -> None:
-    """The same rule in the buffers' own precision, for a batch's `mean` and unbiased `var` (C,) of two values or more.
+    """The same update in the buffers' precision, for a batch's `mean` and unbiased `var` (C,) of two values or more.
 
     It takes few operations, since each is a launch on an accelerator. The host waits for none of them. `skips` counts
     the batches that were skipped in some channel.

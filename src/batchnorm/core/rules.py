@@ -96,10 +96,10 @@ class Rules:
     single: Single = "error"
     nonfinite: NonFinite = "skip"
     recompute: bool = True
-    # plain: training normalises by the statistics of the whole batch alone. everyday: also without a process group, and
+    # plain: training normalises by the statistics of the whole batch alone. common: also without a process group, and
     # without an error for batches that are not finite.
     plain: bool = field(init=False, repr=False, compare=False, default=True)
-    everyday: bool = field(init=False, repr=False, compare=False, default=True)
+    common: bool = field(init=False, repr=False, compare=False, default=True)
 
     def __post_init__(self) -> None:
         _one_of("activation", self.activation, None, *ACTIVATIONS)
@@ -114,7 +114,7 @@ class Rules:
         _one_of("nonfinite", self.nonfinite, *get_args(NonFinite))
         _one_of("recompute", self.recompute, True, False)
         object.__setattr__(self, "plain", size is None and self.renorm is None)
-        object.__setattr__(self, "everyday", self.plain and group is None and self.nonfinite != "raise")
+        object.__setattr__(self, "common", self.plain and group is None and self.nonfinite != "raise")
 
     def changed(self, **options: Unpack[Options]) -> Self:
         """These rules with some options changed.

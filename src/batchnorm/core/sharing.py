@@ -1,7 +1,7 @@
 """Shared statistics: between the ranks of a process group, the micro-batches of one big batch, or both.
 
 Ranks use one packed collective in each direction, on any backend of torch.distributed. Both collectives are
-differentiable any number of times. The micro-batches of `bn.big_batch` run in threads of their own and share through
+differentiable any number of times. The micro-batches of `bn.big_batch` run in one thread each and share through
 an `Exchange`. (Virtual batches are groups of samples within the kernels.)
 """
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from batchnorm.core.moments import Moments, at_least_something
+from batchnorm.core.moments import Moments, at_least_one
 
 Group = Any  # a torch.distributed.ProcessGroup, or MicroBatches; True stands for all ranks
 
@@ -35,7 +35,7 @@ class Exchange(Protocol):
         """The sum of every micro-batch's `values`."""
 
     def holds(self, *tensors: Tensor | None) -> None:
-        """Announce tensors that the caller needs only after its next call of `summed`, so they can be moved out."""
+        """Announce tensors that the caller needs only after its next call of `summed`: they can leave memory."""
 
     def split(self, rows: int, size: int, label: str) -> bool:
         """True if virtual batches of `size` rows divide the big batch, and no micro-batch's rows end within one."""
@@ -74,7 +74,7 @@ def exchange_of_this_thread() -> Exchange | None:
     return getattr(_thread, "exchange", None) if open_exchanges else None
 
 
-def remembers() -> bool:
+def updates_running_statistics() -> bool:
     """True unless another micro-batch of the same big batch updates the running statistics."""
     exchange = exchange_of_this_thread()
     return exchange is None or exchange.first
@@ -114,7 +114,7 @@ def _pooled_by_sums(own: Moments, group: Group, label: str) -> Moments:
     count = torch.zeros_like(own.mean.detach()) + own.count
     total, weighted = summed_over_ranks(torch.stack([count, count * own.mean]), group, label).unbind()
     total = total.detach()
-    mean = weighted / at_least_something(total)
+    mean = weighted / at_least_one(total)
     return Moments(total, mean, summed_over_ranks(own.m2 + count * (own.mean - mean).square(), group, label))
 
 

@@ -109,7 +109,7 @@ def check(name: str, x: Tensor, y: Tensor, task: Task | None) -> tuple[Tensor, T
     if y.ndim != 1:
         raise InputError(f"{name}: expected one target a sample, got targets of shape {tuple(y.shape)}")
     if len(x) < 20:
-        raise InputError(f"{name}: {len(x)} samples are too few for a study, 20 are the least")
+        raise InputError(f"{name}: {len(x)} samples are too few for a study, which needs at least 20")
     task = task or ("regression" if y.is_floating_point() else "classification")
     x = _as_float32(name, "inputs", x, "fill or drop them first")
     if task == "regression" or not y.isfinite().all():
@@ -127,7 +127,7 @@ def check(name: str, x: Tensor, y: Tensor, task: Task | None) -> tuple[Tensor, T
     if len(counts) > len(y) // 4:
         raise InputError(f"{name}: {len(counts)} classes for {len(y)} samples; use --task regression")
     if counts.min() < 5:
-        raise InputError(f"{name}: a class with {int(counts.min())} samples cannot be split, 5 are the least")
+        raise InputError(f"{name}: a class with {int(counts.min())} samples cannot be split; at least 5 are needed")
     return x, y, task
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from batchnorm.core.moments import Moments
-from batchnorm.tools.calibrate import remember
+from batchnorm.tools.calibrate import set_running_statistics
 from batchnorm.tools.merge import merge, population_keys
 from batchnorm.tools.model_populations import bank, evaluating, populations
 from batchnorm.tools.sweep import Feed, Sweep, feed_by_default
@@ -217,13 +217,13 @@ def set_population(model: nn.Module, clients: Iterable[Sequence[np.ndarray]]) ->
             raise ValueError(f"{name} saw fewer than two values per channel in all the data: one value has no variance")
     for name, layer in layers.items():
         counter = bank(layer).num_batches_tracked
-        remember(name, layer, pooled[name], 0 if counter is None else int(counter))
+        set_running_statistics(name, layer, pooled[name], 0 if counter is None else int(counter))
 
 
 def _layers(model: nn.Module) -> dict[str, Any]:
     layers = populations(model)
     if not layers:
-        raise ValueError("no batch norm here learns statistics: there is none, or all are frozen")
+        raise ValueError("the model has no batch norm whose running statistics are updated: none, or all are frozen")
     return layers
 
 

@@ -53,8 +53,8 @@ class BatchNormCallback(Outcome, Callback):
         late = [type(c).__name__ for c in everyone[everyone.index(self) :] if isinstance(c, AVERAGING)]
         if stage == "fit" and late and self._companion.settings.calibrate is not None:
             raise ValueError(
-                f"BatchNormCallback(calibrate=...) stands before {late[0]}, so it would calibrate before the averaged "
-                f"weights are in the model. Put it behind: callbacks=[..., {late[0]}(...), BatchNormCallback(...)]"
+                f"BatchNormCallback(calibrate=...) comes before {late[0]}, so it would calibrate before the averaged "
+                f"weights are in the model. Put it after: callbacks=[..., {late[0]}(...), BatchNormCallback(...)]"
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -101,7 +101,7 @@ class BatchNormCallback(Outcome, Callback):
         if getattr(loader, "persistent_workers", False):
             raise ValueError(
                 "calibrate=True would restart the persistent workers of the training DataLoader in the middle of an "
-                "epoch: pass a loader of its own, or a function that makes one, BatchNormCallback(calibrate=...)"
+                "epoch: pass a separate loader, or a function that makes one, BatchNormCallback(calibrate=...)"
             )
         return loader
 

@@ -98,8 +98,7 @@ def _merging(theirs: Callable[..., Any]) -> Callable[..., Any]:
     def merge(linear: Any, bn: Any, *others: Any, **named: Any) -> Any:
         if isinstance(bn, BatchNorm) and (more := _beyond_torch(bn)):
             raise ValueError(
-                f"{theirs.__name__} would drop what {bn.label()} does besides: {more}. Use bn.fold(model, example), "
-                "which keeps it"
+                f"{theirs.__name__} would drop {more} of {bn.label()}. Use bn.fold(model, example), which keeps it"
             )
         return theirs(linear, bn, *others, **named)
 
@@ -133,7 +132,7 @@ def _fuse_convolution(is_qat: bool, convolution: nn.Module, norm: Any, relu: nn.
     if norm.activation not in (None, "relu") or (norm.activation and relu is not None):
         raise ValueError(
             f"quantisation merges a convolution, a batch norm and a ReLU; {norm.label()} has activation="
-            f"{norm.activation!r}. Take the layers back first: bn.revert(model, expand=True)"
+            f"{norm.activation!r}. Revert the layers first: bn.revert(model, expand=True)"
         )
     if norm.activation:
         relu = nn.ReLU().train(norm.training)
@@ -147,7 +146,7 @@ def _fuse_linear(is_qat: bool, linear: nn.Module, norm: Any) -> nn.Module:
     if norm.activation is not None:
         raise ValueError(
             f"quantisation merges a linear layer and a batch norm; {norm.label()} has activation={norm.activation!r}. "
-            "Take the layers back first: bn.revert(model, expand=True)"
+            "Revert the layers first: bn.revert(model, expand=True)"
         )
     return fuser_method_mappings.fuse_linear_bn(is_qat, linear, _of_torch(norm))
 

@@ -20,7 +20,8 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 def run(result: Result) -> str:
     """A paragraph: on which machine, when, and how busy it was."""
     found = result["environment"]
-    machine = f"{found['processor']}, {found['cores']} cores, torch {found['torch']}, {found['threads']} threads"
+    threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
+    machine = f"{found['processor']}, {found['cores']} cores, torch {found['torch']}, {threads}"
     left_out = len(list(doubts(result)))
     many = "One ratio is" if left_out == 1 else f"{left_out} ratios are"
     doubtful = f" {many} not to be trusted and left out." if left_out else ""

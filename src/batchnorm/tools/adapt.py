@@ -17,8 +17,8 @@ from batchnorm.tools.sweep import Feed, Sweep, feed_by_default
 class Adaptation:
     """The result of `adapt`; `restore` undoes it.
 
-    `entropy` is the mean entropy of the predictions per batch, in nats, where it was minimised; `drift` how far γ and
-    β went, relative to their size; `resets` how often the guard put them back.
+    `entropy` is the mean entropy of the predictions per batch, in nats, if it was minimised; `drift` is
+    ‖change‖ / ‖start‖ of γ and β; `resets` counts how often they were set back to their start.
     """
 
     layers: dict[str, _BatchNorm]
@@ -37,7 +37,7 @@ class Adaptation:
 
     @property
     def shift(self) -> dict[str, float]:
-        """Per layer, by how many σ the mean of the channel that moved most has moved: a measure of the domain shift."""
+        """Per layer, the largest change of a channel's mean, in σ: a measure of the domain shift."""
         return {name: shift(self.before.values[name], self.after.values[name]) for name in self.layers}
 
 
@@ -55,17 +55,17 @@ def adapt(
     process_group: Any = None,
     progress: bool | None = None,
 ) -> Adaptation:
-    """Blend the population of every batch norm with that of unlabelled data from a new domain.
+    """Blend the running statistics of every batch norm with those of unlabelled data from a new domain.
 
     With n samples of the new domain, each statistic s (mean and variance) becomes
     N/(N + n)·s_old + n/(N + n)·s_new, where N is the `prior`: how many samples the old statistics are worth. All
     batches count as one, level by level as in `calibrate` (the layers before a layer normalise by their blends).
-    With ``online=True`` the batches come one after another, a moving average: each of n samples is blended in before
-    the next one comes, in one pass; a batch of one sample moves the population by 1/(N + 1).
+    With ``online=True`` the batches come one after another, a moving average in one pass:
+    each batch is blended in before the next one comes; a batch of one sample has the weight 1/(N + 1).
 
     With ``entropy=True`` γ and β then descend the mean entropy of the softmax of the model's output (dimension 1), one
-    step of gradient descent per batch (TENT). The guard: when they have drifted by more than `max_drift` of their norm,
-    or the entropy is not finite, they go back to where they started.
+    step of gradient descent per batch (TENT). If they have changed by more than `max_drift` of their norm, or the
+    entropy is not finite, they are set back to their start.
 
     Args:
         model: its running statistics change in place; with `entropy` γ and β too.
@@ -99,9 +99,9 @@ def adapt(
     if prior < 0:
         raise ValueError(f"prior must be at least 0 samples, got {prior}")
     if process_group is not None and (online or entropy):
-        raise ValueError("ranks share statistics only: no online or entropy with a process_group")
+        raise ValueError("online and entropy do not work with process_group, which shares statistics only")
     if not layers:
-        raise ValueError("no batch norm here has statistics to adapt: there is none, or all are frozen")
+        raise ValueError("the model has no batch norm with running statistics to adapt: it has none, or all are frozen")
     sweep = Sweep(model, layers, batches, feed, limit, None, process_group, progress)
     if entropy:
         sweep.check_passes("entropy=True")

@@ -73,7 +73,7 @@ def calibrate(
     ``exact=False`` takes one pass in which each batch is normalised by its own statistics, as in training: the first
     level is exact, later levels depend on the batch size.
 
-    Only batch norms learn: everything else is in evaluation mode (no dropout), no gradients. Left alone are layers
+    Only batch norms change: everything else is in evaluation mode (no dropout), no gradients. Left alone are layers
     that are frozen (`bn.freeze`, or in evaluation mode in a model in training mode) or have no running statistics.
     A layer called several times per batch gets the statistics of all calls. Weight averages
     (`torch.optim.swa_utils.AveragedModel`) need this after averaging.
@@ -111,7 +111,7 @@ def calibrate(
     """
     layers = populations(model)
     if not layers:
-        raise ValueError("no batch norm here learns statistics: there is none, or all are frozen")
+        raise ValueError("the model has no batch norm whose running statistics are updated: none, or all are frozen")
     sweep = Sweep(model, layers, batches, feed, limit, tolerance, process_group, progress)
     with unless_finished(layers) as before, evaluating(model):
         if exact:
@@ -122,7 +122,7 @@ def calibrate(
             found = sweep.one_pass()
         before.restore(layers)
         for name, moments in found.items():
-            remember(name, layers[name], moments, sweep.seen)
+            set_running_statistics(name, layers[name], moments, sweep.seen)
     if not found:
         raise ValueError("there were no batches, or none that reached a batch norm: nothing was changed")
     converged = None if tolerance is None else all(sweep.stopped)
@@ -130,8 +130,8 @@ def calibrate(
     return Calibration(layers, before, Populations.of(layers), sweep.seen, sweep.passes, converged, unused)
 
 
-def remember(name: str, layer: _BatchNorm, moments: Moments, batches: int) -> None:
-    """Set a layer's population to `moments`, with the unbiased variance as in training."""
+def set_running_statistics(name: str, layer: _BatchNorm, moments: Moments, batches: int) -> None:
+    """Set a layer's running statistics to `moments`, with the unbiased variance as in training."""
     if bool(torch.as_tensor(moments.count <= 1).any()):
         raise ValueError(f"{name} saw one value per channel in all the data: one value has no variance")
     write(layer, moments.mean, moments.unbiased_variance)

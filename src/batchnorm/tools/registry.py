@@ -58,12 +58,12 @@ def register(theirs: type[nn.Module], ours: type[BatchNorm], *, example: nn.Modu
 
     Args:
         theirs: a subclass of torch's batch norms, not of ours.
-        ours: a subclass of `BatchNorm` that stands for no other class.
+        ours: a subclass of `BatchNorm`, counterpart of no other class.
         example: a layer of the class `theirs`; needed if ``theirs(num_features)`` does not make one.
 
     Raises:
         TypeError: `theirs` is not a batch norm of torch's kind, or `ours` is not one of ours.
-        ValueError: the two compute different things, or `ours` already stands for another class.
+        ValueError: the two compute different things, or `ours` already is the counterpart of another class.
 
     Examples:
         >>> import batchnorm as bn
@@ -82,7 +82,7 @@ def register(theirs: type[nn.Module], ours: type[BatchNorm], *, example: nn.Modu
         raise TypeError(f"{ours.__name__} must be a subclass of batchnorm.BatchNorm")
     for other, counterpart in _ours.items():
         if counterpart is ours and other is not theirs:
-            raise ValueError(f"{ours.__name__} already stands for {other.__name__}; make a subclass of it")
+            raise ValueError(f"{ours.__name__} already is the counterpart of {other.__name__}; make a subclass of it")
     different = _difference(example if example is not None else _example(theirs), _change_class, ours)
     if different is not None:
         raise ValueError(f"{ours.__name__} does not compute what {theirs.__name__} computes: {different}")

@@ -188,7 +188,7 @@ class _Watch:
         if use not in self.known:
             raise RuntimeError(
                 f"{name} was called {use[1] + 1} times by one batch, and not by the first one: exact statistics need "
-                "batches that take the same way through the model. Pass exact=False"
+                "every batch to call the same layers. Pass exact=False"
             )
         if use in self.wanted:
             self.measure(use, layer, args, kwargs)

@@ -15,7 +15,7 @@ from batchnorm.training.micro_batches import Stream, check_size, cut, is_stream
 from batchnorm.training.parking import parking
 from batchnorm.training.replicas import Replicas
 from batchnorm.training.thread_state import without_autocast
-from batchnorm.training.undo import unmoved_unless_finished
+from batchnorm.training.undo import unchanged_unless_finished
 
 
 def big_batch(
@@ -83,7 +83,7 @@ def big_batch(
     model = replicas.model
     with (
         borrowed(model),
-        unmoved_unless_finished(model),
+        unchanged_unless_finished(model),
         parking(offload, model) as place,
         Crew(model, batches, place) as crew,
     ):

@@ -150,8 +150,8 @@ class _Work:
             if isinstance(leaf, Tensor) and (leaf.dim() == 0 or len(leaf) != self.batch.samples):
                 raise ValueError(
                     f"expected the model's output{keystr(path)} to have the {self.batch.samples} samples of its "
-                    f"micro-batch along dimension 0, got shape {tuple(leaf.shape)}; what belongs to no sample, "
-                    "say an average over them, is to be computed in loss_fn, which sees the whole batch"
+                    f"micro-batch along dimension 0, got shape {tuple(leaf.shape)}; compute values of no "
+                    "single sample, such as an average, in loss_fn, which gets the whole batch"
                 )
         if not any(isinstance(leaf, Tensor) for _, leaf in paths):
             raise ValueError(f"expected the model to return tensors, got {type(outputs).__name__}")
@@ -191,7 +191,7 @@ def _together(messages: Sequence[Any]) -> Sequence[Meeting]:
         if _place(message) != _place(first):
             raise RuntimeError(
                 f"micro-batch 0 is {_place(first)}, and micro-batch {number} is {_place(message)}. In bn.big_batch all "
-                "micro-batches must call the same batch norms in the same order: a model whose way depends on the "
+                "micro-batches must call the same batch norms in the same order: a model whose calls depend on the "
                 "data or on the number of samples can be run as one batch only"
             )
     return messages

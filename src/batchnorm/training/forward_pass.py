@@ -88,7 +88,7 @@ class ForwardPass:
             if residual is not None and not (keeps_residual or self.holds(residual)):
                 return
             sources = [None if t is None else self.source(t) for t in inputs]
-            self.remember(output, compute, sources, residual is not None)
+            self.keep_recipe(output, compute, sources, residual is not None)
 
     def awaits(self, output: Tensor, inputs: Sequence[Tensor | None] = (), differentiated: bool | None = None) -> bool:
         """True if a recipe for this output would be used; it would not for a view of a larger tensor, for example."""
@@ -97,7 +97,7 @@ class ForwardPass:
             return False
         return output.untyped_storage().nbytes() == output.numel() * output.element_size()
 
-    def remember(
+    def keep_recipe(
         self, output: Tensor, compute: Callable[..., Tensor], sources: Sequence[Source | None], is_block: bool = False
     ) -> None:
         """Store the recipe of an output, unless it needs more than `links` outputs of blocks."""

@@ -57,7 +57,7 @@ class Operations(TorchFunctionMode):
                 elif func in PRODUCTS and not kwargs and len(args) == 2:
                     plan = self._product(result, *args)
                 if plan is not None and self.forward_pass.awaits(result):
-                    self.forward_pass.remember(result, *plan)
+                    self.forward_pass.keep_recipe(result, *plan)
         return result
 
     def _plan(self, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Plan | None:

@@ -65,8 +65,8 @@ class Kept:
             raise RuntimeError(
                 "one of the variables needed for gradient computation has been modified by an inplace operation: a "
                 f"{tensor.dtype} tensor of shape {tuple(tensor.shape)} is at version {version(tensor)}; expected "
-                f"version {self.version}. Under bn.recompute it was saved, or a saved tensor follows from it. Use the "
-                "operation that is not in place, or leave bn.recompute out"
+                f"version {self.version}. bn.recompute needs it, or a tensor computed from it. Use the operation that "
+                "is not in place, or leave bn.recompute out"
             )
         return tensor
 

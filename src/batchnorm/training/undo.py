@@ -13,7 +13,7 @@ COUNTS = ("_skips", "_skips_reported", "_window")
 
 
 @contextmanager
-def unmoved_unless_finished(model: nn.Module) -> Iterator[None]:
+def unchanged_unless_finished(model: nn.Module) -> Iterator[None]:
     """If the block fails or is interrupted, all buffers of `model` are as before, bit for bit.
 
     So are the windows of `bn.accumulate` and the counts of skipped batches.

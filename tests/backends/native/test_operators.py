@@ -207,7 +207,7 @@ def test_gradients_that_nobody_needs_are_empty():
         ({"x": torch.ones(4, 3).to_sparse()}, "sparse"),
         ({"weight": torch.ones(4)}, "expected weight of 3 channels"),
         ({"weight": torch.ones(3, device="meta")}, "meta"),
-        ({"running_mean": torch.zeros(3)}, "one running statistic without the other"),
+        ({"running_mean": torch.zeros(3)}, "expected running_mean and running_var, or neither"),
         ({"running_mean": torch.zeros(3), "running_var": torch.ones(2)}, "expected running_var of 3 channels"),
         ({"running_mean": torch.zeros(3), "running_var": torch.ones(3), "momentum": None}, "num_batches_tracked"),
         ({"running_mean": torch.zeros(3), "running_var": torch.ones(3), "batches": torch.zeros(2)}, "one element"),

@@ -93,7 +93,7 @@ def test_running_statistics_of_any_stride_and_dtype():
     forward(x, population=(mean, var, torch.tensor(0), None), momentum=1.0)
     torch.testing.assert_close(mean.double(), x.double().mean([0, 2]))
     torch.testing.assert_close(var.double(), x.double().var([0, 2]), rtol=1e-3, atol=0)
-    with pytest.raises(RuntimeError, match="one running statistic without the other"):
+    with pytest.raises(RuntimeError, match="expected running_mean and running_var, or neither"):
         forward(x, population=(mean, None, None, None))
     with pytest.raises(RuntimeError, match="needs num_batches_tracked"):
         forward(x, population=(mean, var, None, None), momentum=None)

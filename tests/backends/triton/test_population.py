@@ -40,7 +40,7 @@ def moved(move, poison, momentum, skip, dtype=torch.float32):
 def test_like_plain_torch(momentum, skip, poison):
     """The kernel rounds the result of float64 once. Plain torch rounds in float32: it may be 2 ulp from that."""
     mean, var, batches, skipped = moved(launch.move_population, poison, momentum, skip)
-    *plain, counted, left = moved(population.move_in_place, poison, momentum, skip)
+    *plain, counted, left = moved(population.update_in_place, poison, momentum, skip)
     assert (batches, skipped) == (counted, left) == (5, 2 if skip and poison else 1)
     factor = 0.2 if momentum is None else torch.tensor(momentum).double()  # kernels take floats in float32
     olds, news = material(poison)[:2], material(poison)[2:]
@@ -55,7 +55,7 @@ def test_like_plain_torch(momentum, skip, poison):
 
 def test_buffers_of_float64_keep_all_digits():
     ours = moved(launch.move_population, "inf", 0.5, True, torch.float64)  # 0.5 is the same in float32
-    plain = moved(population.move_in_place, "inf", 0.5, True, torch.float64)
+    plain = moved(population.update_in_place, "inf", 0.5, True, torch.float64)
     assert ours[2:] == plain[2:]
     for a, b in zip(ours[:2], plain[:2], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-15, atol=0)
@@ -78,7 +78,7 @@ def test_the_fused_forward_keeps_all_digits_of_buffers_in_float64(shape):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_buffers_of_half_precision(dtype):
     ours = moved(launch.move_population, "nan", 0.3, True, dtype)
-    plain = moved(population.move_in_place, "nan", 0.3, True, dtype)
+    plain = moved(population.update_in_place, "nan", 0.3, True, dtype)
     assert ours[2:] == plain[2:]
     for a, b in zip(ours[:2], plain[:2], strict=True):
         torch.testing.assert_close(a, b, rtol=2 * torch.finfo(dtype).eps, atol=torch.finfo(dtype).eps)
@@ -100,7 +100,7 @@ def test_buffers_with_strides():
     mean, var, *news = material("")
     wide = torch.stack((mean, var), 1)
     launch.move_population(*wide.unbind(1), None, None, *news, 0.3, True)
-    population.move_in_place(mean, var, None, None, *news, 0.3, True)
+    population.update_in_place(mean, var, None, None, *news, 0.3, True)
     torch.testing.assert_close(wide, torch.stack((mean, var), 1), rtol=1e-6, atol=1e-6)
 
 

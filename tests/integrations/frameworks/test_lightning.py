@@ -145,7 +145,7 @@ def test_errors_say_what_to_do() -> None:
     swa = pl.callbacks.StochasticWeightAveraging(swa_lrs=0.01)
     net = bn.convert(steps.network())
     with pytest.raises(
-        ValueError, match=r"stands before StochasticWeightAveraging.*Put it behind: callbacks=\[\.\.\., S"
+        ValueError, match=r"comes before StochasticWeightAveraging.*Put it after: callbacks=\[\.\.\., S"
     ):
         trainer(callbacks=[BatchNormCallback(calibrate=True), swa]).fit(Module(net), loader(steps.data(1, 1)[0]))
     persistent = DataLoader(steps.data(1, 4)[0], batch_size=None, num_workers=1, persistent_workers=True)

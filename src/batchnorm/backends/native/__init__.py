@@ -28,7 +28,8 @@ def available() -> bool:
             _available = False  # before the warning, which may be an error
             warnings.warn(
                 f"batchnorm runs without its native CPU kernels: {reason}. Plain batch norms use torch's own "
-                "operator, and options beyond torch's run more slowly. BATCHNORM_NATIVE=0 chooses that in silence",
+                "operator, and options beyond torch's run more slowly. BATCHNORM_NATIVE=0 does the same "
+                "without this warning",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -96,8 +96,9 @@ void set_sum_tables(Call& call, double* memory) {
 
 namespace {
 
-// The population moves towards the batch; its variance is the unbiased one.
-void remember(Call& call, int64_t c0, int64_t width, const double* count, const double* mean, const double* m2) {
+// Updates the running statistics by the batch, with the unbiased variance.
+void update_statistics(Call& call, int64_t c0, int64_t width, const double* count, const double* mean,
+                       const double* m2) {
   double old_mean[kSlice], old_variance[kSlice];
   read_channels(call.running_mean, c0, width, 0, old_mean);
   read_channels(call.running_var, c0, width, 0, old_variance);
@@ -162,7 +163,7 @@ void finish_channels(
     call.variance[c0 + j] = variance;
     call.rstd[c0 + j] = 1 / std::sqrt(variance + call.eps);
   }
-  if (call.running_mean.type != Type::absent) remember(call, c0, width, count, mean, m2);
+  if (call.running_mean.type != Type::absent) update_statistics(call, c0, width, count, mean, m2);
 }
 
 template <class R>

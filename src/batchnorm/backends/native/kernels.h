@@ -64,7 +64,7 @@ struct Call {
   double *part_g = nullptr, *part_gx = nullptr;
   double *count = nullptr, *m2 = nullptr, *sum_g = nullptr, *sum_gx = nullptr;
 
-  // The population, moved where there is one
+  // The running statistics to update, if there are any
   Channels running_mean, running_var;
   double momentum = 0;
   double limit = 0;  // the largest statistic to take in, 0 for any
@@ -82,14 +82,14 @@ void normalize(Call&);
 void backward_reduce(Call&);
 // dx = a·g′ + b·(x − mean) + c, and the residual's gradient g′.
 void backward_apply(Call&);
-// Moments, the population's step, statistics and output.
+// Moments, the update of the running statistics, statistics and output.
 void forward(Call&);
 // The gradients of the plain and of the frozen case; no `y`: of the parameters alone.
 void backward(Call&);
-// Statistics from a population: rstd from mean and variance.
+// Statistics from running statistics: rstd from the variance.
 void read_population(Call&);
 
-// How many doubles the tables of a call take.
+// The number of doubles in the tables of a call.
 int64_t moment_table_size(const Cut&);
 int64_t sum_table_size(const Cut&);
 void set_moment_tables(Call&, double* memory);

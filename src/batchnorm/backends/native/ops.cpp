@@ -1,6 +1,6 @@
 // The operators on CPU tensors: checks, memory and addresses for the kernels, and the autograd node.
 //
-// Schemas are defined in core/ops.py. Errors here protect memory; core/validation.py finds the words for users.
+// Schemas are defined in core/ops.py. Errors here protect memory; core/validation.py gives users clearer ones.
 
 #include <ATen/EmptyTensor.h>
 #include <ATen/Parallel.h>
@@ -82,7 +82,7 @@ void check_cpu(const Tensor& t, const char* name) {
               " bytes, and its storage has been resized to ", t.storage().nbytes());
 }
 
-// Whether memory holds the dimensions in this order without gaps: N, then the space, and C first or last.
+// True if the dimensions lie in memory in this order without gaps: N, then the space, and C first or last.
 bool is_dense(const Tensor& x, bool channels_last) {
   const auto sizes = x.sizes(), strides = x.strides();
   int64_t step = 1;
@@ -343,7 +343,8 @@ std::tuple<Tensor, Tensor> forward_cpu(
     return {y, statistics};
   }
   TORCH_CHECK(p.input.N * p.input.S > 1 && eps > 0, "batchnorm: one value has no variance, and eps must be positive");
-  TORCH_CHECK(has(running_mean) == has(running_var), "batchnorm: one running statistic without the other");
+  TORCH_CHECK(has(running_mean) == has(running_var),
+              "batchnorm: expected running_mean and running_var, or neither; got one of them");
   Written moved_mean, moved_var;
   const bool moves = has(running_mean);
   if (moves) {
@@ -422,8 +423,8 @@ using torch::autograd::SavedVariable;
 using torch::autograd::Variable;
 using torch::autograd::variable_list;
 
-// The node keeps the input, the per-channel statistics, and the residual or the output where the activation's derivative
-// needs it. A node of our own rather than torch::autograd::Function, which costs as much as a small tensor's kernel.
+// The node keeps the input, the per-channel statistics, and, if the activation's derivative needs it, the residual or
+// the output. A node of our own rather than torch::autograd::Function, which costs as much as a small tensor's kernel.
 struct BatchNormBackward : torch::autograd::Node {
   SavedVariable x, extra, weight, bias, statistics;
   std::optional<std::string> activation;

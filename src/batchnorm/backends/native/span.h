@@ -322,7 +322,7 @@ INLINE void write_channels(const Channels& to, int64_t c0, int64_t width, const 
 
 // The functions below are compiled once, in kernels.cpp: the same code gives the same bits everywhere.
 
-// Statistics of the batch's moments, and the population's step towards them.
+// Statistics from the batch's moments, and the update of the running statistics by them.
 void finish_channels(Call&, int64_t c0, int64_t width, const double* count, const double* mean, const double* m2);
 
 // What `width` channels of a group are normalised by: (x − hi)·scale + shift.

@@ -1,6 +1,6 @@
 """The kernels: two that add up, two that read and write, and two that hold all values of a channel tile on chip.
 
-One more moves a population by the statistics that torch's operator saved.
+One more updates running statistics by those of a batch that torch's operator saved.
 
 Arguments that all share: A, C, S and GROUP are those of a `View`, SPLITS, PER, P, Q, WIDE and MERGED those of a `Plan`
 (plan.py). STRIDE is C where each virtual batch has its own parameters, 0 where they share them. Pointers may be None.
@@ -23,7 +23,7 @@ from batchnorm.backends.triton.elementwise import (
     tiles_of_group,
     weights,
 )
-from batchnorm.backends.triton.merging import is_last, merged_moments, merged_sums, remember
+from batchnorm.backends.triton.merging import is_last, merged_moments, merged_sums, update_statistics
 
 # Numbers that do not decide how memory is read: their values get no code of their own. C and S do, as multiples of 16.
 ANY = ("A", "GROUP", "SPLITS", "PER", "STRIDE", "TABLE")
@@ -44,7 +44,9 @@ def moments_kernel(
     FINISH: tl.constexpr, CUMULATIVE: tl.constexpr, SKIP: tl.constexpr, MASK: tl.constexpr,
     ROWS: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, WIDE: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
-    """Count, mean and m2 (3, G, C); or with FINISH mean, 1/√(var + eps) and variance (3, C), and the population moves.
+    """Count, mean and m2 (3, G, C); or with FINISH mean, 1/√(var + eps) and variance (3, C).
+
+    With FINISH the running statistics are updated as well.
 
     Sums are of deviations from the mean of the share's first tile with values: float32 holds them, whatever the mean.
     """
@@ -85,7 +87,7 @@ def moments_kernel(
             n = tl.where(known, n, 2.0)  # no division by 0 for channels that do not exist
             statistics(out, C, channels, known, n, mean, m2, eps)
             if running_mean is not None:
-                remember(
+                update_statistics(
                     running_mean, running_var, batches, skipped, counters, momentum, limit, tiles,
                     mean, m2 / (n - 1), channels, known, CUMULATIVE, SKIP,
                 )  # fmt: skip
@@ -277,7 +279,7 @@ def forward_whole_kernel(
     result = output(value, residual, w, high, low, a, b, base, offsets, inside, ACTIVATION)
     tl.store(y + base + offsets, result.to(y.dtype.element_ty), mask=inside)
     if running_mean is not None:
-        remember(
+        update_statistics(
             running_mean, running_var, batches, skipped, counters, momentum, limit, tiles,
             mean, m2 / (n - 1), channels, known, CUMULATIVE, SKIP,
         )  # fmt: skip
@@ -317,12 +319,12 @@ def population_kernel(
     mean, var, counters, running_mean, running_var, batches, skipped, momentum, limit, C,
     CUMULATIVE: tl.constexpr, SKIP: tl.constexpr, Q: tl.constexpr,
 ):  # fmt: skip
-    """Move the running statistics by a batch's mean and unbiased variance (C,), and count the batch."""
+    """Update the running statistics by a batch's mean and unbiased variance (C,), and count the batch."""
     tile = tl.program_id(0)
     channels = tile * Q + tl.arange(0, Q)
     known = channels < C
     new_mean, new_var = row(mean, 0, 0, channels, known), row(var, 0, 0, channels, known)
-    remember(
+    update_statistics(
         running_mean, running_var, batches, skipped, counters, momentum, limit, tl.cdiv(C, Q),
         new_mean, new_var, channels, known, CUMULATIVE, SKIP,
     )  # fmt: skip

@@ -198,7 +198,7 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """y and the statistics (3, C) that normalised, by the batch or by a given mean and variance.
 
-    One launch where a channel's values fit on chip, two elsewhere. The batch moves the running statistics within them.
+    One launch where a channel's values fit on chip, two elsewhere. They also update the running statistics.
     """
     given = prepare(x)
     with current(x):
@@ -237,9 +237,9 @@ def move_population(
     momentum: float | None,
     skip: bool,
 ) -> None:
-    """Move a population by a batch's mean and unbiased variance (C,), as `population.move_in_place`, in one launch.
+    """Update running statistics by a batch's mean and unbiased variance (C,), in one launch.
 
-    Each statistic is computed in float64 and rounded once.
+    It computes what `population.update_in_place` does. Each statistic is computed in float64 and rounded once.
     """
     given = Input(running_mean, plan.view((1, running_mean.numel()), False))
     with current(running_mean):
@@ -271,7 +271,7 @@ class _Moving:
         skip: bool,
     ) -> None:
         if (running_mean is None) is not (running_var is None):
-            raise RuntimeError("one running statistic without the other")
+            raise RuntimeError("expected running_mean and running_var, or neither; got one of them")
         self.originals = [running_mean, running_var]
         self.copies = [vector(given, running_mean, "running_mean"), vector(given, running_var, "running_var")]
         self.batches, self.skipped, self.skip = batches, skipped, skip

@@ -78,11 +78,11 @@ def write(pointers, values, known):
 
 
 @triton.jit
-def remember(
+def update_statistics(
     running_mean, running_var, batches, skipped, arrivals, momentum, limit, tiles,
     mean, unbiased, channels, known, CUMULATIVE: tl.constexpr, SKIP: tl.constexpr,
 ):  # fmt: skip
-    """Move a channel tile's population by the batch's mean and unbiased variance, both in float64.
+    """Update a channel tile's running statistics by the batch's mean and unbiased variance, both in float64.
 
     The last channel tile counts the batch, and whether a channel was skipped.
 
