@@ -1,4 +1,4 @@
-"""Records a model's batch norms every so many steps while it trains, and reports faults as they happen."""
+"""Records a model's batch norms at regular intervals while it trains, and reports faults as they happen."""
 
 from __future__ import annotations
 

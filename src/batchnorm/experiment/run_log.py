@@ -25,7 +25,7 @@ class RunLog:
     """The observations of one run. A site is the place of a batch norm, or of its replacement."""
 
     steps: list[int] = field(default_factory=list)
-    percentiles: dict[str, list[Tensor]] = field(default_factory=dict)  # site: one (3, C) a recorded step
+    percentiles: dict[str, list[Tensor]] = field(default_factory=dict)  # site: one (3, C) per recorded step
     scales: dict[str, list[float]] = field(default_factory=dict)  # layer: root mean square of its output
     gradients: dict[str, list[float]] = field(default_factory=dict)  # layer: the same of the gradient at its output
     normalised: dict[str, dict[str, Any]] = field(default_factory=dict)  # site: see `examine`

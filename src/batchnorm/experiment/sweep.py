@@ -72,7 +72,7 @@ class Sweep:
         return max((rate for rate in self.rates if mean[rate] >= mean[top] - noise), key=steadiness)
 
     def best(self, arm: Arm) -> list[Run]:
-        """The arm's runs at its own best rate, one a seed."""
+        """The arm's runs at its own best rate, one per seed."""
         return self.at(arm, self.best_rate(arm))
 
     def at_edge(self) -> dict[Arm, float]:
@@ -103,7 +103,7 @@ class Sweep:
         return learned(self.best(arm), self.data)
 
     def scores(self) -> dict[str, dict[str, object]]:
-        """Each arm at its own best rate: final validation and test scores, one a seed. Empty if no seed is complete."""
+        """Each arm at its own best rate: final validation and test scores, one per seed. Empty if no seed is complete."""
         try:
             best = {arm: self.best(arm) for arm in self.arms}
         except NotMeasured:
