@@ -90,7 +90,7 @@ def counters_disagree(layers: Layers) -> Evidence:
     "bn.Standardize on the input, a lower learning rate; bn.calibrate(model, batches)",
 )  # fmt: skip
 def exploded_variance(layers: Layers) -> Evidence:
-    """The standard deviation, 1e5, is beyond the range of float16 (65,504), where mixed precision cannot train."""
+    """A standard deviation of 1e5 is beyond the range of float16 (65,504): no mixed-precision run trains with it."""
     found = {s.name: s.var.isfinite() & (s.var > EXPLODED) for s in layers}
     return {s.name: _channels(found[s.name]) | {"largest": float(s.var.max())} for s in layers if found[s.name].any()}
 

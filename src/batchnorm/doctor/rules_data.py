@@ -106,7 +106,7 @@ def batch_too_small(found: Measured) -> Evidence:
     "shuffle; bn.domain(model, name) for sources that do differ; " + CALIBRATE,
 )  # fmt: skip
 def drift_between_batches(found: Measured) -> Evidence:
-    """Chance hardly makes six batches or more differ by 0.25 σ and by over four times the variance of their noise."""
+    """Chance hardly makes six or more batches differ by 0.25 σ, with a variance over four times that of their noise."""
     evidence = {}
     for name, s in found.layers.items():
         within, between = spread(s)

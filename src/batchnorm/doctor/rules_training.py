@@ -40,7 +40,7 @@ def nonfinite_in_training(reading: Reading) -> Evidence:
     "a lower learning rate; bn.parameter_groups(model, weight_decay); bn.diagnose(model, batches)",
 )  # fmt: skip
 def silent_channels(reading: Reading) -> Evidence:
-    """Silent in two recorded passes in a row; training alone does not bring back a tenth of a layer."""
+    """A channel counts if two recorded passes in a row see it silent; training does not revive a tenth of a layer."""
     return reading.evidence() if reading.values.get("silent_channels", 0) > SILENT else {}
 
 
@@ -50,7 +50,7 @@ def silent_channels(reading: Reading) -> Evidence:
     "a lower learning rate, gradient clipping, or bn.Renorm",
 )  # fmt: skip
 def exploding_gradient(reading: Reading) -> Evidence:
-    """A layer's gradient varies by tens, not by thousands, times the median of three or more earlier ones."""
+    """The gradient of a layer varies by factors of tens, not of thousands; the median needs three earlier ones."""
     rms = reading.values.get("gradient_rms", 0.0)
     return reading.evidence(usual=reading.usual) if reading.usual and rms > EXPLODING * reading.usual else {}
 

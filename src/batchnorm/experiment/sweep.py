@@ -103,7 +103,7 @@ class Sweep:
         return learned(self.best(arm), self.data)
 
     def scores(self) -> dict[str, dict[str, object]]:
-        """Each arm at its own best rate: final validation and test scores, one per seed. Empty if no seed is complete."""
+        """Each arm at its best rate: final validation and test scores, one per seed. Empty if no seed is complete."""
         try:
             best = {arm: self.best(arm) for arm in self.arms}
         except NotMeasured:
