@@ -1,4 +1,4 @@
-"""Batches of day and night pictures in turn: one set of running statistics fits neither; with `bn.domain` each fits."""
+"""Batches of day and night pictures in turn: one set of running statistics fits neither; `bn.domain` keeps two sets."""
 
 import copy
 
