@@ -1,9 +1,9 @@
-"""The time that bn.fold saves: networks in evaluation, before and after, taking turns in one process.
+"""Measures the time that bn.fold saves: networks in evaluation, folded and not, take turns in one process.
 
 python benchmarks/fold.py [seconds per network]
 
-The time is the median over turns of folded / not folded. The errors are largest differences from the same network in
-float64, over its largest output. The networks have torch's layers, weights as they start, and calibrated statistics.
+The ratio is the median over turns of folded / not folded. The errors are the largest differences from the same network
+in float64, over its largest output. The networks have torch's layers, initial weights and calibrated statistics.
 """
 
 import copy

@@ -1,10 +1,10 @@
-"""How smoothly panel 2 of `batchnorm play` moves while it trains, on a desktop's and a phone's width.
+"""Measures the frame rate of panel 2 of `batchnorm play` while it trains, at the widths of a desktop and a phone.
 
 python benchmarks/frames.py [frames]
 
 A headless Chromium shows the page and counts its frames: the mean rate, the median and the slowest twentieth of the
-times between frames, and the training steps in a second. Takes about half a minute, Playwright and a Chromium. Other
-programs slow it down, so the load average stands beside each line.
+times between frames, and the training steps in a second. It takes about half a minute, and needs Playwright and a
+Chromium. Other programs slow it down, so each line has the load average.
 """
 
 import itertools

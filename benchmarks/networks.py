@@ -1,11 +1,11 @@
-"""The networks of tests/clients/zoo.txt: how many batch norms convert and fuse, and whether the results are torch's.
+"""Converts the networks of tests/clients/zoo.txt: counts the converted and the fused batch norms, compares results.
 
 python -m benchmarks.networks [NAME...]    # some or all; a table on stdout
 python -m benchmarks.networks --write      # all, and the table into docs/networks.md; with names, their lines only
 
-A network trains three steps in float64, with torch's layers and converted with fuse=True. The error is the largest of
-an output, a gradient or a statistic of the three steps, over the largest value of its tensor. Needs timm and
-torchvision.
+A network trains three steps in float64, with torch's layers and converted with fuse=True. The error is the largest
+difference in an output, a gradient or a statistic of the three steps, over the largest value of its tensor. The command
+needs timm and torchvision.
 """
 
 import copy
@@ -35,16 +35,16 @@ SMALL = 1e-6  # of the largest value
 
 
 class Row(NamedTuple):
-    """A network: its batch norms, those converted, the operations that ours could take, those taken, and the error."""
+    """A network's batch norms, those converted, the operations that ours can fuse, those fused, and the error."""
 
     network: str
     norms: int
     converted: int
-    could: int
+    fusible: int
     fused: int
-    left: Counter[str]  # reasons for operations that were not taken, or layers that were not converted
+    left: Counter[str]  # reasons for operations that were not fused, or layers that were not converted
     error: float
-    noise: float  # the same error from weights changed by `NOISE` alone; measured where `error` is large
+    noise: float  # the same error from weights changed by `NOISE` alone; measured if `error` is large
 
 
 def measure(entry: zoo.Entry, train: bool = True) -> Row:
@@ -108,7 +108,7 @@ def difference(model: nn.Module, other: nn.Module, x: Tensor) -> float:
             optimizer.step()
         runs.append([*results, *m.state_dict().values()])
     wanted, got = ([t.detach().double() for t in run if t.numel()] for run in runs)
-    # gradients that are 0 in exact arithmetic, as of a bias before a batch norm, are rounding and nothing else
+    # gradients that are 0 in exact arithmetic, such as that of a bias before a batch norm, are rounding errors only
     least = SMALL * max(t.abs().max().item() for t in wanted[: -len(model.state_dict())])
     return max(((a - b).abs().max() / a.abs().max().clamp_min(least)).item() for a, b in zip(wanted, got, strict=True))
 
@@ -117,24 +117,24 @@ def _line(row: Row) -> str:
     left = "; ".join(f"{count} × {why}" if count > 1 else why for why, count in row.left.most_common(3))
     if row.error > LARGE:
         left = "; ".join(filter(None, [left, f"error {row.noise:.0e} from weights changed by {NOISE:.0e} alone"]))
-    numbers = f"{row.norms} | {row.converted} | {row.could} | {row.fused} | {row.error:.0e}"
+    numbers = f"{row.norms} | {row.converted} | {row.fusible} | {row.fused} | {row.error:.0e}"
     return f"| {row.network} | {numbers} | {left} |"
 
 
 def table(lines: list[str]) -> str:
-    """Markdown: the lines of the networks, and their sum."""
+    """The table in Markdown: the lines of the networks, and a line with their sums."""
     numbers = [[float(cell) for cell in line.split("|")[2:7]] for line in lines]
-    norms, converted, could, fused = (int(sum(column)) for column in list(zip(*numbers, strict=True))[:4])
+    norms, converted, fusible, fused = (int(sum(column)) for column in list(zip(*numbers, strict=True))[:4])
     worst = max(row[4] for row in numbers)
     total = (
         f"| **{len(lines)} networks** | {norms} | {converted} ({converted / norms:.1%}) "
-        f"| {could} | {fused} ({fused / max(could, 1):.1%}) | {worst:.0e} | |"
+        f"| {fusible} | {fused} ({fused / max(fusible, 1):.1%}) | {worst:.0e} | |"
     )
     return "\n".join([*HEAD, *lines, total])
 
 
 def update(page: str, lines: dict[str, str]) -> str:
-    """The page with these networks' lines in place of those of before; networks that left the list are gone."""
+    """The page with new lines for these networks; lines of networks that are no longer in the list are removed."""
     before = {
         line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith(("| timm:", "| torchv"))
     }

@@ -1,4 +1,4 @@
-"""Standardize against scikit-learn's StandardScaler: one pass over the data, in memory and from Parquet.
+"""Compares Standardize with scikit-learn's StandardScaler: one pass over the data, in memory and from Parquet.
 
     python benchmarks/standardize.py [rows]        (10⁷ × 20 float32 by default: 0.8 GB in memory, as much on disk)
 
@@ -23,7 +23,7 @@ COLUMNS, TURNS, BATCH = 20, 3, 65_536
 
 
 def scaler_over(path: Path) -> StandardScaler:
-    """StandardScaler over a file in pieces, as its documentation has it."""
+    """A StandardScaler fitted to a file in pieces, as its documentation recommends."""
     scaler = StandardScaler()
     with parquet.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=BATCH):

@@ -1,9 +1,9 @@
-"""The cost of sharing statistics in a layer: collectives and bytes each way, and time, over gloo on this machine.
+"""Measures the cost of sharing a layer's statistics: collectives, their bytes, and time, over gloo on this machine.
 
     python benchmarks/sync.py [--ranks 2] [--channels 64 --channels 256] [--seconds 2]
 
-Collectives and bytes are counted where torch.distributed is called: those that one rank hands over. The times are
-medians over turns that shared and plain layers take, forward and backward, on (8, C, 28, 28) float32 for each rank.
+The bytes are those that one rank passes to torch.distributed. The times are medians over turns of a shared and a plain
+layer, forward and backward, on (8, C, 28, 28) float32 for each rank.
 """
 
 import argparse
@@ -24,12 +24,12 @@ from batchnorm.core import sharing
 
 @contextmanager
 def counted() -> Iterator[list[int]]:
-    """The bytes that each collective meanwhile takes from this rank."""
+    """Yields a list of the bytes that each collective within the `with` takes from this rank."""
     sizes: list[int] = []
     exchange = sharing._exchange
 
     def count(collective: Any, group: Any, label: str, *tensors: torch.Tensor) -> None:
-        sizes.append(tensors[-1].nbytes)  # the last is the input; the first, where there are two, what all have sent
+        sizes.append(tensors[-1].nbytes)  # the last tensor is the input; of two, the first gets the inputs of all ranks
         exchange(collective, group, label, *tensors)
 
     with mock.patch("batchnorm.core.sharing._exchange", count):

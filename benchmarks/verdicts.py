@@ -4,9 +4,9 @@ It runs ten studies of sklearn's digits, each with three seeds of its own.
 
 python benchmarks/verdicts.py [--quick] [network] [studies]
 
-Prints, for each claim, the usual verdict, the share of studies with another one and the share with the opposite one;
-then the two shares over all claims but those that are true by construction. Ten studies take about ten times as long as
-one; --quick runs those of `batchnorm study --quick`.
+It prints, for each claim, the usual verdict, the share of studies with another one and the share with the opposite one.
+Then it prints the two shares over all claims but those that are true by construction. Ten studies take about ten times
+as long as one; --quick runs those of `batchnorm study --quick`.
 """
 
 import statistics
@@ -18,7 +18,7 @@ from batchnorm.experiment.verdict import Claim
 
 
 def studies(network: str, count: int, quick: bool) -> list[list[Claim]]:
-    """The claims of so many studies whose seeds, and whose split of the data, differ."""
+    """The claims of `count` studies with different seeds and different splits of the data."""
     found = []
     for i in range(count):
         data = sources.load("digits", seed=i)

@@ -1,8 +1,9 @@
-"""The cost of bn.watch: training steps of a small residual network, watched and not, taking turns in one process.
+"""Measures the cost of bn.watch: training steps of a small residual network, watched and not, take turns.
 
 python benchmarks/watch.py [turns]
 
-Seconds are the process's CPU time on one thread, which other programs disturb little; the ratio is the median of turns.
+Seconds are CPU time of one process with one thread, which other programs disturb little. The ratio is the median over
+turns.
 """
 
 import statistics
@@ -29,7 +30,7 @@ class Block(nn.Module):
 
 
 def seconds(model: nn.Module, x: Tensor, every: int | None) -> float:
-    """Per step; `every` None: not watched."""
+    """Seconds per step; not watched if `every` is None."""
     optimizer = torch.optim.SGD(model.parameters(), 1e-3)
     with bn.watch(model, every=every) if every else nullcontext():
         start = time.process_time()
@@ -45,7 +46,7 @@ def main(turns: int) -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, WIDTH, 3, padding=1), *(Block() for _ in range(DEPTH)))
     x = torch.randn(16, 3, 16, 16)
-    seconds(model, x, 1)  # what compiles, compiles now
+    seconds(model, x, 1)  # compiles the kernels, if they are not built yet
     step = seconds(model, x, None)
     print(f"{2 * DEPTH} batch norms, {1000 * step:.1f} ms a step, {turns} turns of {STEPS} steps")
     for every in (1, 10, 50):

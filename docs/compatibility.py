@@ -1,4 +1,4 @@
-"""Tests the package with the Python and the torch that run this file, and keeps the outcome for compatibility.md.
+"""Tests the package with the Python and the torch that run this file, and writes the outcome into compatibility.md.
 
     nox -s compatibility                    # each Python that is installed with each release of torch
     python docs/compatibility.py            # this Python with its torch
@@ -22,7 +22,7 @@ HERE = Path(__file__).parent
 PAGE, KEPT = HERE / "compatibility.md", HERE / "measured" / "compatibility.json"
 SECTION = re.compile(r"(<!-- (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
-# They cover operators, kernels, layers, conversion, and torch's own clients, in a few minutes. All tests of a pair:
+# They test operators, kernels, layers, conversion, and torch's own tools, in a few minutes. All tests of a pair:
 # `nox -s tests`.
 TESTS = (
     "tests/core",
@@ -42,7 +42,7 @@ Run = dict[str, Any]
 
 
 def measure(arguments: list[str]) -> Run:
-    """One run of the tests in a process of its own."""
+    """Run the tests once, in a separate process."""
     import torch
 
     from batchnorm.backends import native
@@ -81,7 +81,7 @@ def outcomes(report: Path) -> tuple[int, list[str], int]:
 
 
 def keep(run: Run, runs: list[Run]) -> list[Run]:
-    """The runs with this one in place of an older one of the same Python and torch, in the order of the table."""
+    """The runs in the order of the table. This one replaces an older one of the same Python and torch."""
 
     def pair(run: Run) -> tuple[str, str]:
         return run["python"].rpartition(".")[0], run["torch"]

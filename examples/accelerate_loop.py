@@ -1,4 +1,4 @@
-"""Accelerate: `accumulate` in place of `accelerator.accumulate`, and calibration of the prepared model."""
+"""Hugging Face Accelerate: `accumulate` replaces `accelerator.accumulate`; then the prepared model is calibrated."""
 
 import torch
 from torch import nn
@@ -25,7 +25,7 @@ for (batch,) in loader:
         accelerator.backward((model(batch).squeeze() - batch.sum(1)).square().mean())
         optimizer.step()
         optimizer.zero_grad()
-print(f"10 micro-batches are steps of 4, 4 and 2: the population moved {network[0].num_batches_tracked} times")
+print(f"10 micro-batches are steps of 4, 4 and 2: {network[0].num_batches_tracked} updates of the running statistics")
 print(calibrate(accelerator, model, loader))
 assert network[0].num_batches_tracked == 3
 assert torch.allclose(network[0].running_var, x.var(0))

@@ -1,4 +1,4 @@
-"""An activation checkpoint runs the forward pass twice: torch's layer counts the batch twice, ours once."""
+"""An activation checkpoint runs the forward pass twice. torch's layer counts the batch twice, ours once."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""The camera got darker and noisier: population statistics are blended with those of unlabelled new pictures."""
+"""The new pictures are darker and noisier: `bn.adapt` moves the running statistics towards them, without labels."""
 
 import torch
 from sklearn.datasets import load_digits

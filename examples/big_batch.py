@@ -1,8 +1,9 @@
-"""Contrastive learning on digits, four ways to train with little memory; `bn.big_batch` is the one big batch.
+"""Contrastive learning on digits: gradient accumulation, ghost batches and `bn.big_batch` beside one big batch.
 
-Each picture is told from all others of its batch (SimCLR). Micro-batches of 4 have few others, and normalise by
-themselves: accumulating their gradients learns less. Ghost batches have all the others, in one big forward pass, and
-normalise 4 at a time. `bn.big_batch` runs 4 at a time and takes the step of the big batch, but for rounding.
+The loss compares each picture with all others of its batch (SimCLR). In micro-batches of 4 there are few others, and
+each micro-batch is normalised by itself: accumulating their gradients learns less. Ghost batches run one big forward
+pass, in which 4 pictures at a time share statistics. `bn.big_batch` runs 4 pictures at a time and takes the step of the
+big batch, except for rounding.
 
 Source of the loss: Chen et al. 2020, "A simple framework for contrastive learning of visual representations".
 """
@@ -34,7 +35,7 @@ def encoder() -> nn.Sequential:
 
 
 def contrast(z: Tensor) -> Tensor:
-    """z: (N, 2, D), two views of each picture, told from the 2·N − 2 others."""
+    """The contrastive loss of z (N, 2, D): the two views of a picture against the 2·N − 2 others."""
     views = F.normalize(z.transpose(0, 1).flatten(0, 1), dim=1)
     similar = (views @ views.T / 0.2).masked_fill(torch.eye(len(views), dtype=torch.bool), -torch.inf)
     return F.cross_entropy(similar, torch.arange(len(views)).roll(len(z)))
@@ -65,14 +66,14 @@ def in_parts(model: nn.Module, pairs: Tensor) -> None:
 
 
 def views(pictures: Tensor) -> Tensor:
-    """Moved by a pixel at most, lighter or darker, and noisy; the same for every way to train."""
+    """Random views: moved by a pixel at most, lighter or darker, and noisy."""
     moved = torch.stack([torch.roll(p, tuple(torch.randint(-1, 2, (2,)).tolist()), (1, 2)) for p in pictures])
     return moved * (0.6 + 0.8 * torch.rand(len(pictures), 1, 1, 1)) + 0.25 * torch.randn_like(pictures)
 
 
 @torch.no_grad()
 def held_out_loss(model: TwoViews) -> float:
-    """Of pictures that no training step sees, all in one batch, by the running statistics."""
+    """The loss on pictures that training does not see, in one batch, by the running statistics."""
     model.eval()
     loss = contrast(model(held_out)).item()
     model.train()
@@ -80,7 +81,7 @@ def held_out_loss(model: TwoViews) -> float:
 
 
 def run(model: TwoViews, step: Callable[[nn.Module, Tensor], None], steps: int) -> list[float]:
-    """The loss before, and after every 4 steps. All ways see the same pictures in the same order."""
+    """The loss before, and after every 4 steps. Every way to train gets the same pictures in the same order."""
     torch.manual_seed(1)
     optimizer, curve = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9), [held_out_loss(model)]
     for number in range(1, steps + 1):
@@ -95,7 +96,7 @@ def run(model: TwoViews, step: Callable[[nn.Module, Tensor], None], steps: int) 
 
 
 def curves(steps: int) -> dict[str, list[float]]:
-    """The held-out loss along the way, for each way to train."""
+    """The held-out loss during training, for each way to train."""
     torch.manual_seed(0)
     start = TwoViews()
     ghosts = bn.convert(copy.deepcopy(start), virtual_batch_size=2 * MICRO)

@@ -1,4 +1,4 @@
-"""An average of weights needs its own statistics: update_bn's depend on how the data are split, calibrate's do not."""
+"""Averaged weights need new running statistics. Those of update_bn depend on the split of the data, ours do not."""
 
 import copy
 

@@ -1,8 +1,8 @@
-"""CrossQ in small: batch renormalisation in place of target networks, on a cart that is to be brought to 0.
+"""A small CrossQ: batch renormalisation replaces target networks. The agent steers a cart to position 0.
 
-Critics see this step's and the next step's actions as one batch, so that both are normalised alike. The first updates
-are plain batch norm; after the warm-up the layers normalise nearly as in evaluation. The counter of the warm-up is in
-the checkpoint. Source: Bhatt et al. 2024, arXiv 1902.05605.
+A critic gets this step's and the next step's actions in one batch, so that both are normalised alike. The first updates
+are plain batch norm; after the warm-up the layers normalise nearly as in evaluation. The checkpoint contains the
+counter of the warm-up. Source: Bhatt et al. 2024, arXiv 1902.05605.
 """
 
 import io
@@ -77,7 +77,7 @@ for update in range(UPDATES):
     s, a, r, s2 = (torch.cat([seen[i][part] for i in rows.tolist()]) for part in range(4))
     with torch.no_grad():
         a2, log_prob = act(actor, s2)
-    critics.train()  # one batch of both: one movement of the population
+    critics.train()  # one batch of both: one update of the running statistics
     both = torch.cat([torch.cat([s, s2]), torch.cat([a, a2])], 1)
     now, then = zip(*(critic(both).chunk(2) for critic in critics), strict=True)
     target = r + DISCOUNT * (torch.minimum(*then) - ENTROPY * log_prob).detach()
@@ -87,7 +87,7 @@ for update in range(UPDATES):
 
     if update % 2 == 0:
         actor.train()
-        critics.eval()  # by the population, which stays as it is
+        critics.eval()  # normalised by the running statistics, which are not updated
         force, log_prob = act(actor, s)
         value = torch.minimum(*(critic(torch.cat([s, force], 1)) for critic in critics))
         optimizers[0].zero_grad()
@@ -96,7 +96,7 @@ for update in range(UPDATES):
 
 learned, chance = score(actor.eval()), score(None)
 print(f"return of an episode: {learned:.1f} after {UPDATES} updates, {chance:.1f} by chance")
-assert learned > 0.5 * chance, "the cart was not brought to 0"
+assert learned > 0.5 * chance, "the cart did not get to position 0"
 
 file = io.BytesIO()
 torch.save(critics.state_dict(), file)
@@ -104,7 +104,7 @@ file.seek(0)
 again = nn.ModuleList([network(3, 1), network(3, 1)])
 again.load_state_dict(torch.load(file, weights_only=True))
 counted = again[0][0].num_batches_tracked
-print(f"the checkpoint goes on at update {counted}, after the warm-up of {WARMUP}")
+print(f"the checkpoint continues at update {counted}, after the warm-up of {WARMUP}")
 batch = torch.cat([s, a], 1)
 assert counted == UPDATES
 assert torch.equal(again.train()[0](batch), critics.train()[0](batch))

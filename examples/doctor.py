@@ -1,4 +1,4 @@
-"""Averaged weights beside statistics that were not: the doctor finds it, says which layer, and its cure cures."""
+"""Weights were averaged, running statistics were not: `bn.diagnose` finds the fault, `bn.calibrate` repairs it."""
 
 import copy
 import sys
@@ -33,11 +33,11 @@ with bn.watch(model, every=20) as w:
     early = copy.deepcopy(model)
     train(150)
 batches = [x[torch.randint(len(x), (64,))] for _ in range(16)]
-print("while training:", [f.what for f in w.findings] or "nothing to say")
+print("while training:", [f.what for f in w.findings] or "nothing found")
 print("trained: ", bn.diagnose(model, batches))
 
 for weight, old in zip(model.parameters(), early.parameters(), strict=True):
-    weight.data.lerp_(old.data, 0.5)  # the average of two checkpoints; the population is still that of the second
+    weight.data.lerp_(old.data, 0.5)  # averages two checkpoints; the running statistics stay those of the second
 report = bn.diagnose(model, batches)
 report.show()
 assert {"stale-population"} <= {f.rule for f in report.findings}

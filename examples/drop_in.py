@@ -1,4 +1,4 @@
-"""A network written for torch's batch norm, trained with ours: one line changes."""
+"""A network that was written for torch's batch norm, trained with ours: one line is added."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -14,7 +14,7 @@ model = nn.Sequential(
 )  # fmt: skip
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 
-bn.convert(model)  # the same parameters and buffers: the optimizer above goes on working
+bn.convert(model)  # the same parameters and buffers: the optimizer above still works
 
 digits = load_digits()
 x = torch.from_numpy(digits.images).float().unsqueeze(1)
@@ -31,5 +31,5 @@ accuracy = (model(x[1500:]).argmax(1) == y[1500:]).float().mean().item()
 print(f"accuracy on the last {len(y) - 1500} digits: {accuracy:.3f}")
 assert accuracy > 0.85
 
-bn.revert(model)  # torch's own classes again, with what was learned
+bn.revert(model)  # torch's classes again, with the trained parameters
 assert type(model[1]) is nn.BatchNorm2d

@@ -1,6 +1,7 @@
-"""Federated learning with FedBN: batch norms stay with their client. For a new client, one population of all, exactly.
+"""Federated learning with FedBN: each client keeps its own batch norms.
 
-The two clients are functions here; the lists of arrays are those that Flower's clients and strategies pass around.
+At the end, a network for a new client gets the running statistics of all clients' data together. The two clients are
+functions here. The lists of arrays are those of Flower's clients and strategies.
 """
 
 import copy
@@ -55,7 +56,7 @@ for local in ("nothing", "all"):
     print(f"{local:7} of the batch norms stays local, {len(keys):2} arrays travel: accuracy of the worse {worst:.3f}")
 assert worst > 0.9
 
-# A population for somebody new: sums of every client, no sample of any. Two batch norms in a row need two rounds.
+# Running statistics for a new client, from sums of all clients. Two batch norms in a row need two rounds.
 shared = copy.deepcopy(models[0])
 for _ in range(2):
     set_population(shared, [client_moments(shared, [part]) for part, _ in data])

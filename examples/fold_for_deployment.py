@@ -1,4 +1,4 @@
-"""Batch norms folded into their convolutions: fewer layers, the same output, and a report of what was left and why."""
+"""Batch norms folded into convolutions: fewer layers, the same output, and a report of what was not folded."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation looks at a second, perturbed network: its activations should not be remembered."""
+"""Sharpness-aware minimisation runs a second, perturbed forward pass: it should not update the running statistics."""
 
 import copy
 
@@ -16,13 +16,13 @@ once(x)
 
 
 def perturbed(model: nn.Module) -> torch.Tensor:
-    """The second forward pass, with the weights moved uphill."""
+    """The second forward pass, with perturbed weights."""
     return torch.func.functional_call(model, {"0.weight": model[0].weight * 3}, x)
 
 
 theirs(x), perturbed(theirs)
 ours(x)
-with bn.paused(ours):  # normalised by the batch as before, and nothing is remembered
+with bn.paused(ours):  # normalised by the batch, no update of the running statistics
     y = perturbed(ours)
 assert torch.allclose(y.std(0, correction=0), torch.ones(8), atol=1e-3)
 for name, model in (("torch", theirs), ("ours", ours)):

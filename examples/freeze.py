@@ -1,4 +1,4 @@
-"""Fine-tuning with frozen statistics: eval() lasts until somebody calls train(); bn.freeze lasts until bn.unfreeze."""
+"""Fine-tuning with frozen statistics: eval() lasts until the next train(), bn.freeze lasts until bn.unfreeze."""
 
 import copy
 
@@ -11,7 +11,7 @@ torch.manual_seed(0)
 theirs = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
 ours = copy.deepcopy(theirs)
 theirs[1].eval()
-bn.freeze(ours)  # γ and β go on training; affine=True freezes them too
+bn.freeze(ours)  # γ and β still train; affine=True freezes them too
 for name, model in (("torch", theirs), ("ours", ours)):
     model.train()  # every training loop does this at the start of an epoch
     before = model[1].running_mean.clone()

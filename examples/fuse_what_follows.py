@@ -1,4 +1,4 @@
-"""A batch norm that does what follows it in the same pass: the same output, and less kept for the backward pass."""
+"""Batch norm and activation in one pass: the same output, and less memory kept for the backward pass."""
 
 import torch
 from torch import nn

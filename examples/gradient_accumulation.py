@@ -1,7 +1,7 @@
-"""Four micro-batches make a step: torch's population moves four times, bn.accumulate's once, by their merged moments.
+"""Four micro-batches in a step: torch's layer updates its running statistics four times, `bn.accumulate` once.
 
-What is equal to the big batch: the running statistics and their counter. What is not: outputs and gradients, since each
-micro-batch is normalised by itself.
+The running statistics and their counter are then those of the big batch. The outputs and gradients are not, since each
+micro-batch is still normalised by itself.
 """
 
 import torch

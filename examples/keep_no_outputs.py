@@ -1,4 +1,4 @@
-"""Outputs of batch norms are computed again for the backward pass: the same gradients, bit for bit, less memory."""
+"""Outputs of batch norms are computed again in the backward pass: less memory, the same gradients bit for bit."""
 
 import copy
 

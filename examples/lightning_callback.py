@@ -1,4 +1,4 @@
-"""Lightning: the population moves once for every step of four micro-batches, and is calibrated at the end."""
+"""Lightning: running statistics are updated once for every step of four micro-batches, and calibrated at the end."""
 
 import logging
 import warnings

@@ -1,4 +1,4 @@
-"""One of two processes dies in the middle of training: the other one learns which layer waited for it, and when."""
+"""One of two processes dies in training. The other gets an error that names the layer and the step."""
 
 import tempfile
 from datetime import timedelta
@@ -24,7 +24,7 @@ def main(rank: int, folder: str) -> None:
             said = str(error)
     print(said)
     assert "1: BatchNorm1d(4), step 3: rank 0 of 2" in said
-    assert torch.equal(model[1].running_mean, before)  # not half updated: save from here
+    assert torch.equal(model[1].running_mean, before)  # no partial update: this state can be saved
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Five networks trained as one with `torch.func`: each has a population of its own, returned rather than written."""
+"""Five networks trained at once with `torch.func`: their running statistics are returned, not written in place."""
 
 import torch
 from torch import nn
@@ -16,7 +16,7 @@ state = {
 said = ""
 try:
     torch.func.vmap(nn.BatchNorm1d(channels))(torch.randn(models, 64, channels))
-except RuntimeError as error:  # one pair of buffers, written in place, is no memory for five
+except RuntimeError as error:  # vmap cannot write one pair of buffers in place for five models
     said = str(error).split(".")[0]
 print(f"torch: {said}")
 assert said

@@ -1,4 +1,4 @@
-"""Two clients with different data: an average of variances leaves out what lies between the clients' means."""
+"""Two clients with different data: an average of variances leaves out the variance between the clients' means."""
 
 import torch
 from torch import nn

@@ -1,4 +1,4 @@
-"""One batch with an Inf: torch's layer evaluates to NaN ever after; ours shows it in the output and forgets it."""
+"""One batch with an Inf: torch's layer gives NaN in evaluation from then on; ours does not update its statistics."""
 
 import copy
 import warnings

@@ -1,4 +1,4 @@
-"""Keras and Flax count momentum the other way round: taken over as it is, 0.99 forgets all but the last batch."""
+"""Keras and Flax give the share of the old value as momentum: in torch, 0.99 would keep little but the last batch."""
 
 import torch
 from torch import nn
@@ -18,9 +18,9 @@ for _ in range(200):
         path.append(layer.running_mean.item())
 
 spread = {name: torch.tensor(path).std().item() for name, path in paths.items()}
-print("how much the running mean moves about:", {name: round(value, 3) for name, value in spread.items()})
+print("standard deviation of the running mean:", {name: round(value, 3) for name, value in spread.items()})
 assert spread["from_keras"] < 0.2 * spread["0.99 as it is"]
 
-# and no decay for what has no scale to lose: biases, γ and β
+# weight decay for the weights, and not for biases, γ and β
 optimizer = torch.optim.SGD(bn.parameter_groups(nn.Sequential(nn.Linear(3, 1), converted), weight_decay=1e-4), lr=0.1)
 assert [len(group["params"]) for group in optimizer.param_groups] == [1, 3]

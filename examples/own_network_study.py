@@ -1,4 +1,4 @@
-"""A study of a network of your own: `study` trains it with and without batch norm."""
+"""A study of your own network: `bn.study` trains it with and without batch norm."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ import batchnorm as bn
 
 
 def make_network():
-    """Deep and narrow; made anew for every run, with the batch norms where one would put them."""
+    """A deep and narrow network with batch norms; called once for each run."""
     layers = []
     for _ in range(4):
         layers += [nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Tanh()]
@@ -27,7 +27,7 @@ for claim in result.claims:
 
 with tempfile.TemporaryDirectory() as folder:
     page = result.save(Path(folder) / "study")
-    print(f"report.html: {page.stat().st_size / 1e3:.0f} kB, needs nothing else")
+    print(f"report.html: {page.stat().st_size / 1e3:.0f} kB, one file")
 
 verdicts = {claim.number: claim.verdict for claim in result.claims}
 assert list(verdicts) == list(range(1, 10))

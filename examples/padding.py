@@ -1,4 +1,4 @@
-"""Samples of unequal length: torch's layer counts the padding, and it stops being padding; lengths= leaves it out."""
+"""Samples of unequal length: torch's layer counts the padding as data; `lengths=` leaves it out, and keeps it 0."""
 
 import torch
 from torch import nn
@@ -10,7 +10,7 @@ lengths = torch.tensor([20, 5, 3, 2])
 x = torch.randn(4, 8, 20) + 5
 padding = torch.arange(20) >= lengths.unsqueeze(1)
 x = x.masked_fill(padding.unsqueeze(1), 0.0)
-truth = torch.cat([sample[:, :n] for sample, n in zip(x, lengths, strict=True)], dim=1)  # what there really is, (8, 30)
+truth = torch.cat([sample[:, :n] for sample, n in zip(x, lengths, strict=True)], dim=1)  # without padding, (8, 30)
 
 theirs, ours = nn.BatchNorm1d(8, momentum=1.0), bn.BatchNorm1d(8, momentum=1.0)
 outputs = {"torch": theirs(x), "ours": ours(x, lengths=lengths)}

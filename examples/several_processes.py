@@ -1,4 +1,4 @@
-"""Two processes share statistics on CPUs, also with batches of 7 and 1: torch's SyncBatchNorm refuses.
+"""Two processes share statistics on CPUs, with batches of 7 and 1; torch's SyncBatchNorm raises an error.
 
 `python several_processes.py` starts two ranks on this machine; torchrun starts them on any number of machines.
 """
@@ -35,7 +35,7 @@ def main() -> None:
     error = (y - wanted).abs().max().item()
     print(f"rank {rank}, ours: {len(y)} samples, as in one process on all 8 to {error:.0e}", flush=True)
     assert error < 1e-5
-    dist.barrier()  # nobody leaves while another is at work
+    dist.barrier()  # wait for the other rank
     dist.destroy_process_group()
 
 

@@ -1,4 +1,4 @@
-"""Batches of two: normalised by two samples, training sees another network than evaluation does. Three ways out."""
+"""Batches of two samples: training and evaluation differ less with `renorm=`. Also: one sample, and ghost batches."""
 
 import torch
 from torch import nn
@@ -29,7 +29,7 @@ except ValueError as error:
 y = bn.convert(layers["torch"], single="population").train()(last)
 print(f"single='population': an output as in evaluation, {y.shape}")
 
-x = torch.randn(64, 8)  # the other way round: the regularisation of small batches, within a large one
+x = torch.randn(64, 8)  # ghost batches: 16 samples of a large batch at a time share statistics
 ghost = bn.BatchNorm1d(8, virtual_batch_size=16)(x)
 loop = torch.cat([nn.BatchNorm1d(8)(part) for part in x.split(16)])
 assert torch.allclose(ghost, loop, atol=1e-5)

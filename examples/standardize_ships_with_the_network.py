@@ -1,4 +1,4 @@
-"""Columns on different scales, normalised by the network itself: raw data in, wherever it is deployed."""
+"""Columns on different scales: the network normalises its raw inputs, and the statistics are saved with it."""
 
 import io
 
@@ -36,5 +36,5 @@ torch.save(model.state_dict(), file)
 file.seek(0)
 fresh = nn.Sequential(bn.Standardize(13), nn.Linear(13, 3))
 fresh.load_state_dict(torch.load(file, weights_only=True))
-assert torch.equal(fresh(x), model(x))  # the normalisation came along
+assert torch.equal(fresh(x), model(x))  # the statistics were loaded too
 assert torch.allclose(scaler.inverse(scaler(x)), x, rtol=1e-6)

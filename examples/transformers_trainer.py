@@ -1,4 +1,4 @@
-"""transformers' Trainer: one movement of the population for each step, and calibration before each evaluation."""
+"""transformers' Trainer: running statistics are updated once a step, and calibrated before each evaluation."""
 
 import tempfile
 import warnings
@@ -40,7 +40,7 @@ with tempfile.TemporaryDirectory() as folder:
     trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=rows, callbacks=[callback])
     trainer.train()
 steps = trainer.state.global_step
-print(f"32 micro-batches, {steps} steps: the population moved {model.net[0].num_batches_tracked} times")
+print(f"32 micro-batches, {steps} steps: {model.net[0].num_batches_tracked} updates of the running statistics")
 print(f"{len(callback.calibrations)} calibrations; the last: {callback.calibrations[-1]}")
 assert model.net[0].num_batches_tracked == steps == 8
 assert torch.allclose(model.net[0].running_var, x.var(0))

@@ -1,4 +1,4 @@
-"""Pictures of day and night in turn: one population fits neither; a named population for each fits both."""
+"""Batches of day and night pictures in turn: one set of running statistics fits neither; `bn.domain` keeps two sets."""
 
 import copy
 
@@ -15,7 +15,7 @@ for _ in range(200):
     for domain, draw in (("day", day), ("night", night)):
         x = draw()
         theirs(x)
-        with bn.domain(ours, domain):  # made on first use; affine=True gives it γ and β of its own
+        with bn.domain(ours, domain):  # created at first use; affine=True adds separate γ and β
             ours(x)
 for model in (theirs, ours):
     model.eval()
@@ -26,5 +26,5 @@ for domain, draw in (("day", day), ("night", night)):
     print(f"{domain:6} standard deviation of the output, wanted 1: torch {spread[0]:.2f}, ours {spread[1]:.2f}")
     assert abs(spread[1] - 1) < 0.1 < abs(spread[0] - 1)
 again = bn.convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))
-again.load_state_dict(ours.state_dict())  # the populations are in it
+again.load_state_dict(ours.state_dict())  # with the running statistics of both domains
 assert set(again[1].banks) == {"day", "night"}

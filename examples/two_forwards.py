@@ -1,5 +1,6 @@
-"""Two forward passes before one backward under DistributedDataParallel, which writes every buffer before each of them:
-what torch's autograd holds has then been modified in place. Ours never holds a buffer.
+"""Two forward passes before one backward pass under DistributedDataParallel, which writes all buffers before each.
+
+torch's layer saves the buffers for its backward pass, which then fails. Ours saves copies.
 """
 
 import copy
@@ -13,7 +14,7 @@ torch.manual_seed(0)
 x = torch.randn(16, 4, requires_grad=True)
 theirs = nn.BatchNorm1d(4)
 for name, layer in (("torch", theirs), ("ours", bn.convert(copy.deepcopy(theirs)))):
-    first = layer.eval()(x)  # normalised by the population, as a frozen layer does in training
+    first = layer.eval()(x)  # normalised by the running statistics, as a frozen layer does in training
     with torch.no_grad():
         for buffer in layer.buffers():
             buffer.copy_(buffer)  # what DistributedDataParallel does to keep the ranks alike

@@ -1,4 +1,4 @@
-"""`bn.watch` writes to TensorBoard, to a run of wandb, or to anything else with one of three methods."""
+"""`bn.watch` writes to TensorBoard, to a run of wandb, or to any object with one of their methods."""
 
 import tempfile
 from pathlib import Path
@@ -10,7 +10,7 @@ import batchnorm as bn
 
 
 class Run:
-    """As a run of wandb: `log(values, step=...)`."""
+    """Like a run of wandb: `log(values, step=...)`."""
 
     def __init__(self) -> None:
         self.history: dict[int, dict[str, float]] = {}

@@ -1,4 +1,4 @@
-"""One network with batch norm and without: accuracy while it trains, and the values of a channel before and after."""
+"""A network with and without batch norm: accuracy during training, and one channel before and after batch norm."""
 
 import torch
 from sklearn.datasets import load_digits
@@ -55,6 +55,6 @@ with torch.no_grad():
     before = model[0](x[train])[:, 3]  # one channel
     after = model[1](model[0](x[train]))[:, 3]
 print(f"one channel: mean {before.mean():.2f} → {after.mean():.2f}, deviation {before.std():.2f} → {after.std():.2f}")
-assert torch.equal(before.argsort(stable=True), after.argsort(stable=True))  # its shape is kept
+assert torch.equal(before.argsort(stable=True), after.argsort(stable=True))  # the order is kept
 assert curves["with", best["with"]][-1] > 0.9
 assert curves["with", best["with"]][9] > curves["without", best["without"]][9] + 0.3

@@ -278,6 +278,19 @@ def test_autograd_holds_no_buffer(activation, dtype):
     judge("grad of weight", weight.grad, truth.grads["weight"], budget=1e-4)
 
 
+def test_training_between_evaluation_and_its_backward():
+    """torch 2.13 computes a wrong gradient here, without an error: its operator updates buffers that autograd holds."""
+    mean, var, weight, bias = parameters(3)
+    x, grad = drifting(4, 3, 5).requires_grad_(), drifting(4, 3, 5, offset=1.0)
+    truth = exact(x, mean, var, weight, bias, grad=grad)
+    y = bn.batch_norm(x, mean, var, weight, bias)
+    before = mean.clone()
+    bn.batch_norm(drifting(4, 3, 5, offset=9.0), mean, var, weight, bias, True)
+    assert not torch.equal(mean, before)
+    y.backward(grad)
+    judge("grad of x", x.grad, truth.grads["x"], budget=1e-5)
+
+
 def test_two_forwards_in_training_before_one_backward():
     mean, var, weight, bias = parameters(3)
     weight.requires_grad_()

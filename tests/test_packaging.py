@@ -37,6 +37,7 @@ def test_the_citation_has_the_version_of_the_package() -> None:
     changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     latest = re.findall(r"^## (\d\S+), (\d{4}-\d\d-\d\d)$", changelog, re.M)[0]
     assert latest == (citation["version"], str(citation["date-released"]))
+    assert f"Version {VERSION}" in (ROOT / "docs" / "cite.md").read_text(encoding="utf-8")
 
 
 def sessions() -> list[dict[str, Any]]:

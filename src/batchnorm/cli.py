@@ -1,4 +1,4 @@
-"""The command line: arguments only. One function a command."""
+"""The command line: one function per command, which handles only its arguments and its output."""
 
 from __future__ import annotations
 
@@ -115,7 +115,7 @@ def study(
         threads=threads,
         quick=quick,
     )
-    arms.check(make_network, standardise(loaded))  # before the bar is drawn: wrong input is one line
+    arms.check(make_network, standardise(loaded))  # before the bar is drawn, so that an error is one line
     errors = _console(stderr=True)
     with _progress(errors) as progress:
         result = plan.run(make_network, loaded, chosen, network, progress, errors.print)
@@ -445,7 +445,7 @@ def _spinner(console: Console) -> AbstractContextManager[object]:
 
 
 class _progress:  # noqa: N801  # reads as a function
-    """A bar with the time left on the given console; called as a progress callback."""
+    """A progress bar with the time left, on the given console; it is called as a progress callback."""
 
     def __init__(self, console: Console) -> None:
         from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -466,7 +466,7 @@ class _progress:  # noqa: N801  # reads as a function
 
 
 def main() -> None:
-    """Runs the command line. Wrong input: one line on stderr and exit status 2."""
+    """Runs the command line. Wrong input gives one line on stderr and exit status 2."""
     from batchnorm.experiment.data import InputError
 
     try:

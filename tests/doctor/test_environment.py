@@ -10,7 +10,7 @@ import torch
 from batchnorm import functional
 from batchnorm.backends import native
 from batchnorm.backends.native import build
-from batchnorm.doctor.environment import BACKENDS, Serves, environment
+from batchnorm.doctor.environment import BACKENDS, DeviceBackends, environment
 from tests.support.commands import call
 
 
@@ -24,7 +24,7 @@ def cold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def cpu() -> Serves:
+def cpu() -> DeviceBackends:
     return next(device for device in environment().devices if device.device == "cpu")
 
 

@@ -22,7 +22,7 @@ def test_looking_leaves_the_network_and_the_generator_as_they_were() -> None:
     model = network()
     before, state = copy.deepcopy(model.state_dict()), torch.get_rng_state()
     log = RunLog()
-    log.look(model, torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), squares, 5)
+    log.observe(model, torch.randn(32, 4, generator=torch.Generator().manual_seed(0)), squares, 5)
     log.examine(model, torch.randn(32, 4, generator=torch.Generator().manual_seed(1)))
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -31,7 +31,7 @@ def test_looking_leaves_the_network_and_the_generator_as_they_were() -> None:
 
 def test_percentiles_of_a_normalised_site() -> None:
     log = RunLog()
-    log.look(network(), torch.randn(2000, 4), squares, 0)
+    log.observe(network(), torch.randn(2000, 4), squares, 0)
     (found,) = log.percentiles["norm 1"]
     assert found.shape == (3, 6)
     # of a normal distribution: ∓1.036 standard deviations and 0
@@ -41,7 +41,7 @@ def test_percentiles_of_a_normalised_site() -> None:
 def test_sizes_of_signal_and_gradient_are_root_mean_squares_at_the_outputs_of_layers_with_weights() -> None:
     torch.manual_seed(0)
     model, log, x = nn.Sequential(nn.Linear(4, 6), nn.ReLU(inplace=True), nn.Linear(6, 2)), RunLog(), torch.randn(8, 4)
-    log.look(model, x, squares, 3)
+    log.observe(model, x, squares, 3)
     assert list(log.gradients) == list(log.scales) == ["Linear 0", "Linear 2"]
     first = model[0](x)
     output = model[2](first.relu())

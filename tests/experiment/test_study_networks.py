@@ -125,7 +125,7 @@ def grown(make: Callable[..., nn.Module], arm: str) -> tuple[float, float]:
     data = images()
     torch.manual_seed(0)
     network, log = build(make, data, 0, arm), RunLog()  # type: ignore[arg-type]
-    log.look(network, data.train.x, lambda output: loss_of(output, data.train.y, data), 0)
+    log.observe(network, data.train.x, lambda output: loss_of(output, data.train.y, data), 0)
     signal, gradient = (list(found.values()) for found in (log.scales, log.gradients))
     return signal[-2][0] / signal[1][0], gradient[1][0] / gradient[-2][0]
 

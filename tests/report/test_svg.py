@@ -6,10 +6,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from batchnorm.report.axes import Axis, limits, shown
+from batchnorm.report.axes import Axis, limits, tick_text
 from batchnorm.report.chart import COLORS, SHAPES, Chart, Key, Panel, Series
 from batchnorm.report.figures import ARM_COLORS, LAYERS, ramp
-from batchnorm.report.svg import draw, wide_as, without_prefix
+from batchnorm.report.svg import draw, text_width, without_prefix
 
 
 def elements(chart: Chart, tag: str) -> list[ElementTree.Element]:
@@ -85,7 +85,7 @@ def test_names_below_an_axis_do_not_touch(names: list[str]) -> None:
     assert (ticks[0].text or "").startswith(first)
     assert (ticks[-1].text or "").startswith(last)
     places = [float(tick.attrib["x"]) for tick in ticks]
-    width = 14 if "transform" in ticks[0].attrib else wide_as(ticks[-1].text or "")
+    width = 14 if "transform" in ticks[0].attrib else text_width(ticks[-1].text or "")
     assert min(b - a for a, b in itertools.pairwise(places)) > width
 
 
@@ -107,7 +107,7 @@ def test_panels_above_one_another_share_an_axis() -> None:
     ],
 )
 def test_ticks(low: float, high: float, log: bool, ticks: list[str]) -> None:
-    assert [shown(tick) for tick in Axis(low, high, 0, 100, log).ticks()] == ticks
+    assert [tick_text(tick) for tick in Axis(low, high, 0, 100, log).ticks()] == ticks
 
 
 def test_a_logarithmic_axis() -> None:
@@ -131,6 +131,6 @@ def test_numbers_below_an_axis_do_not_touch() -> None:
     rates = [0.00081, 0.0027, 0.009, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0]
     chart = Chart([Panel([Series("line", rates, rates, "batch")], log_x=True, x_ticks=rates)], "rates")
     drawn = [text for text in elements(chart, "text") if text.attrib["text-anchor"] == "middle"]
-    ends = [(float(t.attrib["x"]), wide_as(t.text or "") / 2) for t in drawn]
+    ends = [(float(t.attrib["x"]), text_width(t.text or "") / 2) for t in drawn]
     assert len(drawn) > 4
     assert all(a + half < b - other for (a, half), (b, other) in itertools.pairwise(ends))

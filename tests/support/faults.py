@@ -143,18 +143,18 @@ FAULTS = [
     Fault("input", "NaN in one value", put("x", NAN), SKIPPED),
     Fault("input", "Inf in one value", put("x", INF), SKIPPED),
     Fault("input", "a value whose square overflows", put("x", 1e30), Seen(kept=ONE, skipped=True)),
-    Fault("input", "all NaN", lambda s: s.x.fill_(NAN), Seen(None, EVERY, EVERY, EVERY, skipped=True)),
+    Fault("input", "NaN in all values", lambda s: s.x.fill_(NAN), Seen(None, EVERY, EVERY, EVERY, skipped=True)),
     Fault("input", "NaN where the mask is 0", lambda s: s.x[:, :, 3].fill_(NAN), Seen(), ("masked",)),
     Fault("input", "NaN, with nonfinite='raise'", also(put("x", NAN), nonfinite="raise"), refused(FloatingPointError)),
-    Fault("input", "NaN, with nonfinite='propagate', torch's way", also(put("x", NAN), nonfinite="propagate"),
+    Fault("input", "NaN, with nonfinite='propagate' (as torch)", also(put("x", NAN), nonfinite="propagate"),
           Seen(output=ONE, gradient=ONE, lost=ONE)),
-    Fault("input", "a dead channel: one constant", lambda s: s.x[:, 1].fill_(5.0), Seen()),
+    Fault("input", "a constant channel", lambda s: s.x[:, 1].fill_(5.0), Seen()),
     Fault("input", "no samples", crop(0), KEPT, UNMASKED),
     Fault("input", "one value per channel", crop(1, 1), VALUE, UNMASKED),
     Fault("input", "one value per channel, with single='population'", also(crop(1, 1), single="population"), KEPT,
           UNMASKED),
     Fault("input", "another number of channels", swap("x", lambda x: x[:, :2]), WRONG),
-    Fault("input", "one dimension", swap("x", lambda x: x[:, 0, 0]), VALUE),
+    Fault("input", "only one dimension", swap("x", lambda x: x[:, 0, 0]), VALUE),
     Fault("input", "integers", swap("x", lambda x: x.long()), refused(NotImplementedError)),
     Fault("input", "float64 for a float32 layer", swap("x", lambda x: x.double()), WRONG),
     Fault("input", "on another device", swap("x", meta), WRONG),
@@ -168,13 +168,13 @@ FAULTS = [
     Fault("gradient", "NaN in one value", put("grad", NAN), Seen(gradient=ONE)),
     Fault("gradient", "Inf in one value", put("grad", INF), Seen(gradient=ONE)),
     Fault("gradient", "a sum beyond float32", lambda s: s.grad[:, 1].fill_(3e38), Seen(gradient=ONE)),
-    Fault("statistics", "a mean that is NaN before", put("running_mean", NAN), Seen(lost=ONE), BY_BATCH),
-    Fault("statistics", "a mean that is NaN before", put("running_mean", NAN), Seen(None, ONE, ONE, lost=ONE),
+    Fault("statistics", "a mean that is NaN already", put("running_mean", NAN), Seen(lost=ONE), BY_BATCH),
+    Fault("statistics", "a mean that is NaN already", put("running_mean", NAN), Seen(None, ONE, ONE, lost=ONE),
           ("renorm",)),
-    Fault("statistics", "a variance that is Inf before", put("running_var", INF), Seen(lost=ONE), BY_BATCH),
+    Fault("statistics", "a variance that is Inf already", put("running_var", INF), Seen(lost=ONE), BY_BATCH),
     Fault("statistics", "on another device", swap("running_var", meta), WRONG),
-    Fault("mask", "leaves nothing", swap("mask", lambda x: torch.zeros(6, 4)), KEPT, MASKS),
-    Fault("mask", "leaves one value per channel", swap("mask", lambda x: torch.eye(24)[0].view(6, 4)), KEPT, MASKS),
+    Fault("mask", "selects no value", swap("mask", lambda x: torch.zeros(6, 4)), KEPT, MASKS),
+    Fault("mask", "selects one value per channel", swap("mask", lambda x: torch.eye(24)[0].view(6, 4)), KEPT, MASKS),
     Fault("mask", "another shape", swap("mask", lambda x: torch.ones(5, 4)), VALUE, MASKS),
     Fault("mask", "a negative weight", swap("mask", weights(-1.0)), VALUE, MASKS),
     Fault("mask", "a NaN", swap("mask", weights(NAN)), VALUE, MASKS),
@@ -186,8 +186,9 @@ FAULTS = [
           UNMASKED),
     Fault("lengths", "negative", swap("lengths", lambda x: torch.tensor([4, 4, 4, 4, 4, -1])), VALUE, UNMASKED),
     Fault("lengths", "not integers", swap("lengths", lambda x: torch.ones(6)), VALUE, UNMASKED),
-    Fault("lengths", "and a mask", swap("lengths", lambda x: torch.ones(6).long()), VALUE, ("masked",)),
-    Fault("memory", "none for the output", lambda s: setattr(s, "context", no_memory(s.layer)), refused(MemoryError)),
+    Fault("lengths", "together with a mask", swap("lengths", lambda x: torch.ones(6).long()), VALUE, ("masked",)),
+    Fault("memory", "not enough for the output", lambda s: setattr(s, "context", no_memory(s.layer)),
+          refused(MemoryError)),
     Fault("Ctrl-C", "in bn.paused", interrupted(bn.paused), refused(KeyboardInterrupt)),
     Fault("Ctrl-C", "in bn.accumulate", interrupted(lambda m: bn.accumulate(m, 2)), refused(KeyboardInterrupt)),
     Fault("Ctrl-C", "in bn.domain", interrupted(lambda m: bn.domain(m, "night")), refused(KeyboardInterrupt)),
@@ -254,15 +255,17 @@ def table() -> str:
     lines = [
         "# Faults",
         "",
-        "This page shows the effects of one bad training step on a layer. The layer has the channels 0, 1 and 2,",
-        "and has been trained on one good batch. Each fault is put into channel 1, once for each of the paths named",
-        "(`virtual` is `virtual_batch_size=4`, `renorm` is `renorm=bn.Renorm(2, 1)`).",
+        "This page shows the effects of one bad training step on a layer. The layer has the channels 0, 1 and 2, and",
+        "has been trained on one good batch. A fault of one channel is put into channel 1. The third column lists the",
+        "layers that were tested: `plain`, `masked` (called with `mask=`), `virtual` (`virtual_batch_size=4`),",
+        "`renorm` (`renorm=bn.Renorm(2, 1)`), or all four.",
         "",
         "`python tests/support/faults.py` writes this page, and `tests/test_faults.py` checks every row on two",
-        "backends. It also checks that each fault leaves the modes unchanged, that channels 0 and 2 get the running",
-        "statistics that they would have without the fault, and that the next good batch works.",
+        "backends. It also checks that the layer is still in training mode, not frozen and not paused, that the other",
+        "channels get the running statistics that they would have without the fault, and that the next good batch",
+        "works.",
         "",
-        "| where | fault | paths | what happens | what is remembered |",
+        "| place | fault | layers | effect | running statistics |",
         "|---|---|---|---|---|",
     ]
     for fault in FAULTS:
@@ -285,10 +288,11 @@ def happens(seen: Seen, words: str) -> str:
 
 
 def remembered(seen: Seen) -> str:
-    what = f"{channels(seen.kept)} keeps its statistics" if seen.kept else "as after any batch"
-    what = "nothing" if seen.kept == EVERY else what
-    what = f"{channels(seen.lost)} is not finite" if seen.lost else what
-    return what + ("" if seen.counted else ", not counted") + (", counted in `skipped_batches`" if seen.skipped else "")
+    what = f"not updated in {channels(seen.kept)}" if seen.kept else "updated as usual"
+    what = "not updated" if seen.kept == EVERY else what
+    what = f"not finite in {channels(seen.lost)}" if seen.lost else what
+    count = "" if seen.counted else "; the batch is not counted"
+    return what + count + ("; counted in `skipped_batches`" if seen.skipped else "")
 
 
 def channels(which: frozenset[int]) -> str:

@@ -1,1 +1,1 @@
-"""Times of the layers on this machine, beside torch's: results are judged first, then times are taken in turns."""
+"""Compares the layers with torch's on this machine: results are checked first, then the layers are timed in turns."""

@@ -1,8 +1,8 @@
-"""The comparison on an accelerator: one layer at a time, and whole steps, ours and torch's in every way they run.
+"""The comparison of single layers on an accelerator, ours and torch's, on every backend.
 
-Times are the device's own, between two events. The bytes of a case are those that have to move: every input is read
-once and every output written once, and where a channel does not fit on chip x is read twice, and backward the gradient
-too. Nothing here needs a device to be planned; tests run it on CPU, where it says nothing about speed.
+Times are measured by the device, between two events. The bytes of a case are those that must move if a channel does not
+fit on chip: x is read twice, in the backward pass the gradient too, and other inputs and outputs move once. Tests run
+this on the CPU, where the times mean nothing.
 """
 
 import contextlib
@@ -25,12 +25,12 @@ Progress = Callable[[int, int, str], None]
 
 PAIRS = [(dtype, block) for dtype in ("float32", "bfloat16", "float16") for block in ("plain", "relu", "add-relu")]
 TURNS = 7
-TURN = 20e-3  # seconds of a turn at least: small next to it is the launch of its first call
+TURN = 20e-3  # least seconds of a turn: long compared with the launch of its first call
 
 
 @dataclass(frozen=True)
 class Subject:
-    """One way to run a case: whose layer, and the context of its forward pass."""
+    """One way to run a case: with our layer or torch's, and with a context for the forward pass."""
 
     name: str
     ours: bool
@@ -39,7 +39,7 @@ class Subject:
 
 
 def subjects(device: torch.device, block: str) -> Iterator[Subject]:
-    """The ways that there are on this device."""
+    """The ways to run a block on this device."""
     cudnn = device.type == "cuda" and torch.backends.cudnn.is_available()
     yield Subject("torch", False)
     if cudnn:
@@ -77,7 +77,7 @@ def cases(quick: bool) -> list[Case]:
 
 
 def bytes_moved(case: Case) -> dict[str, int]:
-    """Bytes of a pass that reads x twice, and backward x and the gradient: forward, and forward with backward."""
+    """Bytes of a forward pass, and of forward and backward, if x is read twice in each, and the gradient twice."""
     size = torch.Size(case.shape).numel() * case.dtype.itemsize
     add = BLOCKS[case.block][1]
     forward = 3 + add
@@ -86,7 +86,7 @@ def bytes_moved(case: Case) -> dict[str, int]:
 
 
 def measure(case: Case, device: torch.device) -> Result:
-    """Every subject on one case: milliseconds, and the figures that follow from them.
+    """Measures every subject on one case: milliseconds, and the numbers computed from them.
 
     Raises:
         DisagreementError: a result of ours is wrong.
@@ -109,7 +109,7 @@ def measure(case: Case, device: torch.device) -> Result:
             both()
         except DisagreementError:
             raise
-        except Exception as error:  # whatever a compiler raises
+        except Exception as error:  # a compiler may raise anything
             notes.append(f"{case}: {subject.name} does not run: {' '.join(str(error).split())[:200]}")
             continue
         found["forward"][subject.name], found["both"][subject.name] = forward, both
@@ -149,7 +149,7 @@ def _exact(case: Case, device: torch.device, inputs: list[Tensor], gradient: Ten
 
 
 def _steps(layer: nn.Module, inputs: list[Tensor], gradient: Tensor, context: Callable[[], Any]) -> tuple[Step, Step]:
-    """The forward pass in training, and a step both ways whose gradients are gone before the next."""
+    """Functions for a forward pass in training, and for a forward and backward pass that deletes its gradients."""
     leaves = [t.detach().requires_grad_() for t in inputs]
 
     def forward() -> Tensor:
@@ -169,7 +169,7 @@ def _steps(layer: nn.Module, inputs: list[Tensor], gradient: Tensor, context: Ca
 
 
 def turns(steps: dict[str, Step], device: torch.device, least: float = TURN) -> dict[str, list[float]]:
-    """Seconds of a call in each of several turns; the subjects take turns, every other round in reverse."""
+    """Seconds per call in each of several turns; the subjects take turns, every other round in reverse order."""
     calls = {name: max(1, round(least / max(_warm(step, device), 1e-7))) for name, step in steps.items()}
     found: dict[str, list[float]] = {name: [] for name in steps}
     for i in range(TURNS):
@@ -185,7 +185,7 @@ def _warm(step: Step, device: torch.device) -> float:
 
 
 def seconds(step: Step, calls: int, device: torch.device) -> float:
-    """Seconds of a call, on the device's own clock where it has one."""
+    """Seconds per call, measured by the device's clock if it has one."""
     if device.type == "cpu":
         start = time.perf_counter()
         for _ in range(calls):

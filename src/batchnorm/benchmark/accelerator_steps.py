@@ -1,4 +1,4 @@
-"""Whole training steps on an accelerator, with their peak memory, and the run of everything that is measured there."""
+"""Whole training steps on an accelerator, with their peak memory, and the function that runs all measurements there."""
 
 import contextlib
 import datetime
@@ -46,7 +46,7 @@ def compare(device: torch.device, quick: bool, networks: bool, progress: Progres
 
 
 def network(name: str, layout: str, dtype: str, device: torch.device, quick: bool) -> Result:
-    """Steps of a network with torch's layers, with ours fused, on Triton, and with `recompute`."""
+    """Measures steps of a network: with torch's layers, with ours converted and fused, on Triton, with `recompute`."""
     batch, pixels = (2, 32) if quick else (64, 224)
     models = {kind: model.to(device) for kind, model in variants(name, layout).items()}
     x, labels = (t.to(device) for t in images(batch, pixels, layout))
@@ -55,10 +55,10 @@ def network(name: str, layout: str, dtype: str, device: torch.device, quick: boo
     if triton.reason_against(x) is None:
         chosen["ours: fused, triton"] = (models["fused"], "triton")
     steps: dict[str, Step] = {}
-    for kind, (model, forced) in chosen.items():
-        steps[kind] = _training(model, x, labels, dtype, forced, False)
+    for kind, (model, backend_name) in chosen.items():
+        steps[kind] = _training(model, x, labels, dtype, backend_name, False)
         if model is not models["torch"]:
-            steps[f"{kind}, recompute"] = _training(model, x, labels, dtype, forced, True)
+            steps[f"{kind}, recompute"] = _training(model, x, labels, dtype, backend_name, True)
     peaks = {kind: _peak(step, device) for kind, step in steps.items()}
     times = {kind: statistics.median(of) for kind, of in accelerator.turns(steps, device).items()}
     return {
@@ -70,16 +70,16 @@ def network(name: str, layout: str, dtype: str, device: torch.device, quick: boo
 
 
 def _training(
-    model: nn.Module, x: torch.Tensor, labels: torch.Tensor, dtype: str, forced: str | None, again: bool
+    model: nn.Module, x: torch.Tensor, labels: torch.Tensor, dtype: str, backend_name: str | None, recomputed: bool
 ) -> Step:
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4)
 
     def step() -> None:
         optimizer.zero_grad()
         with contextlib.ExitStack() as around:
-            if forced is not None:
-                around.enter_context(backend(forced))
-            if again:
+            if backend_name is not None:
+                around.enter_context(backend(backend_name))
+            if recomputed:
                 around.enter_context(recompute(model))
             with torch.autocast(x.device.type, DTYPES[dtype], enabled=dtype != "float32"):
                 loss = nn.functional.cross_entropy(model(x), labels)
@@ -90,7 +90,7 @@ def _training(
 
 
 def _peak(step: Step, device: torch.device) -> int | None:
-    """The most bytes that tensors took during a step; None where the device does not count."""
+    """The most bytes that tensors took during a step; None if the device does not count them."""
     step()
     if device.type == "cpu":
         return None

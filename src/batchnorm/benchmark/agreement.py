@@ -1,4 +1,4 @@
-"""Results are compared with the same computation in float64 before any time is taken."""
+"""Compares results with the same computation in float64, before anything is timed."""
 
 import torch
 import torch.nn.functional as F
@@ -13,11 +13,11 @@ Parts = dict[str, Tensor]
 
 
 class DisagreementError(Exception):
-    """A result is further from float64 than torch's own error allows."""
+    """Raised if a result is further from float64 than torch's error allows."""
 
 
 def gradient_for(case: Case) -> Tensor:
-    """The case's gradient, zero within rounding of the activation's kink: two right answers may differ there."""
+    """The case's gradient, set to zero near the activation's kink, where rounding decides between two right answers."""
     gradient, kink = case.gradient(), KINKS.get(case.activation or "")
     if kink is not None:
         z = _exact_preactivation(case)
@@ -41,7 +41,7 @@ def _exact_preactivation(case: Case) -> Tensor:
 
 
 def with_affine(layer: nn.Module, case: Case) -> nn.Module:
-    """The layer, its γ and β set to the case's."""
+    """Sets γ and β of the layer to the case's, and returns the layer."""
     for parameter, value in zip(layer.parameters(), affine(case), strict=True):
         parameter.data.copy_(value)
     return layer
@@ -74,7 +74,7 @@ def check(case: Case, ours: nn.Module, theirs: nn.Module) -> None:
     """
     inputs, gradient = case.inputs(), gradient_for(case)
     wide = with_affine(BatchNorm(case.shape[1], activation=case.activation, dtype=torch.float64), case)
-    with backend("reference"):  # torch's own float64 sums of many values err by more than ours
+    with backend("reference"):  # torch's float64 sums of many values have larger errors than ours
         exact = parts(wide, [t.double() for t in inputs], gradient.double())
     judge(str(case), parts(ours, inputs, gradient), parts(theirs, inputs, gradient), exact)
 
@@ -85,7 +85,7 @@ def judge(where: str, ours: Parts, theirs: Parts, exact: Parts) -> None:
         error, rival = _error(ours[name], truth), _error(theirs[name], truth)
         eps = torch.finfo(ours[name].dtype).eps
         budget = 2 * rival + (8 if truth.dtype is ours[name].dtype else 1) * eps * truth.abs().max().item()
-        if not error <= budget:  # NaN too
+        if not error <= budget:  # also true for NaN
             raise DisagreementError(
                 f"{where}: {name} is off by {error:.2e} from float64. torch's is off by {rival:.2e}, and {budget:.2e} "
                 "is allowed. The times of a wrong result mean nothing, so none are reported"

@@ -1,16 +1,16 @@
-"""The resident memory of a step in micro-batches, each in a process of its own."""
+"""The resident memory of a step in micro-batches, measured in a separate process."""
 
 import sys
 import tempfile
 
-from batchnorm.benchmark.resident import from_now, highest, printed_by
+from batchnorm.benchmark.resident import peak_memory, printed_by, reset_peak
 
 PROGRAM = "from batchnorm.benchmark.big_batch_memory import main; main()"
 WAYS = ("one batch", "big_batch", "big_batch, offload")
 
 
 def peak_of_a_step(name: str, way: str, samples: int, micro: int, pixels: int, threads: int) -> int | None:
-    """Bytes that a step of the network needs at most above what stands before it; None where the system does not tell.
+    """The most bytes that a step adds to the resident memory; None if the system does not report this.
 
     Raises:
         RuntimeError: the step failed.
@@ -19,7 +19,7 @@ def peak_of_a_step(name: str, way: str, samples: int, micro: int, pixels: int, t
 
 
 def main() -> None:
-    """A step of one sample at a time, so that gradients are there and libraries are loaded; then the step itself."""
+    """Prints the bytes of a step. A small step runs first, so that gradients exist and libraries are loaded."""
     import torch
     from torch.nn.functional import cross_entropy
 
@@ -35,12 +35,12 @@ def main() -> None:
     before = peak = None
     for count, size in ((2, 1), (samples, micro)):
         x, labels = steps.images(count, pixels, "contiguous")
-        before = from_now()
+        before = reset_peak()
         if way == "one batch":
             cross_entropy(model(x), labels).backward()
         else:
             offload = tempfile.gettempdir() if way.endswith("offload") else None
             big_batch(model, cross_entropy, x, labels, micro_batch_size=size, offload=offload)
-        peak = highest()
+        peak = peak_memory()
     if before is not None and peak is not None:
         print(peak - before)

@@ -1,4 +1,4 @@
-"""`big_batch` beside one big batch: how exact it is, how long a step takes, how much memory it needs."""
+"""Compares `big_batch` with one big batch: errors of the gradients, time and memory of a step."""
 
 import contextlib
 import tempfile
@@ -24,14 +24,14 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Sizes:
-    """Samples, and pixels of a side, of each measurement."""
+    """The samples, and the pixels per side, of each measurement."""
 
     exact: tuple[int, int, int] = (12, 5, 64)  # samples, micro-batch, pixels
     timed: tuple[int, int, int] = (64, 16, 64)
     micro_batch: int = 8  # in the measurement of memory
     pixels: int = 96
     counts: tuple[int, ...] = (1, 4, 16)  # of micro-batches
-    measured: tuple[str, ...] = ("ResNet-18", "MobileNetV2")  # for their memory
+    measured: tuple[str, ...] = ("ResNet-18", "MobileNetV2")  # networks whose memory is measured
     networks: tuple[str, ...] = tuple(NETWORKS)
 
 
@@ -39,7 +39,7 @@ QUICK = Sizes((6, 3, 64), (4, 2, 32), 2, 32, (1, 2), ("MobileNetV2",), ("MobileN
 
 
 def measure(seconds: float, quick: bool, progress: Progress = lambda done, total, what: None) -> Result:
-    """Everything, in order. Ctrl-C ends the run, and the result is what was measured until then."""
+    """Runs all measurements in order. Ctrl-C ends the run, and the result is what was measured until then."""
     sizes = QUICK if quick else Sizes()
     found: dict[str, list[Result]] = {"exact": [], "times": [], "memory": []}
     before, others, interrupted = load.average(), load.Others(), True
@@ -67,7 +67,7 @@ def measure(seconds: float, quick: bool, progress: Progress = lambda done, total
 
 
 def _exact(name: str, sizes: Sizes) -> Result:
-    """The relative distance of all gradients from those of one big batch, in float64: in parts, and accumulated."""
+    """The relative error of all gradients in float64, against one big batch: of `big_batch`, and of accumulation."""
     samples, micro, pixels = sizes.exact
     x, labels = steps.images(samples, pixels, "contiguous")
     x = (x + torch.linspace(-1, 1, samples).reshape(-1, 1, 1, 1)).double()
@@ -94,7 +94,7 @@ def _exact(name: str, sizes: Sizes) -> Result:
 
 
 def _times(name: str, sizes: Sizes, seconds: float, others: load.Others) -> Result:
-    """Steps in turns; the gradients of each are gone before the next."""
+    """Times the steps in turns; each step first deletes the gradients of the one before."""
     samples, micro, pixels = sizes.timed
     model = convert(NETWORKS[name]())
     x, labels = steps.images(samples, pixels, "contiguous")
@@ -119,7 +119,7 @@ def _times(name: str, sizes: Sizes, seconds: float, others: load.Others) -> Resu
 
 
 def _memory(name: str, count: int, sizes: Sizes) -> Result:
-    """MiB of each way, and of the inputs, for so many micro-batches of one size."""
+    """MiB of each way, and of the inputs, for `count` micro-batches of one size."""
     samples, threads = count * sizes.micro_batch, torch.get_num_threads()
     peaks = {way: peak_of_a_step(name, way, samples, sizes.micro_batch, sizes.pixels, threads) for way in WAYS}
     mebibytes = {way: None if peak is None else peak / 2**20 for way, peak in peaks.items()}

@@ -1,4 +1,4 @@
-"""The time that the native kernels take to compile from nothing, on one core."""
+"""The time to compile all native kernels on one core."""
 
 import os
 import subprocess
@@ -18,11 +18,11 @@ print(time.perf_counter() - start)
 
 
 class CannotBuild(Exception):  # noqa: N818  # not an error of the benchmark
-    """The native kernels do not compile here; the message is the last line of the reason."""
+    """Raised if the native kernels do not compile here; the message is the last line of the reason."""
 
 
 def seconds_to_build() -> float:
-    """Seconds of one core from an empty cache to a library, in a process of its own.
+    """Seconds to build the library on one core, with an empty cache, in a separate process.
 
     Raises:
         CannotBuild: there is no compiler, or it fails.

@@ -30,17 +30,17 @@ LARGE: list[Shape] = [
     (4096, 1024),
     (4, 64, 16, 28, 28),
 ]
-# Rows of an MLP, and small images: the cost of a call and that of its values weigh about the same.
+# Rows of an MLP, and small images: the fixed cost of a call is about as large as the cost of its values.
 MEDIUM: list[Shape] = [(256, 64), (256, 256), (8, 16, 16, 16)]
-# Fewer than 8,192 values: the cost of a call.
+# Fewer than 8,192 values: the fixed cost of a call is the larger part.
 SMALL: list[Shape] = [(2, 16, 8, 8), (4, 32, 7, 7), (32, 128), (64, 32), (16, 128), (2, 8, 100)]
-# Inputs of batch norms in MLPs, all among those above.
+# Inputs of batch norms in MLPs; all of them are also in the lists above.
 ROWS: list[Shape] = [(32, 128), (256, 64), (256, 1024), (4096, 1024)]
 QUICK: list[Shape] = [(8, 16, 16, 16), (64, 128), (2, 16, 8, 8)]
 
 GROUPS = {"large": 2**18, "medium": 8192, "small": 0}  # the least number of values
 
-BLOCKS: dict[str, tuple[str | None, bool]] = {  # activation, and whether there is a residual
+BLOCKS: dict[str, tuple[str | None, bool]] = {  # activation; True with a residual
     "plain": (None, False),
     "relu": ("relu", False),
     "add-relu": ("relu", True),
@@ -53,7 +53,7 @@ LAYOUTS = ("contiguous", "channels_last")
 
 @dataclass(frozen=True)
 class Case:
-    """A block (batch norm, what is added, the activation) on an input of one shape, dtype and layout."""
+    """A block (batch norm, residual, activation) on an input of one shape, dtype and layout."""
 
     shape: Shape
     dtype: torch.dtype
@@ -80,7 +80,7 @@ class Case:
         return f"{self.block} {self.shape} {str(self.dtype).removeprefix('torch.')} {self.layout}"
 
     def inputs(self) -> list[Tensor]:
-        """The input, and the residual if there is one: not centred, and the same every time."""
+        """The input and, if there is one, the residual: not centred, and the same at every call."""
         return [self._tensor(seed) * 2 + 1 for seed in range(2 if BLOCKS[self.block][1] else 1)]
 
     def gradient(self) -> Tensor:
@@ -104,7 +104,7 @@ class Case:
 
     @property
     def parameter_dtype(self) -> torch.dtype:
-        """float32 under 16 bits, as with autocast."""
+        """The dtype of the parameters: float32 for inputs of 16 bits, as with autocast."""
         return torch.promote_types(self.dtype, torch.float32)
 
 
@@ -120,7 +120,7 @@ class _Block(nn.Module):
 
 
 def cases(pairs: Sequence[tuple[str, str]], layouts: Sequence[str], quick: bool = False) -> list[Case]:
-    """Every input in every layout, for each (dtype, block); channels_last is for inputs of four dimensions or five."""
+    """Every input in every layout, for each (dtype, block); channels_last needs inputs of four or five dimensions."""
     shapes = QUICK if quick else LARGE + MEDIUM + SMALL
     return [
         Case(shape, DTYPES[dtype], layout, block)

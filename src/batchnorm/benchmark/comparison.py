@@ -1,4 +1,4 @@
-"""The whole comparison as plain numbers: cases, totals, whole networks, memory, and where the targets stand."""
+"""The whole comparison as plain numbers: cases, totals, whole networks, memory and targets."""
 
 import contextlib
 import datetime
@@ -35,7 +35,7 @@ class Settings:
     quick: bool = False
     networks: bool = True
     compile: bool = True
-    targets: bool = False  # the build is timed too, and networks are trained in float32 alone
+    targets: bool = False  # also time the build, and train networks in float32 only
 
     @property
     def network_dtypes(self) -> list[str]:
@@ -43,7 +43,7 @@ class Settings:
 
 
 class _Run:
-    """A comparison under way, with the results so far."""
+    """A running comparison, with the results so far."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -111,7 +111,7 @@ class _Run:
             return alternate(subjects, self.settings.seconds)
 
     def _compiled(self, case: Case) -> Callable[[], object] | None:
-        """torch's block under torch.compile; None, noted once, if torch.compile does not work here."""
+        """torch's block under torch.compile; None, with one note, if torch.compile does not work here."""
         if not self.compile:
             return None
         torch.compiler.reset()
@@ -120,7 +120,7 @@ class _Run:
         step = steps.both_ways(layer, case)
         try:
             step()
-        except Exception as error:  # whatever a compiler raises
+        except Exception as error:  # a compiler may raise anything
             self.compile = False
             self.notes.append(f"torch.compile does not work here: {' '.join(str(error).split())[:200]}")
             return None
@@ -194,7 +194,7 @@ def environment() -> Result:
 
 
 def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name if the system tells it, and the instructions that torch uses."""
+    """The processor's name, if the system reports it, and the vector instructions that torch uses."""
     capability: str = torch.backends.cpu.get_cpu_capability()
     with contextlib.suppress(OSError):
         for line in cpuinfo.read_text().splitlines():
@@ -204,7 +204,7 @@ def processor(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
 
 
 def compare(settings: Settings, progress: Progress = lambda done, total, what: None) -> Result:
-    """Measure everything asked for, in order. Ctrl-C ends the run, and the result is what was measured until then.
+    """Run all measurements of `settings` in order. Ctrl-C ends the run; the result is what was measured until then.
 
     Raises:
         DisagreementError: a result of ours is wrong.

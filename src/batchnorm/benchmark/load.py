@@ -1,4 +1,4 @@
-"""The load that other programs put on the machine: times taken beside them are not to be quoted."""
+"""The load of other programs on the machine. Times measured beside other programs should not be quoted."""
 
 import os
 import time
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Self
 
 STAT = Path("/proc/stat")
-BUSY = (0, 1, 2, 5, 6, 7)  # of its columns: user, nice, system, irq, softirq, steal
-QUIET = 0.5  # a load average below it, before a run
-CROWDED = 0.2  # cores that others may keep busy during the turns
+BUSY = (0, 1, 2, 5, 6, 7)  # columns of busy time: user, nice, system, irq, softirq, steal
+QUIET = 0.5  # the load average before a run must be below this
+CROWDED = 0.2  # other programs must keep fewer cores busy during the turns
 
 
 def average() -> float | None:
@@ -20,7 +20,7 @@ def average() -> float | None:
 
 
 class Others:
-    """Cores that other programs keep busy within `with` blocks, a virtual machine's host included."""
+    """Measures the cores that other programs, and a virtual machine's host, keep busy within `with` blocks."""
 
     def __init__(self) -> None:
         self.wall = self.foreign = 0.0
@@ -40,12 +40,12 @@ class Others:
 
     @property
     def cores(self) -> float | None:
-        """The average number of cores; None where the system does not count, or nothing was watched."""
+        """The average number of cores; None if the system does not count them, or nothing was measured."""
         return max(self.foreign / self.wall, 0.0) if self.known and self.wall else None
 
 
 def _busy() -> float | None:
-    """Seconds that all cores together have been busy since the machine was started."""
+    """Seconds of busy time, summed over all cores, since the machine was started."""
     try:
         columns = STAT.read_text().splitlines()[0].split()[1:]
         return sum(int(columns[i]) for i in BUSY) / os.sysconf("SC_CLK_TCK")
@@ -54,7 +54,7 @@ def _busy() -> float | None:
 
 
 def warnings(before: float | None, others: float | None) -> list[str]:
-    """Sentences for the reader of a run that was not alone."""
+    """Sentences that warn of a load by other programs, before or during a run."""
     found = []
     if before is not None and before >= QUIET:
         found.append(f"the load average before the run was {before:.1f}; figures to quote need less than {QUIET}")

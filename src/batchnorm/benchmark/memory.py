@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 def kept(model: nn.Module, *inputs: Tensor) -> int:
-    """Bytes that the backward pass of `model` holds on to, each storage once; parameters and buffers do not count.
+    """Bytes kept for the backward pass of `model`. Each storage counts once; parameters and buffers do not count.
 
     Examples:
         >>> import torch
@@ -26,5 +26,5 @@ def kept(model: nn.Module, *inputs: Tensor) -> int:
         output = model(*inputs)
     for own in itertools.chain(model.parameters(), model.buffers()):
         storages.pop(own.untyped_storage().data_ptr(), None)
-    del output  # alive until here: the address of a tensor that has died could be given to another
+    del output  # alive until here, because the address of a freed tensor could be used again
     return sum(storages.values())

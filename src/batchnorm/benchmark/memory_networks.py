@@ -17,7 +17,7 @@ from batchnorm.tools.convert import convert
 
 
 class Adds(nn.Module):
-    """x + body(x)."""
+    """The sum x + body(x)."""
 
     def __init__(self, *body: nn.Module) -> None:
         super().__init__()
@@ -29,7 +29,7 @@ class Adds(nn.Module):
 
 
 class Excites(nn.Module):
-    """x times a factor for each channel, from the channels' means: squeeze and excitation."""
+    """Squeeze and excitation: x times a factor for each channel, computed from the channels' means."""
 
     def __init__(self, channels: int, squeezed: int) -> None:
         super().__init__()
@@ -41,8 +41,10 @@ class Excites(nn.Module):
 
 
 class Dense(nn.Module):
-    """Each layer sees the features of all layers before it; with checkpoints, as in the memory-efficient DenseNet,
-    concatenation and first convolution are computed again."""
+    """A dense block: the input of each layer is the features of all layers before it.
+
+    With `checkpoints`, as in the memory-efficient DenseNet, concatenation and first convolution are computed again.
+    """
 
     checkpoints = False
 
@@ -143,7 +145,7 @@ class Checkpointed(nn.Module):
 
 
 def checkpointed(network: nn.Sequential) -> nn.Sequential:
-    """The network with a checkpoint around each of its blocks, in place."""
+    """Puts a checkpoint around each block of the network, in place, and returns the network."""
     for i, block in enumerate(network):
         if isinstance(block, Dense):
             block.checkpoints = True
@@ -166,7 +168,9 @@ VARIANTS = ("torch", "fused", "recompute", "chain", "checkpoint")
 
 
 def variant(name: str, kind: str) -> nn.Sequential:
-    """A network with torch's layers; with ours fused, and `recompute` or torch's checkpoints on top. The same weights.
+    """A network of one of `VARIANTS`: with torch's layers, or ours fused, plain or with one way to save memory.
+
+    The weights are the same in all variants.
 
     Examples:
         >>> len(variant("VGG-16", "recompute"))

@@ -20,7 +20,8 @@ from batchnorm.benchmark.timing import alternate
 Result = dict[str, Any]
 Progress = Callable[[int, int, str], None]
 
-# The parts of what torch's layers keep that `recompute` aims at, set on 2026-11-24; and of the time without it.
+# Aims of `recompute`, set on 2026-11-24: the memory that it keeps, as a share of that with torch's layers. `TIME_AIM`:
+# the time of a step, over that of the fused network without it.
 AIMS = {
     "MobileNetV2": 0.40,
     "EfficientNet-B0": 0.40,
@@ -38,7 +39,7 @@ def measure(seconds: float, quick: bool, progress: Progress = lambda done, total
     """Measure every network. Ctrl-C ends the run, and the result is what was measured until then.
 
     Raises:
-        DisagreementError: a gradient under `recompute` is not that without it, bit for bit.
+        DisagreementError: a gradient with `recompute` differs from that without it, in any bit.
     """
     batch, pixels = (1, 64) if quick else (8, 224)
     networks: list[Result] = []
@@ -87,7 +88,7 @@ def _network(name: str, batch: int, pixels: int, seconds: float, others: load.Ot
 
 
 def _check(name: str, models: dict[str, nn.Sequential], x: torch.Tensor, labels: torch.Tensor) -> None:
-    """The gradients of every parameter, with `recompute` and without."""
+    """Checks that the gradients of all parameters are the same with `recompute` and without."""
     found = {}
     for kind in ("fused", "recompute", "chain"):
         model = models[kind]

@@ -1,4 +1,4 @@
-"""The resident memory that a step takes above what stands before it, in a process of its own."""
+"""The resident memory that a step adds, measured in a separate process."""
 
 import os
 import subprocess
@@ -10,13 +10,12 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def peak_of_a_step(name: str, kind: str, batch: int, pixels: int, threads: int) -> int | None:
-    """Bytes; None on systems that do not tell (others than Linux)."""
+    """The most bytes that a step adds to the resident memory; None on systems other than Linux."""
     return printed_by(PROGRAM, name, kind, batch, pixels, threads)
 
 
 def printed_by(program: str, name: str, kind: str, *numbers: int) -> int | None:
-    """The bytes that a program prints, in a process of its own, for a step of the network `name`; None if it prints
-    nothing.
+    """The bytes that `program`, run in a separate process, prints for a step of a network; None if it prints nothing.
 
     Raises:
         RuntimeError: the step failed.
@@ -30,7 +29,7 @@ def printed_by(program: str, name: str, kind: str, *numbers: int) -> int | None:
 
 
 def main() -> None:
-    """A small step, so that gradients are there and libraries are loaded; then the step itself."""
+    """Prints the bytes of a step. A small step runs first, so that gradients exist and libraries are loaded."""
     import torch
 
     from batchnorm.benchmark import steps
@@ -41,15 +40,15 @@ def main() -> None:
     model = variant(name, kind)
     for images, size in ((1, 64), (int(batch), int(pixels))):
         x, labels = steps.images(images, size, "contiguous")
-        before = from_now()
+        before = reset_peak()
         torch.nn.functional.cross_entropy(model(x), labels).backward()
-        peak = highest()
+        peak = peak_memory()
     if before is not None and peak is not None:
         print(peak - before)
 
 
-def from_now() -> int | None:
-    """Let the highest mark start from what is resident now, and return that."""
+def reset_peak() -> int | None:
+    """Reset the peak to the memory that is resident now, and return this number."""
     try:
         CLEAR.write_text("5")
     except OSError:
@@ -57,8 +56,8 @@ def from_now() -> int | None:
     return _read("VmRSS")
 
 
-def highest() -> int | None:
-    """The highest mark of resident memory."""
+def peak_memory() -> int | None:
+    """The peak of resident memory since the last reset."""
     return _read("VmHWM")
 
 

@@ -1,4 +1,4 @@
-"""The subjects of the timing: a call of each is a step of a layer or of a whole network."""
+"""The functions that are timed: a call is a step of a layer or of a whole network."""
 
 from collections.abc import Callable
 
@@ -15,7 +15,7 @@ Step = Callable[[], object]
 
 
 def both_ways(layer: nn.Module, case: Case) -> Step:
-    """Forward and backward in training; every gradient is gone before the next call."""
+    """A function for a forward and backward pass in training, which then deletes all gradients."""
     inputs = [t.requires_grad_() for t in case.inputs()]
     leaves, gradient = [*inputs, *layer.parameters()], case.gradient()
 
@@ -28,13 +28,13 @@ def both_ways(layer: nn.Module, case: Case) -> Step:
 
 
 def forward(layer: nn.Module, case: Case) -> Step:
-    """The forward pass in training, with all that it keeps for a backward pass."""
+    """A function for a forward pass in training, which saves what a backward pass needs."""
     inputs = [t.requires_grad_() for t in case.inputs()]
     return lambda: layer(*inputs)
 
 
 def images(batch: int, pixels: int, layout: str) -> tuple[Tensor, Tensor]:
-    """Noise as images, and labels."""
+    """Random images and labels."""
     draw = torch.Generator().manual_seed(0)
     x = torch.randn(batch, 3, pixels, pixels, generator=draw)
     x = x.contiguous(memory_format=torch.channels_last) if layout == "channels_last" else x
@@ -42,13 +42,13 @@ def images(batch: int, pixels: int, layout: str) -> tuple[Tensor, Tensor]:
 
 
 def rows(batch: int) -> tuple[Tensor, Tensor]:
-    """Noise as rows of features for the MLP, and labels."""
+    """Random rows of features for the MLP, and labels."""
     draw = torch.Generator().manual_seed(0)
     return torch.randn(batch, WIDTH, generator=draw), torch.randint(10, (batch,), generator=draw)
 
 
 def variants(name: str, layout: str = "contiguous", **options: str) -> dict[str, nn.Module]:
-    """The network with torch's layers, with ours in their place, and with layers fused by hand; the same weights."""
+    """The network with torch's layers, with ours in their place, and with ours fused by hand; with equal weights."""
     make = EVERY[name]
     models: dict[str, nn.Module] = {
         "torch": make(**options),
@@ -63,7 +63,7 @@ def variants(name: str, layout: str = "contiguous", **options: str) -> dict[str,
 
 
 def training(model: nn.Module, x: Tensor, labels: Tensor, dtype: str) -> Step:
-    """A whole training step, under autocast for 16 bits: SGD for images, Adam for rows."""
+    """A function for a whole training step, under autocast for 16 bits: SGD for images, Adam for rows."""
     adam = x.dim() == 2
     optimizer = (torch.optim.Adam if adam else torch.optim.SGD)(model.parameters(), lr=1e-4)
 
@@ -94,7 +94,7 @@ def check_networks(where: str, models: dict[str, nn.Module], x: Tensor, dtype: s
 
 def _output(model: nn.Module, x: Tensor, dtype: str) -> Tensor:
     for module in model.modules():
-        if isinstance(module, nn.Dropout):  # draws anew in every call
+        if isinstance(module, nn.Dropout):  # its mask differs from call to call
             module.eval()
     with torch.no_grad(), torch.autocast("cpu", DTYPES[dtype], enabled=dtype == "bfloat16"):
         y: Tensor = model(x)

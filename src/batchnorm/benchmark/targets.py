@@ -1,4 +1,4 @@
-"""The speeds that the layers aim at, as data, and where a run stands beside them."""
+"""The speeds that the layers aim at, and the verdicts on a run."""
 
 import math
 from collections.abc import Mapping
@@ -11,17 +11,17 @@ Result = dict[str, Any]
 
 SET = "2026-11-24"  # the day on which the aims were set, for two threads
 
-# What `batchnorm bench --targets` measures: every dtype plain, and the blocks of the two dtypes that networks train in.
+# `batchnorm bench --targets` measures the plain layer in every dtype, and blocks in the two dtypes that networks use.
 PAIRS = [(dtype, "plain") for dtype in DTYPES]
 PAIRS += [(dtype, block) for dtype in ("float32", "bfloat16") for block in ("relu", "add-relu")]
 
 
 @dataclass(frozen=True)
 class Target:
-    """A row of the table: the least that will do, and the aim.
+    """A row of the table, with the least acceptable value and the aim.
 
-    `kind` is the geometric mean over cases, the least of them, one network, or seconds. Seconds are to be few, ratios
-    to be large. `where` selects cases or a network: each field must have one of the values.
+    `kind` is the geometric mean over cases, the least of them, one network, or a time in seconds. Ratios should be
+    large, times short. `where` selects cases or a network: each field must have one of the values.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Target:
     at_least: float | None
     aim: float | None
     where: Mapping[str, tuple[Any, ...]]
-    variant: str = "torch"  # of a network: "converted" or "fused"
+    variant: str = "torch"  # for a network: "converted" or "fused"
 
     @property
     def unit(self) -> str:
@@ -73,9 +73,9 @@ TARGETS = [
 
 
 def rows(result: Result) -> list[Result]:
-    """Every target beside what a run has found, as plain values.
+    """Every target with the results of a run, as plain values.
 
-    `measured` is None where the run lacks some of the target's inputs, or where most of them are not to be trusted.
+    `measured` is None if the run lacks some of the target's inputs, or if at least half of them cannot be trusted.
     """
     return [_row(target, result) for target in TARGETS]
 
@@ -88,13 +88,13 @@ def _row(target: Target, result: Result) -> Result:
         row["measured"] = result["build"]
     elif target.kind == "tests":
         row["how"] = "time make test"
-    elif not result["settings"]["quick"]:  # its inputs are smaller
+    elif not result["settings"]["quick"]:  # targets do not apply to the small inputs of a quick run
         _fill(row, *_ratios(target, result))
     return row | {"verdict": verdict(row)}
 
 
 def _ratios(target: Target, result: Result) -> tuple[list[tuple[str, Result]], int]:
-    """The ratios of the cases or the network that a target is about, and how many there should be."""
+    """The ratios of the cases or the network that a target selects, and the number of ratios that it needs."""
     if target.kind == "network":
         steps = [found for found in result["networks"] if target.selects(found)]
         return [(found["name"], found["ratios"][target.variant]) for found in steps], 1
@@ -104,7 +104,7 @@ def _ratios(target: Target, result: Result) -> tuple[list[tuple[str, Result]], i
 
 
 def label(case: Result) -> str:
-    """The case in words."""
+    """The case as text."""
     shape = "×".join(map(str, case["shape"]))
     return f"{shape} {case['dtype']} {case['layout']}" + ("" if case["block"] == "plain" else f" {case['block']}")
 
@@ -127,7 +127,7 @@ def geometric_mean(values: list[float]) -> float:
 
 
 def verdict(row: Result) -> str:
-    """The row in a word or two: "aim reached", "enough", "not enough", "no aim" or "not measured"."""
+    """The verdict on a row: "aim reached", "enough", "not enough", "no aim" or "not measured"."""
     measured, at_least, aim = row["measured"], row["at_least"], row["aim"]
     if measured is None:
         return "not measured"

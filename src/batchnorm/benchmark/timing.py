@@ -1,4 +1,4 @@
-"""Timing side by side: the subjects take turns in one process, because a machine drifts.
+"""Timing in turns: the subjects take turns in one process, because the speed of a machine drifts.
 
 A ratio compares two subjects within one turn. Its median over all turns is reported with its quartiles.
 """
@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-TURN = 4e-3  # seconds that a turn takes at least: small next to it are the clock and the first call in a cold cache
-WARM = 0.25  # seconds that a subject is called before the clock counts, and at least two calls
-STALLED = 3.0  # a median so many times the least is not to be trusted
-APART = 2.0  # nor is a ratio whose upper quartile is so many times the lower one
+TURN = 4e-3  # least seconds of a turn: long compared with reading the clock and a first call in a cold cache
+WARM = 0.25  # seconds for which a subject is called before it is timed, at least twice
+STALLED = 3.0  # a median over so many times the least cannot be trusted
+APART = 2.0  # a ratio cannot be trusted if its upper quartile is over so many times the lower one
 
 Subjects = dict[str, Callable[[], object]]
 
@@ -29,7 +29,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Times:
-    """The seconds of a call in every turn, and the least of any call, by subject."""
+    """By subject: the seconds per call in every turn, and the least seconds of any call."""
 
     turns: dict[str, list[float]]
     least: dict[str, float]
@@ -48,8 +48,8 @@ class Times:
     def doubt(self, name: str) -> str | None:
         """The reason not to trust the times of a subject, or None.
 
-        A thread that waits for a core makes a call take milliseconds, whatever it computes: torch's own layer then
-        takes 30 ms on a small input. Where that happens in most turns, the median is not the cost of the layer.
+        If a thread has to wait for a core, a call takes milliseconds, whatever it computes: torch's layer then takes
+        30 ms on a small input. If that happens in most turns, the median is not the cost of the layer.
         """
         median, least = statistics.median(self.turns[name]), self.least[name]
         if median <= STALLED * least:
@@ -63,9 +63,9 @@ def _spread(values: list[float]) -> Spread:
 
 
 def alternate(subjects: Subjects, seconds: float, least: int = 5) -> Times:
-    """Time the subjects in turn, every other round in reverse, for so many seconds and at least so many rounds.
+    """Time the subjects in turn, every other round in reverse order, for `seconds` and at least `least` rounds.
 
-    Every subject is called beforehand until it is warm. A turn is as many calls as fill `TURN`.
+    Before that, every subject is called until it is warm. A turn is as many calls as fill `TURN`.
     """
     best = {name: _warm(run) for name, run in subjects.items()}
     calls = {name: max(1, math.ceil(TURN / max(time, 1e-9))) for name, time in best.items()}
@@ -79,7 +79,7 @@ def alternate(subjects: Subjects, seconds: float, least: int = 5) -> Times:
 
 
 def _warm(run: Callable[[], object]) -> float:
-    """Call until caches are full and libraries are loaded; the least seconds of a call."""
+    """Call until caches are full and libraries are loaded; returns the least seconds of a call."""
     end, found = time.perf_counter() + WARM, list[float]()
     while len(found) < 2 or time.perf_counter() < end:
         found.append(_time(run, 1))

@@ -1,4 +1,4 @@
-"""Totals over the cases of a run: geometric means that leave out what cannot be trusted, and count it."""
+"""Totals over the cases of a run: geometric means without the ratios that cannot be trusted, and counts of these."""
 
 from itertools import groupby
 from typing import Any
@@ -10,7 +10,7 @@ KINDS = ("dtype", "block", "layout", "group")
 
 
 def totals(cases: list[Result]) -> list[Result]:
-    """Per dtype, block, layout and size of input, for each rival, how many times faster ours is.
+    """The speed of ours relative to each rival, for every dtype, block, layout and size of input.
 
     `mean` is a geometric mean and `least` the least ratio, both None if no ratio can be trusted. `slower` counts the
     ratios below 1, `left_out` those that cannot be trusted.

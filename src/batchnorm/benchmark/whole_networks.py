@@ -24,7 +24,7 @@ WIDTH = 256  # of the MLP's layers, and of its input
 
 
 class Residual(nn.Module):
-    """activation(norm(body(x)) + shortcut(x))."""
+    """The block activation(norm(body(x)) + shortcut(x))."""
 
     def __init__(self, body: nn.Module, norm: nn.Module, activation: nn.Module, shortcut: nn.Module) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class Residual(nn.Module):
 
 
 class FusedResidual(Residual):
-    """The same with a norm that adds the residual and applies the activation."""
+    """The same block with a norm that adds the residual and applies the activation."""
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.body(x), self.shortcut(x))
@@ -50,7 +50,7 @@ class Builder:
     def conv(
         self, inputs: int, outputs: int, kernel: int, activation: str | None = None, stride: int = 1, groups: int = 1
     ) -> list[nn.Module]:
-        """Convolution, batch norm, activation."""
+        """A convolution, its batch norm and the activation."""
         return [_conv(inputs, outputs, kernel, stride, groups), *self.norm(outputs, activation)]
 
     def norm(self, channels: int, activation: str | None) -> list[nn.Module]:
@@ -116,7 +116,7 @@ def mobilenet_v2(fused: bool = False, activation: str = "relu6") -> nn.Sequentia
 
 
 def mlp(fused: bool = False, activation: str = "relu") -> nn.Sequential:
-    """Three times Linear, batch norm, activation, with 256 units; then ten classes."""
+    """Three layers of Linear, batch norm and activation, with 256 units; then ten classes."""
     layers: list[nn.Module] = []
     for _ in range(3):
         norm = BatchNorm1d(WIDTH, activation=activation) if fused else nn.BatchNorm1d(WIDTH)

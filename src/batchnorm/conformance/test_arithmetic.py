@@ -42,7 +42,7 @@ def test_outputs(make: Make, dtype: torch.dtype, layout: str) -> None:
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("offset", [1e4, 1e6])
 def test_offsets(make: Make, offset: float, layout: str) -> None:
-    """Channels far from 0 in float32, as raw measurements are."""
+    """A mean far above the standard deviation, in float32."""
     x = batch(layout, offset=offset)
     layer = make(5, momentum=1.0)
     assert oracle.error(layer(x), oracle.normalized(x)) < TOLERANCE[torch.float32]
@@ -53,7 +53,7 @@ def test_offsets(make: Make, offset: float, layout: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_constant_channels(make: Make, layout: str) -> None:
-    """A channel that is 10⁷ everywhere has no variance, and comes out as 0."""
+    """A channel with the constant value 10⁷ has the output 0."""
     x = torch.full((8, 3, 9, 7), 1e7).contiguous(memory_format=LAYOUTS[layout])
     assert make(3)(x).abs().max() < 1e-3
 
@@ -76,7 +76,7 @@ def test_second_derivatives(make: Make) -> None:
 
 
 def test_threads(make: Make) -> None:
-    """The numbers do not depend on the number of threads."""
+    """Results do not depend on the number of threads."""
     before, results = torch.get_num_threads(), []
     x = torch.randn(16, 32, 28, 28)
     try:

@@ -29,7 +29,7 @@ def steps(layer: nn.Module, called: Callable[[Tensor], Tensor]) -> list[Tensor]:
 
 
 def test_compiled_as_eager(make: Make) -> None:
-    """Under torch.compile: outputs, gradients and running statistics of several steps."""
+    """torch.compile gives the same outputs, gradients and running statistics over several steps."""
     eager = make(3, torch.float64)
     layer = copy.deepcopy(eager)
     torch.compiler.reset()
@@ -39,7 +39,7 @@ def test_compiled_as_eager(make: Make) -> None:
 
 
 def test_masks(make: Make) -> None:
-    """Padding takes no part in the statistics, and comes out as 0."""
+    """Padding does not count in the statistics, and its output is 0."""
     layer = make(3, torch.float64)
     if "mask" not in inspect.signature(layer.forward).parameters:
         pytest.skip(f"{type(layer).__name__} has no masks")

@@ -11,7 +11,7 @@ from batchnorm.conformance.conftest import Make
 
 @pytest.mark.parametrize("momentum", [0.1, None])
 def test_running_statistics(make: Make, momentum: float | None) -> None:
-    """running ← (1 − m)·running + m·batch, with the unbiased variance; None averages over all batches."""
+    """running ← (1 − m)·running + m·batch, with the unbiased variance; momentum=None averages over all batches."""
     layer, mean, variance = make(4, torch.float64, momentum=momentum), torch.zeros(4).double(), torch.ones(4).double()
     for step in range(1, 5):
         x = torch.randn(6, 4, 5, 3, dtype=torch.float64) * step + step
@@ -38,7 +38,7 @@ def test_evaluation(make: Make) -> None:
 
 @pytest.mark.parametrize("poison", [float("nan"), float("inf")], ids=str)
 def test_batches_that_are_not_finite(make: Make, poison: float) -> None:
-    """One bad batch, skipped by a gradient scaler say, does not spoil the running statistics for good."""
+    """After one batch with NaN or Inf, the running statistics are still finite."""
     layer = make(3)
     layer(torch.randn(6, 3, 5, 5))
     x = torch.randn(6, 3, 5, 5)
@@ -51,7 +51,7 @@ def test_batches_that_are_not_finite(make: Make, poison: float) -> None:
 
 @pytest.mark.parametrize("reentrant", [False, True], ids=["non-reentrant", "reentrant"])
 def test_recomputation(make: Make, reentrant: bool) -> None:
-    """An activation checkpoint runs the forward pass twice, and is one step."""
+    """An activation checkpoint runs the forward pass twice, but updates the running statistics once."""
     plain, checkpointed = make(3), make(3)
     x = torch.randn(6, 3, 5, 5, requires_grad=True)
     plain(x).sum().backward()
@@ -61,7 +61,7 @@ def test_recomputation(make: Make, reentrant: bool) -> None:
 
 
 def test_one_value(make: Make) -> None:
-    """One value per channel has no variance: an error, and the running statistics are not updated."""
+    """One value per channel raises an error, and the batch is not counted."""
     layer = make(3)
     with pytest.raises(ValueError, match=r"(?i)more than 1 value"):
         layer(torch.randn(1, 3, 1, 1))
@@ -69,7 +69,7 @@ def test_one_value(make: Make) -> None:
 
 
 def test_state_dict(make: Make) -> None:
-    """The same keys, shapes and dtypes as torch's, both ways."""
+    """The state_dict has the keys, shapes and dtypes of torch's, and each loads the other's."""
     theirs, ours = nn.BatchNorm2d(3), make(3)
     kinds = [{k: (t.shape, t.dtype) for k, t in m.state_dict().items()} for m in (theirs, ours)]
     assert kinds[0] == kinds[1]

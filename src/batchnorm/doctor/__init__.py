@@ -1,4 +1,4 @@
-"""The doctor: faults of a network's batch norms in words, with evidence and cure."""
+"""The doctor: finds faults of a network's batch norms, and reports each with its evidence and a cure."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ __all__ = [
     "watch",
 ]
 
-UNTOLD = (
+NOTE_ON_STATE_DICTS = (
     "a state dict contains neither momentum nor eps: foreign-momentum and foreign-eps are not checked, and other rules "
     "take eps = 1e-05; `batchnorm doctor module:factory --checkpoint FILE` checks them in the model"
 )
@@ -45,29 +45,29 @@ def diagnose(
     process_group: Any = None,
     progress: bool | None = None,
 ) -> Report:
-    """Finds what is wrong with the model's batch norms, torch's or ours: from their state, and from data if given.
+    """Finds faults of the model's batch norms (torch's or ours) in their stored numbers and, if given, in data.
 
-    With `batches`, as training would take them, each goes through the model as in evaluation and as in training
-    (batch norms only, dropout stays off). On two of them the layers are then switched from training to evaluation one
-    by one, which tells how much of the gap each makes, and one training step runs forward and backward. At the end
-    modes, buffers, gradients, hooks and random generators are as they were, also when interrupted.
+    Each batch goes through the model twice, in evaluation and in training. Only the batch norms change their mode;
+    dropout stays off. On two batches the layers are then switched from training to evaluation one by one, to measure
+    each layer's part of the gap. One training step runs forward and backward. Afterwards modes, buffers, gradients,
+    hooks and random generators are restored, also after an interruption.
 
     Args:
-        model: with batch norms of torch or of ours; it is as it was afterwards.
-        batches: a list, a DataLoader, an iterator, or a function that returns one.
-        feed: called as feed(model, batch). By default model(batch); of a tuple or list the first element; a dict as
-            keywords.
-        limit: at most so many batches; None for all.
-        process_group: True (all ranks) or a group: compare the running statistics of the ranks.
-        progress: a progress bar; by default where stderr is a terminal and rich is installed.
+        model: a model with batch norms, torch's or ours; it is unchanged afterwards.
+        batches: batches like those of training: a list, a DataLoader, an iterator, or a function that returns one.
+        feed: called as feed(model, batch). The default calls model(batch): with the first element of a tuple or list,
+            and with the items of a dict as keyword arguments.
+        limit: the largest number of batches; None for all.
+        process_group: True (all ranks) or a group, to compare the running statistics of its ranks.
+        progress: True for a progress bar; by default if stderr is a terminal and rich is installed.
 
     Returns:
         A `Report`: findings with rule, severity, layers, evidence, likely cause and cure; `show()`, `to_json()`,
         `save("doctor.html")`.
 
     Raises:
-        TypeError: a single batch in place of batches.
-        ValueError: there were no batches.
+        TypeError: `batches` is a single batch.
+        ValueError: `batches` is empty.
 
     Examples:
         >>> import torch
@@ -89,11 +89,11 @@ def diagnose(
 
 
 def diagnose_states(layers: list[LayerState]) -> Report:
-    """Applies every checkpoint rule to states read from a model or a file, to each network of a file by itself."""
+    """Applies every checkpoint rule to the states of a model or a file; each network in a file is checked by itself."""
     networks = [[s for s in layers if s.network == name] for name in dict.fromkeys(s.network for s in layers)]
     findings = []
     for rule in rules_checkpoint.RULES:
         evidence = {name: seen for network in networks for name, seen in rule.find(network).items()}
         findings += [rule.finding(evidence)] if evidence else []
-    notes = (UNTOLD,) if any(s.eps is None for s in layers) else ()
+    notes = (NOTE_ON_STATE_DICTS,) if any(s.eps is None for s in layers) else ()
     return report(findings, {s.name: s.numbers() for s in layers}, notes=notes)

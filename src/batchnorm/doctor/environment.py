@@ -1,4 +1,4 @@
-"""This machine, as far as batch norms depend on it: versions, processor, native kernels, a backend for each device."""
+"""The parts of this machine that batch norms depend on: versions, processor, native kernels, a backend per device."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Native:
     """The native library."""
 
     state: str  # a key of `CPU_BECAUSE`
-    library: str | None  # the file, or its place once it is built; None if no directory can be written
-    reason: str | None  # why it is unavailable
+    library: str | None  # the file, built or not; None if no directory can be written
+    reason: str | None  # the reason if it is unavailable
 
 
 @dataclass(frozen=True)
-class Serves:
+class DeviceBackends:
     """The backends that serve one kind of device."""
 
     device: str
@@ -56,12 +56,12 @@ class Environment:
     torch: str
     processor: str
     instructions: str  # the vector instructions that torch uses
-    cores: int  # that this process may use
-    threads: int  # that torch, and so this package, uses
+    cores: int  # number that this process may use
+    threads: int  # number that torch, and so this package, uses
     compiler: str | None  # command and version; None if there is none
     cache: str | None  # the directory of the native library; None if none can be written
     native: Native
-    devices: tuple[Serves, ...]
+    devices: tuple[DeviceBackends, ...]
 
     def to_dict(self) -> dict[str, Any]:
         """The environment as plain values."""
@@ -69,7 +69,7 @@ class Environment:
 
 
 def environment() -> Environment:
-    """Reads this machine. Loads the native library if it is built, to see whether it loads; builds nothing."""
+    """Describes this machine. A native library that is built is loaded, to test it; nothing is built."""
     status = build.describe()
     library = _native(status)
     directory = status.path.parent if status.path else cache.user_directory()
@@ -99,18 +99,18 @@ def _native(status: build.Status) -> Native:
     return Native(state, library, reason)
 
 
-def _devices(native_state: str) -> Iterator[Serves]:
-    """CPU, the accelerator that torch finds, and the rest."""
-    yield Serves("cpu", *BACKENDS["aten" if native_state == "unavailable" else "operators"], CPU_BECAUSE[native_state])
+def _devices(native_state: str) -> Iterator[DeviceBackends]:
+    """The backends of the CPU, of the accelerator that torch finds, and of all other devices."""
+    cpu = BACKENDS["aten" if native_state == "unavailable" else "operators"]
+    yield DeviceBackends("cpu", *cpu, CPU_BECAUSE[native_state])
     others = {"any other": "meta"}
     if torch.accelerator.is_available():
         found = str(torch.accelerator.current_accelerator())
         others = {found: found} | others
     for name, device in others.items():
         route = functional._route(torch.empty(0, device=device))
-        yield Serves(
-            name, *BACKENDS[route], "torch's own operator, where it serves; bn.backend('triton') on CUDA, ROCm and XPU"
-        )
+        why = "torch's own operator, where it serves; bn.backend('triton') on CUDA, ROCm and XPU"
+        yield DeviceBackends(name, *BACKENDS[route], why)
 
 
 def _processor() -> str:

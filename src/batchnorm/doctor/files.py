@@ -1,4 +1,4 @@
-"""Checkpoints of unknown origin: read as numbers, never executed."""
+"""Reads checkpoints of unknown origin as numbers; nothing in them is executed."""
 
 from __future__ import annotations
 
@@ -19,48 +19,48 @@ from torch import Tensor, nn
 from .states import LayerState, layer_state, of_state_dict, printable
 
 LIMIT = 8 * 2**30  # bytes; larger files are refused before they are opened
-LONGEST = 300  # characters of a message: parsers quote what they choke on
-DEEPEST, MOST_PLACES = 4, 1000  # of state dicts inside one another, and of entries looked at
+MAX_MESSAGE = 300  # characters; a parser may quote much of a file that it cannot read
+MAX_DEPTH, MAX_ENTRIES = 4, 1000  # containers inside one another, and entries of each that are searched
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".tar")
-NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put it
+NESTED = ("state_dict", "model_state_dict", "model")  # keys under which training scripts store the state dict
 
 
 class BadFileError(ValueError):
-    """Something that cannot be diagnosed, in one line."""
+    """Raised for a file or model that cannot be diagnosed; the message is one line."""
 
 
 def read(path: str | Path) -> list[LayerState]:
-    """Batch-norm states in a safetensors, ONNX or torch file; raises BadFileError, in one line."""
+    """Reads the batch-norm states in a safetensors, ONNX or torch file; raises BadFileError if that fails."""
     path = Path(path)
     kinds: dict[str, Callable[[Path], list[LayerState]]] = {".safetensors": _safetensors, ".onnx": _onnx}
-    return _in_one_line(path.name, lambda: kinds.get(path.suffix, _torch)(_checked(path)))
+    return _or_bad_file(path.name, lambda: kinds.get(path.suffix, _torch)(_checked(path)))
 
 
 def build(target: str, checkpoint: str | Path | None = None) -> nn.Module:
-    """The model that `module:factory` makes, with the tensors of a checkpoint; raises BadFileError, in one line."""
+    """Makes the model of `module:factory` and loads a checkpoint into it; raises BadFileError if that fails."""
     if "" not in sys.path:
         sys.path.insert(0, "")  # as `python -m` does: the user's network lies in the working directory
     module, _, factory = target.partition(":")
-    model = _in_one_line(target, lambda: getattr(importlib.import_module(module), factory)())
+    model = _or_bad_file(target, lambda: getattr(importlib.import_module(module), factory)())
     if not isinstance(model, nn.Module):
         raise BadFileError(f"{target} gave {type(model).__name__}, expected a torch.nn.Module")
     if checkpoint is not None:
-        _in_one_line(Path(checkpoint).name, lambda: model.load_state_dict(_tensors(_checked(Path(checkpoint)))))
+        _or_bad_file(Path(checkpoint).name, lambda: model.load_state_dict(_tensors(_checked(Path(checkpoint)))))
     return model
 
 
-def _in_one_line(name: str, read: Callable[[], Any]) -> Any:
+def _or_bad_file(name: str, read: Callable[[], Any]) -> Any:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of the parsers: whatever matters is in the outcome
+            warnings.simplefilter("ignore")  # warnings of the parsers do not matter to the diagnosis
             return read()
-    except Exception as error:  # parsers of hostile bytes raise anything; the caller sees one line
-        reason = printable(" ".join(str(error).split()))[:LONGEST] or type(error).__name__
+    except Exception as error:  # a parser may raise anything on malicious bytes; the caller gets one line
+        reason = printable(" ".join(str(error).split()))[:MAX_MESSAGE] or type(error).__name__
         raise BadFileError(f"cannot read {printable(name)!r}: {reason}") from error
 
 
 def _checked(path: Path) -> Path:
-    """The path of a file that is there and, unpacked, not too large to look at."""
+    """The path, if the file exists and is not too large, also after unpacking; raises ValueError if not."""
     if path.is_dir():
         raise ValueError("it is a folder; expected a file (.pt, .safetensors or .onnx)")
     if not path.is_file():
@@ -75,28 +75,28 @@ def _checked(path: Path) -> Path:
 
 
 def _torch(path: Path) -> list[LayerState]:
-    """The layers of every state dict in the file. With several, each gets its place in the file before its name."""
+    """The layers of every state dict in the file; with several, each name begins with the keys of its state dict."""
     found = dict(_state_dicts(_load(path), ""))
     return [
-        layer if len(found) == 1 else replace(layer, name=f"{printable(place)}/{layer.name}", network=place)
-        for place, state in found.items()
+        layer if len(found) == 1 else replace(layer, name=f"{printable(key_path)}/{layer.name}", network=key_path)
+        for key_path, state in found.items()
         for layer in of_state_dict(state)
     ]
 
 
-def _state_dicts(value: Any, place: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """(place, tensors) of each mapping with running statistics: a script may keep `model` and `ema` apart."""
-    if depth > DEEPEST:
+def _state_dicts(value: Any, key_path: str, depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yields (key path, tensors) of each mapping with running statistics, such as `model` and `ema` of one script."""
+    if depth > MAX_DEPTH:
         return
     if isinstance(value, Mapping):
         tensors = {k: v for k, v in value.items() if isinstance(k, str) and isinstance(v, Tensor)}
         if any(key.endswith("running_mean") for key in tensors):
-            yield place, tensors
+            yield key_path, tensors
     many = isinstance(value, list | tuple)
     nested = value.items() if isinstance(value, Mapping) else enumerate(value) if many else ()
-    for key, inner in itertools.islice(nested, MOST_PLACES):
+    for key, inner in itertools.islice(nested, MAX_ENTRIES):
         if isinstance(inner, Mapping | list | tuple):
-            yield from _state_dicts(inner, f"{place}/{key}".lstrip("/"), depth + 1)
+            yield from _state_dicts(inner, f"{key_path}/{key}".lstrip("/"), depth + 1)
 
 
 def _load(path: Path) -> Any:
@@ -118,7 +118,7 @@ def _load(path: Path) -> Any:
 
 
 def _safetensors(path: Path) -> list[LayerState]:
-    """Only the tensors of batch norms are read."""
+    """The layers of a safetensors file; only the tensors of batch norms are read."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -142,7 +142,7 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _onnx(path: Path) -> list[LayerState]:
-    """The BatchNormalization nodes whose tensors are stored in the file itself."""
+    """The BatchNormalization nodes of an ONNX file, whose tensors must be stored in the file itself."""
     try:
         import onnx
     except ImportError:

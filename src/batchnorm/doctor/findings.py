@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 SEVERITIES = ("info", "warning", "error")
-OUTPUT = "(output)"  # stands in evidence for the network's output, beside the layers
+OUTPUT = "(output)"  # key of the network's output in the evidence, beside the names of the layers
 
 Evidence = dict[str, Any]  # per layer: a number, or several by name
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault: what is seen, where, with which numbers, why, and the cure."""
+    """One fault: its description, the layers, the measured numbers, the likely cause and the cure."""
 
     severity: str
     rule: str
@@ -33,7 +33,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Rule:
-    """A fault the doctor knows: how it is found, and what is said of it. `find` gives the evidence per faulty layer."""
+    """A kind of fault: its texts, and the function `find`, which returns the evidence of each faulty layer."""
 
     name: str
     severity: str
@@ -47,21 +47,21 @@ class Rule:
         return [self.finding(evidence)] if evidence else []
 
     def finding(self, evidence: Evidence) -> Finding:
-        """The text about layers that have this fault."""
+        """The finding about the layers in `evidence`."""
         layers = tuple(name for name in evidence if name != OUTPUT)
         return Finding(self.severity, self.name, layers, self.what, self.cause, self.cure, evidence)
 
 
 def rule(name: str, severity: str, what: str, cause: str, cure: str) -> Callable[[Callable[[Any], Evidence]], Rule]:
-    """Makes a rule of the function that finds the evidence; its docstring says why its threshold is safe."""
+    """Makes a rule of the decorated function, which finds the evidence; its docstring justifies the threshold."""
     return lambda find: Rule(name, severity, what, cause, cure, find)
 
 
 @dataclass(frozen=True)
 class Report:
-    """Every finding about one network, worst first, and what was measured per layer.
+    """The findings about one network, worst first, and the measurements of each layer.
 
-    `layers` holds the numbers per batch norm, `output` those at the network's output, `notes` what was not looked at.
+    `layers` holds the numbers of each batch norm, `output` those of the network's output, `notes` the checks left out.
     """
 
     findings: tuple[Finding, ...]
@@ -71,15 +71,15 @@ class Report:
 
     @property
     def worst(self) -> str | None:
-        """The highest severity found, or None where nothing was."""
+        """The highest severity of the findings; None if there are none."""
         return max((f.severity for f in self.findings), key=SEVERITIES.index, default=None)
 
     def reaches(self, severity: str) -> bool:
-        """True if something at least as bad was found."""
+        """True if a finding has this severity or a higher one."""
         return self.worst is not None and SEVERITIES.index(self.worst) >= SEVERITIES.index(severity)
 
     def to_dict(self) -> dict[str, Any]:
-        """The report as plain values; numbers that are not finite are text."""
+        """The report as plain values; non-finite numbers become text."""
         return _plain(asdict(self) | {"worst": self.worst})
 
     def to_json(self) -> str:
@@ -87,7 +87,7 @@ class Report:
         return json.dumps(self.to_dict(), indent=2, allow_nan=False)
 
     def save(self, path: str | Path) -> Path:
-        """Writes one HTML page that needs nothing besides itself."""
+        """Writes one HTML page that needs no other file, and returns its path."""
         from batchnorm.report.diagnosis import page
 
         path = Path(path)

@@ -1,4 +1,4 @@
-"""Sends data through a model as in training and as in evaluation, and leaves the model as it was."""
+"""Sends data through a model in training and in evaluation, and restores the model afterwards."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ from batchnorm.tools.streams import several
 from batchnorm.tools.sweep import Feed
 from batchnorm.training.paused import paused
 
-from .observed_batches import Followers, Observer, Seen, spared
+from .observed_batches import Observer, ReluFinder, Seen, is_frozen
 from .states import norms
 
-SWITCHED = 2  # batches on which single layers are switched: one forward pass a layer and batch
+SWITCH_BATCHES = 2  # batches on which layers are switched one by one; each costs one forward pass per layer
 
 
 @dataclass
 class Measured:
-    """Measurements on data: each layer, the gap at the output, and the effect of single layers on it."""
+    """Measurements on data: of each layer, of the gap at the output, and of each layer's part of the gap."""
 
     layers: dict[str, Seen]
     always_eval: set[str]
     never_eval: set[str]
     batches: int = 0
     gap: Gap = field(default_factory=lambda: Gap())
-    caused: dict[str, float] = field(default_factory=dict)  # the part of it that each layer makes
+    caused: dict[str, float] = field(default_factory=dict)  # each layer's part of the gap
     notes: list[str] = field(default_factory=list)
 
 
 @dataclass
 class Gap:
-    """The distance of two outputs for the same batches, in units of the spread of the expected one."""
+    """The difference of two outputs for the same batches, in standard deviations of the expected output."""
 
     squares: float = 0.0
     spread: float = 0.0
@@ -50,7 +50,7 @@ class Gap:
     predictions: int = 0
 
     def add(self, expected: Any, one: Any, other: Any) -> None:
-        """Outputs of any structure, compared where they hold real tensors of the same shape."""
+        """Adds the difference of `one` and `other`; of nested outputs, real tensors of equal shapes are compared."""
         for scale, a, b in zip(*map(_tensors, (expected, one, other)), strict=False):
             if not scale.shape == a.shape == b.shape or not a.numel():
                 continue
@@ -63,52 +63,52 @@ class Gap:
 
     @property
     def relative(self) -> float:
-        """Root mean square of the difference over the standard deviation; 0 where the output does not vary."""
+        """Root mean square of the difference over the standard deviation; 0 if the output does not vary."""
         return (self.squares / self.spread) ** 0.5 if self.spread else 0.0
 
 
 def measure(model: nn.Module, batches: Any, feed: Feed, limit: int | None, progress: bool | None) -> Measured:
-    """Each batch as in evaluation and as in training (only batch norms, no dropout); single layers; one step."""
+    """Measures each batch in both modes (dropout stays off), each layer's part of the gap, and a training step."""
     layers = norms(model)
-    with undisturbed(model), Observer(layers) as observer:
-        always, never = _stubborn(model, layers)
+    with restoring(model), Observer(layers) as observer:
+        always, never = _fixed_modes(model, layers)
         found = Measured(observer.seen, always, never)
-        learners = {name: layer for name, layer in layers.items() if name not in always and not spared(layer)}
-        runner = Runner(model, feed, list(learners.values()))
-        with _still(model):
-            kept = _both_ways(runner, observer, found, batches, limit, progress)
-            found.caused = _one_by_one(runner, [n for n in observer.order if n in learners], layers, kept, progress)
-        found.notes += _step(model, feed, observer, kept[0].batch)
+        switchable = {name: layer for name, layer in layers.items() if name not in always and not is_frozen(layer)}
+        runner = Runner(model, feed, list(switchable.values()))
+        with _no_updates(model):
+            kept = _compare_modes(runner, observer, found, batches, limit, progress)
+            found.caused = _gap_by_layer(runner, [n for n in observer.order if n in switchable], layers, kept, progress)
+        found.notes += _training_step(model, feed, observer, kept[0].batch)
     return found
 
 
-def _both_ways(
+def _compare_modes(
     runner: Runner, observer: Observer, found: Measured, batches: Any, limit: int | None, progress: bool | None
-) -> list[Kept]:
-    """Every batch as in evaluation and as in training; returns the first few, with their outputs."""
-    kept: list[Kept] = []
+) -> list[BatchOutputs]:
+    """Runs every batch in evaluation and in training; returns the first `SWITCH_BATCHES` batches and their outputs."""
+    kept: list[BatchOutputs] = []
     for batch in track(several(batches, limit), "diagnosing", progress):
-        followers = nullcontext() if found.batches else Followers(observer.seen)
-        with observer.observing("evaluation"), followers:
+        relus = nullcontext() if found.batches else ReluFinder(observer.seen)
+        with observer.observing("evaluation"), relus:
             expected = runner([], batch)
         with observer.observing("training"):
-            trained = runner(runner.learners, batch)
+            trained = runner(runner.switchable, batch)
         found.gap.add(expected, expected, trained)
         found.batches += 1
-        if len(kept) < SWITCHED:
-            kept.append(Kept(batch, expected, trained))
+        if len(kept) < SWITCH_BATCHES:
+            kept.append(BatchOutputs(batch, expected, trained))
     if not kept:
         raise ValueError("there were no batches to diagnose with")
     return kept
 
 
-def _one_by_one(
-    runner: Runner, order: list[str], layers: dict[str, _BatchNorm], kept: list[Kept], progress: bool | None
+def _gap_by_layer(
+    runner: Runner, order: list[str], layers: dict[str, _BatchNorm], kept: list[BatchOutputs], progress: bool | None
 ) -> dict[str, float]:
-    """Layers go from training to evaluation one by one, the last first: how far does each move the output?
+    """The change of the output as each layer goes from training to evaluation, one by one, the last layer first.
 
-    So each sees what it saw in training, and what it makes of it goes on as in evaluation: no batch's statistics
-    after it put right, or get the blame for, what its population does wrong.
+    A layer that is switched still gets its inputs of training, and all later layers already use running statistics.
+    So the batch statistics of later layers cannot hide or exaggerate this layer's error.
     """
     caused = {}
     training, outputs = [layers[name] for name in order], [k.trained for k in kept]
@@ -122,8 +122,8 @@ def _one_by_one(
     return caused
 
 
-class Kept(NamedTuple):
-    """A batch, and its outputs in evaluation and as in training."""
+class BatchOutputs(NamedTuple):
+    """A batch with the model's outputs for it: `expected` in evaluation, `trained` in training."""
 
     batch: Any
     expected: Any
@@ -132,22 +132,22 @@ class Kept(NamedTuple):
 
 @dataclass
 class Runner:
-    """Forward passes with chosen layers as in training, all from the same state."""
+    """Runs forward passes with chosen layers in training mode, each from the same state of the model."""
 
     model: nn.Module
     feed: Feed
-    learners: list[_BatchNorm]
+    switchable: list[_BatchNorm]
 
     def __call__(self, training: list[_BatchNorm], batch: Any) -> Any:
-        with torch.no_grad(), undisturbed(self.model):
+        with torch.no_grad(), restoring(self.model):
             self.model.eval()
-            for layer in self.learners:
+            for layer in self.switchable:
                 layer.training = any(layer is other for other in training)
             return self.feed(self.model, batch)
 
 
-def _step(model: nn.Module, feed: Feed, observer: Observer, batch: Any) -> list[str]:
-    """One training step, forward and backward: how often does it move each population?"""
+def _training_step(model: nn.Module, feed: Feed, observer: Observer, batch: Any) -> list[str]:
+    """Counts the updates of each layer's running statistics in one training step; returns a note if that failed."""
     layers = {name: seen for name, seen in observer.seen.items() if bank(seen.layer).num_batches_tracked is not None}
     if any(seen.nonfinite or seen.single for seen in layers.values()):
         return ["no training step was run: the data contain NaN or Inf, or a batch has one value per channel"]
@@ -158,16 +158,19 @@ def _step(model: nn.Module, feed: Feed, observer: Observer, batch: Any) -> list[
             outputs = [t for t in _tensors(feed(model, batch)) if t.requires_grad]
             if outputs:
                 torch.stack([t.float().square().mean() for t in outputs]).sum().backward()
-    except Exception as error:  # a model may want targets in training: what else was found still counts
+    except Exception as error:  # a model may need targets in training; the other measurements remain valid
         return [f"the training step failed: {(str(error).splitlines() or [type(error).__name__])[0]}"]
     for name, seen in layers.items():
-        seen.steps = int(bank(seen.layer).num_batches_tracked) - before[name]
+        seen.step_updates = int(bank(seen.layer).num_batches_tracked) - before[name]
     return []
 
 
-def _stubborn(model: nn.Module, layers: dict[str, _BatchNorm]) -> tuple[set[str], set[str]]:
-    """Layers that stay in evaluation when the model goes to training, and the reverse; as found, or when told."""
-    frozen = {name for name, layer in layers.items() if spared(layer)}
+def _fixed_modes(model: nn.Module, layers: dict[str, _BatchNorm]) -> tuple[set[str], set[str]]:
+    """Layers that stay in evaluation while the model trains, and layers that stay in training while it evaluates.
+
+    The modes are read as they were found, and after `model.eval()` and `model.train()`. Frozen layers are left out.
+    """
+    frozen = {name for name, layer in layers.items() if is_frozen(layer)}
     always = {name for name, layer in layers.items() if model.training and not layer.training}
     never = {name for name, layer in layers.items() if layer.training and not model.training}
     with evaluating(model):
@@ -177,33 +180,33 @@ def _stubborn(model: nn.Module, layers: dict[str, _BatchNorm]) -> tuple[set[str]
     return always - frozen, never - frozen
 
 
-def _still(model: nn.Module) -> Any:
-    """The running statistics are not updated and our layers do not warn: no batch is a training step here."""
+def _no_updates(model: nn.Module) -> Any:
+    """A context in which our layers neither update their running statistics nor warn of skipped batches."""
     return paused(model) if any(isinstance(m, BatchNorm) for m in model.modules()) else nullcontext()
 
 
 @contextmanager
-def undisturbed(model: nn.Module) -> Iterator[None]:
-    """Modes, buffers, gradients and random generators come back at the end, whatever happens."""
+def restoring(model: nn.Module) -> Iterator[None]:
+    """Restores modes, buffers, gradients and random generators at the end, also after an exception."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [
         (m, name, b, b.detach().clone()) for m in model.modules() for name, b in m._buffers.items() if b is not None
     ]
     gradients = [(p, p.grad) for p in model.parameters()]
-    places = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
+    devices = sorted({p.device.index for p in model.parameters() if p.device.type == "cuda"})
     python, numpy = random.getstate(), np.random.get_state()
     for parameter, _ in gradients:
         parameter.grad = None
     try:
-        with torch.random.fork_rng(devices=places):
+        with torch.random.fork_rng(devices=devices):
             yield
     finally:
-        _put_back(modes, buffers, gradients)
+        _restore(modes, buffers, gradients)
         random.setstate(python)
         np.random.set_state(numpy)
 
 
-def _put_back(modes: list[Any], buffers: list[Any], gradients: list[Any]) -> None:
+def _restore(modes: list[Any], buffers: list[Any], gradients: list[Any]) -> None:
     for module, mode in modes:
         module.training = mode
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Observations of every batch norm of a model while data go through it, by hooks that only look."""
+"""Observes every batch norm of a model through hooks, while data go through the model."""
 
 from __future__ import annotations
 
@@ -25,36 +25,36 @@ RECTIFIERS = {aten.relu, aten.relu_, aten.hardtanh, aten.hardtanh_, aten.thresho
 
 @dataclass
 class Seen:
-    """One batch norm: its inputs batch by batch, its outputs' peaks, and how it was used."""
+    """The observations of one batch norm: moments of its inputs, maxima of its outputs, and counts of its calls."""
 
     layer: _BatchNorm
-    halves: list[tuple[Moments, Moments]] = field(default_factory=list)  # a batch's even and odd samples, in training
-    sharing: float = 1.0  # how many batches' worth of samples share statistics: below 1 for virtual batches
+    halves: list[tuple[Moments, Moments]] = field(default_factory=list)  # per batch in training: even and odd samples
+    sharing: float = 1.0  # size of the set that shares statistics, in batches: below 1 for virtual batches
     calls: int = 0  # the most in one forward pass
     passes: int = 0  # forward passes that reached it
-    steps: int = 0  # by how much one training step moved its counter
-    step_calls: int = 0
+    step_updates: int = 0  # updates of its counter in one training step
+    step_calls: int = 0  # calls in that step
     single: int = 0  # batches with one value per channel
     nonfinite: int = 0  # forward passes with NaN or Inf in its input
     padded: list[float] = field(default_factory=list)  # per batch, the share of positions that look like padding
     peak: Tensor | None = None  # (C,), the largest output in evaluation
-    rectified: bool = False  # a ReLU takes the output as it is
-    flipped: set[Phase] = field(default_factory=set)  # phases in which the forward pass changed its mode
+    rectified: bool = False  # a ReLU gets the unchanged output
+    flipped: set[Phase] = field(default_factory=set)  # phases in which the forward pass changed the layer's mode
 
     @property
     def moments(self) -> list[Moments]:
-        """Of each batch, in training."""
+        """The moments of each batch in training."""
         return [even.merge(odd) for even, odd in self.halves]
 
 
 class Observer:
-    """Hooks on batch norms, for as long as the `with` lasts; `phase` says what a forward pass is for."""
+    """Hooks on batch norms within a `with`; `phase` is the purpose of the forward pass, None if it is not observed."""
 
     def __init__(self, layers: dict[str, _BatchNorm]) -> None:
         self.seen = {name: Seen(layer) for name, layer in layers.items()}
         self.phase: Phase | None = None
         self.calls: dict[str, int] = {}
-        self.order: list[str] = []  # as first called
+        self.order: list[str] = []  # of the first calls
 
     def __enter__(self) -> Observer:
         self.handles = []
@@ -70,7 +70,7 @@ class Observer:
 
     @contextmanager
     def observing(self, phase: Phase) -> Iterator[None]:
-        """One forward pass (and, in a step, its backward pass)."""
+        """Observes one forward pass (and, in a step, its backward pass)."""
         self.phase, self.calls = phase, dict.fromkeys(self.seen, 0)
         try:
             yield
@@ -96,16 +96,16 @@ class Observer:
             seen.padded.append(0.0 if masked or x.dim() != 3 else constant_ends(x))
         else:
             self._measure(name, x, weights_of(x, kwargs.get("mask"), kwargs.get("lengths")))
-        if layer.training != (self.phase in ("training", "step")) and not spared(layer):
+        if layer.training != (self.phase in ("training", "step")) and not is_frozen(layer):
             seen.flipped.add(self.phase)
         if self.phase != "evaluation" and values_per_channel(x) == 1:
             seen.single += self.phase == "training"
-            layer.training = False  # torch's would raise, and nothing after it be seen
+            layer.training = False  # torch's layer would raise, and later layers would not be observed
 
     def _measure(self, name: str, x: Tensor, weights: Tensor | None) -> None:
         seen = self.seen[name]
         even, odd = halves(x, weights)
-        if self.calls[name] > 1 and seen.halves:  # a layer used again: one batch for its population
+        if self.calls[name] > 1 and seen.halves:  # the calls of one forward pass count as one batch
             first = seen.halves.pop()
             even, odd = first[0].merge(even), first[1].merge(odd)
         seen.halves.append((even, odd))
@@ -117,13 +117,13 @@ class Observer:
             seen.peak = peak if seen.peak is None else torch.maximum(seen.peak, peak)
 
 
-class Followers(TorchDispatchMode):
-    """Marks the batch norms whose output goes into a ReLU unchanged, module or function, while it is active."""
+class ReluFinder(TorchDispatchMode):
+    """While active, marks the batch norms whose output goes unchanged into a ReLU (a module or a function)."""
 
     def __init__(self, seen: dict[str, Seen]) -> None:
         super().__init__()
         self.seen = seen
-        self.outputs: dict[int, tuple[Seen, Tensor, int]] = {}  # kept alive: no storage comes up twice
+        self.outputs: dict[int, tuple[Seen, Tensor, int]] = {}  # kept alive, so that no address is used twice
 
     def __enter__(self) -> Any:
         def note(seen: Seen, _: Any, __: Any, output: Tensor) -> None:
@@ -147,7 +147,7 @@ class Followers(TorchDispatchMode):
 
 
 def halves(x: Tensor, weights: Tensor | None) -> tuple[Moments, Moments]:
-    """The moments of the even and the odd samples: how far they differ is the noise of a batch."""
+    """The moments of the even and of the odd samples; their difference shows the noise of a batch."""
     parts = []
     for i in (0, 1):
         mask = weights if weights is None or weights.shape[0] == 1 else weights[i::2]
@@ -157,7 +157,7 @@ def halves(x: Tensor, weights: Tensor | None) -> tuple[Moments, Moments]:
 
 
 def constant_ends(x: Tensor) -> float:
-    """The share of positions of `x: (N, C, L)` that only repeat the last (or the first) one of their sequence."""
+    """The share of positions of `x: (N, C, L)` that repeat the last (or the first) position of their sequence."""
 
     def share(x: Tensor) -> float:
         repeats = (x == x[..., :1]).all(1).cummin(1).values.sum(1)
@@ -166,8 +166,8 @@ def constant_ends(x: Tensor) -> float:
     return max(share(x), share(x.flip(2)))
 
 
-def spared(layer: _BatchNorm) -> bool:
-    """Frozen on purpose (`bn.freeze`)."""
+def is_frozen(layer: _BatchNorm) -> bool:
+    """True if the layer was frozen with `bn.freeze`."""
     return bool(getattr(layer, "frozen", False))
 
 

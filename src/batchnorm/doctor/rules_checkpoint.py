@@ -1,4 +1,4 @@
-"""Faults visible in the stored numbers alone; each rule says why its threshold is safe."""
+"""Rules for faults that show in the stored numbers; each docstring says why the threshold is safe."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from .states import LayerState
 Layers = list[LayerState]
 
 EXPLODED = 1e10
-COLLAPSED = 0.01  # of eps
-DEAD = 1e-3  # of the layer's median |γ|
+COLLAPSED = 0.01  # times eps
+DEAD = 1e-3  # times the layer's median |γ|
 OUTLYING = 1e3  # times the layer's median γ/σ
 
-NAMED = 8  # channels that are named
+MAX_LISTED = 8  # channels whose numbers a finding lists
 
 CALIBRATE = "bn.calibrate(model, batches)"
 
@@ -27,20 +27,20 @@ CALIBRATE = "bn.calibrate(model, batches)"
     'bn.convert(model, nonfinite="skip"), then bn.calibrate(model, batches)',
 )  # fmt: skip
 def not_finite(layers: Layers) -> Evidence:
-    """A single NaN in the population makes every evaluation NaN: no threshold needed."""
+    """No threshold is needed: a single NaN in the running statistics makes every evaluation NaN."""
     return {s.name: found for s in layers if (found := _not_finite(s))}
 
 
 def _not_finite(layer: LayerState) -> dict[str, Any]:
-    """The number of bad values, and their channels in words: channel 2 of 8 is NaN."""
-    sick = {name: t for name, t in layer.tensors().items() if not t.isfinite().all()}
+    """The number of non-finite values, and a text about each tensor, such as `channel 2 of 8 is NaN`."""
+    bad = {name: t for name, t in layer.tensors().items() if not t.isfinite().all()}
     words = {}
-    for name, t in sick.items():
+    for name, t in bad.items():
         kinds = "NaN" if not t.isinf().any() else "Inf" if not t.isnan().any() else "NaN or Inf"
         channels = ~t.isfinite()
         many = int(channels.sum()) > 1
         words[name] = f"channel{'s' * many} {_which(channels)} of {len(t)} {'are' if many else 'is'} {kinds}"
-    return {"values": sum(int((~t.isfinite()).sum()) for t in sick.values())} | words if sick else {}
+    return {"values": sum(int((~t.isfinite()).sum()) for t in bad.values())} | words if bad else {}
 
 
 @rule(
@@ -49,7 +49,7 @@ def _not_finite(layer: LayerState) -> dict[str, Any]:
     CALIBRATE,
 )  # fmt: skip
 def negative_variance(layers: Layers) -> Evidence:
-    """A variance is a mean of squares: any value below zero is wrong."""
+    """A variance is a mean of squares, so any value below zero is wrong."""
     return {s.name: _channels(s.var < 0) | {"smallest": float(s.var.min())} for s in layers if (s.var < 0).any()}
 
 
@@ -59,7 +59,7 @@ def negative_variance(layers: Layers) -> Evidence:
     CALIBRATE,
 )  # fmt: skip
 def affine_without_statistics(layers: Layers) -> Evidence:
-    """Statistics of exactly 0 and 1 in all channels are no data's; an affine of exactly 1 and 0 is not trained."""
+    """Data never give exactly mean 0 and variance 1 in all channels; trained γ and β are not exactly 1 and 0."""
     return {s.name: {"updates": s.counter, "γ": _range(s.weight)} for s in layers if _initial(s) and _trained(s)}
 
 
@@ -69,7 +69,7 @@ def affine_without_statistics(layers: Layers) -> Evidence:
     CALIBRATE,
 )  # fmt: skip
 def never_updated(layers: Layers) -> Evidence:
-    """Exactly mean 0 and variance 1 in all channels is the initial value, not data."""
+    """Data never give exactly mean 0 and variance 1 in all channels; these are the initial values."""
     return {s.name: {"updates": s.counter} for s in layers if _initial(s) and not _trained(s)}
 
 
@@ -79,7 +79,7 @@ def never_updated(layers: Layers) -> Evidence:
     "bn.paused(model) around the extra forward pass; bn.calibrate(model, batches)",
 )  # fmt: skip
 def counters_disagree(layers: Layers) -> Evidence:
-    """Layers that train together count together; frozen ones (0) are another rule's."""
+    """Layers that train together count the same number of updates; layers without updates are left to other rules."""
     counts = {s.name: {"updates": s.counter} for s in layers if s.counter}
     return counts if len({c["updates"] for c in counts.values()}) > 1 else {}
 
@@ -90,7 +90,7 @@ def counters_disagree(layers: Layers) -> Evidence:
     "bn.Standardize on the input, a lower learning rate; bn.calibrate(model, batches)",
 )  # fmt: skip
 def exploded_variance(layers: Layers) -> Evidence:
-    """Standard deviation 1e5 is beyond float16's range (65,504): no mixed-precision run trains there."""
+    """A standard deviation of 1e5 is beyond the range of float16 (65,504): no mixed-precision run trains with it."""
     found = {s.name: s.var.isfinite() & (s.var > EXPLODED) for s in layers}
     return {s.name: _channels(found[s.name]) | {"largest": float(s.var.max())} for s in layers if found[s.name].any()}
 
@@ -101,7 +101,7 @@ def exploded_variance(layers: Layers) -> Evidence:
     "prune the channel, or look at the layer before; bn.calibrate(model, batches) if the channel does vary",
 )  # fmt: skip
 def collapsed_variance(layers: Layers) -> Evidence:
-    """Below a hundredth of eps the output's deviation is under a tenth of γ: the layer no longer normalises."""
+    """Below a hundredth of eps, the output's deviation is below a tenth of γ: the channel is no longer normalised."""
     low = {s.name: (s.var >= 0) & (s.var < COLLAPSED * s.known_eps) for s in layers}
     return {s.name: _channels(low[s.name]) | {"smallest": float(s.var.min())} for s in layers if low[s.name].any()}
 
@@ -112,7 +112,7 @@ def collapsed_variance(layers: Layers) -> Evidence:
     "bn.parameter_groups(model, weight_decay), or prune the channel",
 )  # fmt: skip
 def dead_gamma(layers: Layers) -> Evidence:
-    """A thousandth of the layer's median γ is lost in the rounding of a bfloat16 sum with the other channels."""
+    """A γ of a thousandth of the layer's median is lost when a sum with the other channels is rounded to bfloat16."""
     gammas = {s.name: s.weight.abs() for s in layers if s.weight is not None}
     dead = {name: gamma <= DEAD * gamma.median().clamp(min=DEAD) for name, gamma in gammas.items()}
     return {name: _channels(found) for name, found in dead.items() if found.any()}
@@ -124,7 +124,7 @@ def dead_gamma(layers: Layers) -> Evidence:
     CALIBRATE,
 )  # fmt: skip
 def outlying_gain(layers: Layers) -> Evidence:
-    """Channels of a layer that was trained as a whole stay within a few powers of ten of one another."""
+    """In a layer that was trained as a whole, γ/σ of any two channels differ by no more than a few powers of ten."""
     gains = {s.name: s.weight.abs() / (s.var.clamp(min=0) + s.known_eps).sqrt() for s in layers if s.weight is not None}
     times = {name: gain / gain.median() for name, gain in gains.items() if gain.median() > 0}
     high = {name: t.isfinite() & (t > OUTLYING) for name, t in times.items()}
@@ -137,7 +137,7 @@ def outlying_gain(layers: Layers) -> Evidence:
     "bn.from_keras(…, momentum=0.99), or momentum = 1 − that share; then bn.calibrate(model, batches)",
 )  # fmt: skip
 def foreign_momentum(layers: Layers) -> Evidence:
-    """From 0.5 on, one batch outweighs all earlier ones; defaults are 0.1 here and 0.9 or 0.99 there."""
+    """From 0.5 on, one batch weighs at least as much as all earlier ones; torch's default, 0.1, is far below."""
     return {s.name: {"momentum": s.momentum} for s in layers if s.momentum is not None and s.momentum >= 0.5}
 
 
@@ -147,7 +147,7 @@ def foreign_momentum(layers: Layers) -> Evidence:
     "bn.from_keras(…) takes both; eps must be the one used in training",
 )  # fmt: skip
 def foreign_eps(layers: Layers) -> Evidence:
-    """Keras's two defaults come together: 1e-3 with 0.99, which is 0.01 in torch. Known defaults are 1e-6 to 1e-3."""
+    """Keras's default eps, 1e-3, belongs to its momentum 0.99 (torch's 0.01); known defaults are 1e-6 to 1e-3."""
     return {s.name: {"eps": s.eps, "momentum": s.momentum} for s in layers if s.eps is not None and _odd_eps(s)}
 
 
@@ -169,10 +169,10 @@ def _channels(found: Tensor) -> dict[str, Any]:
 
 
 def _which(found: Tensor) -> str:
-    """The numbers of the channels, from 0, the first few of them."""
+    """The numbers of the first few channels, counted from 0, as text."""
     numbers = found.nonzero().flatten().tolist()
-    more = f" and {len(numbers) - NAMED} more" if len(numbers) > NAMED else ""
-    return ", ".join(map(str, numbers[:NAMED])) + more
+    more = f" and {len(numbers) - MAX_LISTED} more" if len(numbers) > MAX_LISTED else ""
+    return ", ".join(map(str, numbers[:MAX_LISTED])) + more
 
 
 def _range(t: Tensor | None) -> list[float] | None:

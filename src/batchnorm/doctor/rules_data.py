@@ -1,4 +1,4 @@
-"""Faults that show when data go through; each rule says why its threshold is safe."""
+"""Rules for faults that show with data; each docstring says why the threshold is safe."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from .measuring import Measured
 from .observed_batches import Seen
 
 GAP = 0.5  # of the output's standard deviation
-CULPRIT = 0.05  # of the squared parts
-STALE, BY_CHANCE = 0.3, 3.0  # σ; and so many times what chance explains
-FEW = 12  # independent values
-DRIFT, RATIO, ENOUGH = 0.25, 4.0, 6  # σ; over the noise within batches, as variances; batches
-PADDED = 0.05
-RARE = 100  # values a channel: fewer do not show that it is dead
+NAMED_SHARE = 0.05  # of the sum of the layers' squared parts of the gap; layers with more are named
+STALE, BY_CHANCE = 0.3, 3.0  # in σ; and in multiples of the distance that chance explains
+MIN_VALUES = 12  # independent values of a batch
+DRIFT, MIN_RATIO, MIN_BATCHES = 0.25, 4.0, 6  # in σ; variance between batches over that within; number of batches
+PADDED = 0.05  # of the positions
+DEAD_VALUES = 100  # values per channel; fewer cannot show that the channel is dead
 
 CALIBRATE = "bn.calibrate(model, batches)"
 
@@ -32,7 +32,7 @@ CALIBRATE = "bn.calibrate(model, batches)"
     'clean the data; bn.convert(model, nonfinite="skip") keeps such batches out of the running statistics',
 )  # fmt: skip
 def nonfinite_activations(found: Measured) -> Evidence:
-    """One value spoils its whole channel: no threshold needed."""
+    """No threshold is needed: one such value makes its whole channel NaN."""
     return {name: {"forward passes": s.nonfinite} for name, s in found.layers.items() if s.nonfinite}
 
 
@@ -42,7 +42,7 @@ def nonfinite_activations(found: Measured) -> Evidence:
     'DataLoader(drop_last=True), or bn.convert(model, single="population")',
 )  # fmt: skip
 def single_value(found: Measured) -> Evidence:
-    """It is a fact of the shapes. Layers told to take the population then are right."""
+    """No threshold is needed: the shape decides. Layers with another `single` than "error" accept such batches."""
     return {
         name: {"batches": s.single}
         for name, s in found.layers.items()
@@ -56,7 +56,7 @@ def single_value(found: Measured) -> Evidence:
     CALIBRATE + "; larger or shared batches if they are small. The layers that cause most come first",
 )  # fmt: skip
 def train_eval_gap(found: Measured) -> Evidence:
-    """The noise of batches of 32 moves outputs by about a fifth of their spread, far below one half."""
+    """The noise of batches of 32 changes outputs by about a fifth of their standard deviation, far below one half."""
     if found.gap.relative <= GAP:
         return {}
     at_output = {"gap": found.gap.relative}
@@ -65,7 +65,7 @@ def train_eval_gap(found: Measured) -> Evidence:
     total = sum(g * g for g in found.caused.values()) or 1.0
     worst = sorted(found.caused.items(), key=lambda item: -item[1])
     return {OUTPUT: at_output} | {
-        name: {"part of the gap": g, "share": g * g / total} for name, g in worst if g * g / total > CULPRIT
+        name: {"part of the gap": g, "share": g * g / total} for name, g in worst if g * g / total > NAMED_SHARE
     }
 
 
@@ -76,7 +76,7 @@ def train_eval_gap(found: Measured) -> Evidence:
     CALIBRATE,
 )  # fmt: skip
 def stale_population(found: Measured) -> Evidence:
-    """Three times what the batches' noise leaves in a moving average: chance does not come that far."""
+    """Chance does not reach three times the distance that the noise of the batches leaves in a moving average."""
     evidence = {}
     for name, s in found.layers.items():
         off, chance = stale(s)
@@ -86,16 +86,16 @@ def stale_population(found: Measured) -> Evidence:
 
 
 @rule(
-    "batch-too-small", "warning", f"a batch is worth fewer than {FEW} independent values per channel",
+    "batch-too-small", "warning", f"a batch is worth fewer than {MIN_VALUES} independent values per channel",
     "few samples in a batch (many positions do not replace them: neighbours are alike)",
     "bn.convert(model, process_group=True) over ranks, larger batches, bn.Renorm, or bn.freeze for fine-tuning",
 )  # fmt: skip
 def batch_too_small(found: Measured) -> Evidence:
-    """With 12 values a batch's mean is off by 0.3 σ. Measured: the halves of each batch differ by their noise."""
+    """With 12 values, a batch's mean is off by 0.3 σ. The halves of each batch show this noise."""
     evidence = {}
     for name, s in found.layers.items():
         values = independent(s)
-        if values is not None and values < FEW:
+        if values is not None and values < MIN_VALUES:
             evidence[name] = {"independent values": values, "noise of the mean, σ": values**-0.5}
     return evidence
 
@@ -106,12 +106,12 @@ def batch_too_small(found: Measured) -> Evidence:
     "shuffle; bn.domain(model, name) for sources that differ; " + CALIBRATE,
 )  # fmt: skip
 def drift_between_batches(found: Measured) -> Evidence:
-    """Variance between batches over four times that of halves within, in at least six batches, and 0.25 σ in size."""
+    """Chance hardly makes six or more batches differ by 0.25 σ, with a variance over four times that of their noise."""
     evidence = {}
     for name, s in found.layers.items():
         within, between = spread(s)
         size = math.sqrt(max(between - within, 0))
-        if len(s.halves) >= ENOUGH and size > DRIFT and between > RATIO * within:
+        if len(s.halves) >= MIN_BATCHES and size > DRIFT and between > MIN_RATIO * within:
             evidence[name] = {"between batches, σ": size, "by chance": math.sqrt(within)}
     return evidence
 
@@ -122,7 +122,7 @@ def drift_between_batches(found: Measured) -> Evidence:
     "bn.convert(model), then layer(x, lengths=lengths) or layer(x, mask=mask)",
 )  # fmt: skip
 def padding(found: Measured) -> Evidence:
-    """Equal in every channel, to the last bit, at one position after another: data do not do that by chance."""
+    """Data do not by chance repeat a position to the last bit, in every channel, at one position after another."""
     shares = {name: sum(s.padded) / len(s.padded) for name, s in found.layers.items() if s.padded}
     return {name: {"share of positions": share} for name, share in shares.items() if share > PADDED}
 
@@ -134,11 +134,11 @@ def padding(found: Measured) -> Evidence:
     "bn.convert(model): our layers recognise a recomputation",
 )  # fmt: skip
 def double_updates(found: Measured) -> Evidence:
-    """Counted: no threshold needed."""
+    """No threshold is needed: updates and uses are counted."""
     return {
-        name: {"updates": s.steps, "uses": s.step_calls}
+        name: {"updates": s.step_updates, "uses": s.step_calls}
         for name, s in found.layers.items()
-        if s.step_calls and s.steps > s.step_calls
+        if s.step_calls and s.step_updates > s.step_calls
     }
 
 
@@ -148,7 +148,7 @@ def double_updates(found: Measured) -> Evidence:
     "a separate layer for each place, or bn.domain(model, name) for each use",
 )  # fmt: skip
 def shared_layer(found: Measured) -> Evidence:
-    """Counted: no threshold needed."""
+    """No threshold is needed: uses are counted."""
     return {name: {"uses": s.calls} for name, s in found.layers.items() if s.calls > 1}
 
 
@@ -158,10 +158,10 @@ def shared_layer(found: Measured) -> Evidence:
     "lower the learning rate; bn.parameter_groups(model, weight_decay); prune the channels",
 )  # fmt: skip
 def dying_activations(found: Measured) -> Evidence:
-    """Not one value above zero in all the data, in at least a hundred values."""
+    """A channel that works has an output above zero among a hundred values or more; a dead one has none."""
     evidence = {}
     for name, s in found.layers.items():
-        if s.rectified and s.peak is not None and sum(count(m) for m in s.moments) >= RARE:
+        if s.rectified and s.peak is not None and sum(count(m) for m in s.moments) >= DEAD_VALUES:
             dead = int((s.peak <= 0).sum())
             if dead:
                 evidence[name] = {"channels": dead, "of": s.peak.numel()}
@@ -174,7 +174,7 @@ def dying_activations(found: Measured) -> Evidence:
     "bn.freeze(model) if this is intended: train() does not undo it; otherwise layer.train()",
 )  # fmt: skip
 def always_eval(found: Measured) -> Evidence:
-    """Its mode is read after model.train() and in the forward pass. Layers frozen by `bn.freeze` are meant to be."""
+    """No threshold is needed: the mode is read after model.train() and in the forward pass. `bn.freeze` is no fault."""
     names = found.always_eval | {name for name, s in found.layers.items() if s.flipped & {"training", "step"}}
     return {name: {"population": s.layer.running_mean is not None} for name, s in found.layers.items() if name in names}
 
@@ -185,7 +185,7 @@ def always_eval(found: Measured) -> Evidence:
     "track_running_stats=True and " + CALIBRATE + "; layer.eval()",
 )  # fmt: skip
 def never_eval(found: Measured) -> Evidence:
-    """Its mode is read after model.eval() and in the forward pass."""
+    """No threshold is needed: the mode is read after model.eval() and in the forward pass."""
     names = found.never_eval | {name for name, s in found.layers.items() if "evaluation" in s.flipped}
     return {name: {"population": s.layer.running_mean is not None} for name, s in found.layers.items() if name in names}
 
@@ -196,12 +196,12 @@ def never_eval(found: Measured) -> Evidence:
     "nothing, if this is intended; otherwise look at the forward pass",
 )  # fmt: skip
 def unreached(found: Measured) -> Evidence:
-    """Counted: no threshold needed."""
+    """No threshold is needed: the batches that reach the layer are counted."""
     return {name: {"batches": found.batches} for name, s in found.layers.items() if not s.passes}
 
 
 def numbers(found: Measured, name: str) -> dict[str, Any]:
-    """The measurements of a layer, for the report; None if there was nothing to measure."""
+    """The measurements of a layer for the report; None for those that could not be made."""
     s = found.layers[name]
     within, between = spread(s)
     off, chance = stale(s)
@@ -217,27 +217,28 @@ def numbers(found: Measured, name: str) -> dict[str, Any]:
 
 
 def gap(s: Seen) -> float:
-    """Root mean square over batches and channels of what normalising by the batch changes, in σ."""
-    return _rms([apart(m, population) for m in s.moments]) if (population := _population(s)) else 0.0
+    """The RMS difference between normalising by the batch and by the running statistics, over batches and channels."""
+    return _rms([distance(m, population) for m in s.moments]) if (population := _population(s)) else 0.0
 
 
 def stale(s: Seen) -> tuple[float, float]:
-    """Distances in σ: of the population from all the batches together, and that which chance explains."""
+    """The distance of the running statistics from those of all batches together, and the part due to chance, in σ."""
     population = _population(s)
     if population is None or not s.halves:
         return 0.0, 0.0
     pooled = _pooled(s)
     mean, var = pooled.mean, pooled.variance + s.layer.eps
-    noise = _rms([apart(m, (mean, var)) for m in s.moments])
+    noise = _rms([distance(m, (mean, var)) for m in s.moments])
     momentum = s.layer.momentum
-    remembered = momentum / (2 - momentum) if momentum is not None else 0.0  # the noise left in a moving average
-    return apart(pooled, population), noise * math.sqrt(remembered + 1 / len(s.halves))
+    kept_noise = momentum / (2 - momentum) if momentum is not None else 0.0  # share of the variance that remains
+    return distance(pooled, population), noise * math.sqrt(kept_noise + 1 / len(s.halves))
 
 
-def apart(batch: Moments, reference: tuple[Tensor, Tensor]) -> float:
-    """RMS over channels of how far x normalised by the one is from x normalised by the other, in σ' of the reference.
+def distance(batch: Moments, reference: tuple[Tensor, Tensor]) -> float:
+    """The distance between x normalised by `batch` and x normalised by `reference`, RMS over channels.
 
-    (x − μ)/σ − (x − μ')/σ' for x ~ (μ, σ) has the mean square (r − 1)² + d², r = σ/σ' and d = (μ − μ')/σ'.
+    (x − μ)/σ − (x − μ')/σ' for x ~ (μ, σ) has the mean square (r − 1)² + d², r = σ/σ' and d = (μ − μ')/σ'. The batch
+    has μ and σ, the reference μ' and σ'.
     """
     mean, var = reference
     ratio = (batch.variance / var).sqrt()
@@ -245,14 +246,17 @@ def apart(batch: Moments, reference: tuple[Tensor, Tensor]) -> float:
 
 
 def independent(s: Seen) -> float | None:
-    """The number of independent values that tell as much of a channel's mean as a batch, times those that share."""
+    """The number of independent values whose mean is as precise as the layer's batch mean; None if not measured."""
     within, between = spread(s)
     noise = within or between
     return s.sharing / noise if len(s.halves) >= 4 and noise > 0 else None
 
 
 def spread(s: Seen) -> tuple[float, float]:
-    """Variance of a batch's mean, mean over channels, in σ²: as its halves differ, and as batches do."""
+    """The variance of a batch's mean, estimated from the halves of each batch and from all batches.
+
+    Both estimates are in σ², averaged over channels.
+    """
     if len(s.halves) < 2:
         return 0.0, 0.0
     var = _pooled(s).variance + s.layer.eps
@@ -262,7 +266,10 @@ def spread(s: Seen) -> tuple[float, float]:
 
 
 def _noise(even: Moments, odd: Moments) -> Tensor:
-    """An estimate of the variance of a batch's mean: Δ²·n₁n₂/n², exact for independent samples."""
+    """An estimate of the variance of a batch's mean: Δ²·n₁n₂/n² with Δ the difference of the halves' means.
+
+    It is unbiased for independent samples.
+    """
     n1, n2 = torch.as_tensor(even.count), torch.as_tensor(odd.count)
     return (even.mean - odd.mean).square() * n1 * n2 / (n1 + n2).square().clamp(min=1)
 
@@ -280,12 +287,12 @@ def _population(s: Seen) -> tuple[Tensor, Tensor] | None:
 
 
 def count(moments: Moments) -> int:
-    """Values per channel, the most of any."""
+    """The largest number of values in a channel."""
     return int(torch.as_tensor(moments.count).max())
 
 
 def _means(s: Seen) -> list[float]:
-    """Per batch, the distance of its mean from the pooled one, rms over channels in σ: for the figure of drift."""
+    """The distance of each batch's mean from the pooled mean, in σ (RMS over channels), for the figure of drift."""
     if not s.halves:
         return []
     pooled = _pooled(s)

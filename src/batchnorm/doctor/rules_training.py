@@ -1,4 +1,4 @@
-"""Faults that show while a model trains: each rule judges one reading of one layer."""
+"""Rules for faults that show while a model trains; each rule judges one reading of one layer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EXPLODING = 1e3  # times the layer's usual gradient
 
 @dataclass(frozen=True)
 class Reading:
-    """One reading of one layer; `usual` is the median of earlier gradients, once there are a few."""
+    """The values measured at one layer in one step; `usual` is the median of earlier gradients, if there are enough."""
 
     layer: str
     step: int
@@ -30,7 +30,7 @@ class Reading:
     'a lower learning rate or a gradient scaler; bn.convert(model, nonfinite="skip") keeps the statistics clean',
 )  # fmt: skip
 def nonfinite_in_training(reading: Reading) -> Evidence:
-    """No threshold needed."""
+    """No threshold is needed: a single NaN or Inf spreads through the network."""
     return {} if all(map(math.isfinite, reading.values.values())) else reading.evidence()
 
 
@@ -40,7 +40,7 @@ def nonfinite_in_training(reading: Reading) -> Evidence:
     "a lower learning rate; bn.parameter_groups(model, weight_decay); bn.diagnose(model, batches)",
 )  # fmt: skip
 def silent_channels(reading: Reading) -> Evidence:
-    """Counted in two looks running; a tenth of a layer is capacity that training does not get back by itself."""
+    """A channel counts if two recorded passes in a row see it silent; training does not revive a tenth of a layer."""
     return reading.evidence() if reading.values.get("silent_channels", 0) > SILENT else {}
 
 
@@ -50,7 +50,7 @@ def silent_channels(reading: Reading) -> Evidence:
     "a lower learning rate, gradient clipping, or bn.Renorm",
 )  # fmt: skip
 def exploding_gradient(reading: Reading) -> Evidence:
-    """Against the median of all earlier looks, three at least: gradients of a layer vary by tens, not by thousands."""
+    """The gradient of a layer varies by factors of tens, not of thousands; the median needs three earlier ones."""
     rms = reading.values.get("gradient_rms", 0.0)
     return reading.evidence(usual=reading.usual) if reading.usual and rms > EXPLODING * reading.usual else {}
 
@@ -61,7 +61,7 @@ def exploding_gradient(reading: Reading) -> Evidence:
     "bn.accumulate(model, steps), bn.paused(model) around the extra passes, or bn.domain(model, name)",
 )  # fmt: skip
 def moved_twice(reading: Reading) -> Evidence:
-    """Counted at two steps of the optimizer: no threshold needed."""
+    """No threshold is needed: updates are counted, at two steps of the optimizer."""
     return reading.evidence() if reading.values.get("updates", 1) > 1 else {}
 
 

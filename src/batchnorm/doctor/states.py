@@ -15,7 +15,7 @@ MOST_CHANNELS = 2**24  # a file may claim any shape: more than this is refused b
 
 @dataclass(frozen=True)
 class LayerState:
-    """One layer's population and affine, each `(C,)`, None where it has none."""
+    """The running statistics and affine parameters of one layer, each `(C,)`, or None if it has none."""
 
     name: str
     mean: Tensor
@@ -25,11 +25,11 @@ class LayerState:
     counter: int | None = None
     eps: float | None = None
     momentum: float | None = None
-    network: str = ""  # a file may hold several
+    network: str = ""  # its place in a file that holds several
 
     @property
     def known_eps(self) -> float:
-        """eps, or torch's default where a file does not say."""
+        """eps, or torch's default if the file does not store it."""
         return DEFAULT_EPS if self.eps is None else self.eps
 
     def tensors(self) -> dict[str, Tensor]:
@@ -38,20 +38,20 @@ class LayerState:
         return {name: t for name, t in named.items() if t is not None}
 
     def numbers(self) -> dict[str, Any]:
-        """For the report: how σ and γ spread over the channels, as (smallest, median, largest)."""
+        """The layer's numbers for the report; σ and |γ| as (smallest, median, largest) over the channels."""
         gamma = {} if self.weight is None else {"γ": _spread(self.weight.abs())}
         sigma = _spread(self.var.clamp(min=0).sqrt())
         return {"channels": len(self.mean), "updates": self.counter, "σ": sigma, **gamma}
 
 
 def norms(model: nn.Module) -> dict[str, _BatchNorm]:
-    """Every batch norm by name (instance norms are none)."""
+    """Every batch norm by name; instance norms are left out."""
     found = model.named_modules()
     return {name or type(module).__name__: module for name, module in found if isinstance(module, _BatchNorm)}
 
 
 def of_model(model: nn.Module) -> list[LayerState]:
-    """States of the batch norms that keep a population."""
+    """States of the batch norms that have running statistics."""
     layers = []
     for name, layer in norms(model).items():
         if layer.running_mean is not None and layer.running_var is not None:
@@ -72,14 +72,14 @@ def of_state_dict(state: Mapping[str, Tensor]) -> list[LayerState]:
 
 
 def printable(name: str) -> str:
-    """A name from a file without what a terminal would obey: control characters are written as escapes."""
+    """A name from a file with its control characters written as escapes, so that a terminal does not execute them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
 
 
 def layer_state(
     name: str, own: Mapping[str, Tensor], eps: float | None = None, momentum: float | None = None
 ) -> LayerState:
-    """A layer's state from its tensors by torch's names; ValueError if they cannot belong together."""
+    """A layer's state from its tensors by torch's names; raises ValueError if these do not fit together."""
     mean, var = own["running_mean"], own["running_var"]
     affine = {key: own.get(key) for key in ("weight", "bias")}
     shapes = {tuple(t.shape) for t in (mean, var, *affine.values()) if t is not None}

@@ -1,4 +1,4 @@
-"""Records a model's batch norms every so many steps while it trains, and reports faults as they happen."""
+"""Records a model's batch norms at regular intervals while it trains, and reports faults as they happen."""
 
 from __future__ import annotations
 
@@ -40,13 +40,13 @@ def watch(
     """Record every batch norm of `model` while it trains, on one forward pass in `every`; a context manager.
 
     Each layer's output (mean, standard deviation, share of silent channels) and its gradient (root mean square) go to
-    `records`, and to the writer if there is one. Four faults are reported, each once a layer: values that are not
-    finite, channels that became silent, an exploding gradient, and running statistics that move more than once per
-    step of the optimizer. Other passes cost one Python call a layer. All hooks are removed at the end, also after an
-    exception. Forward passes in evaluation mode are not recorded.
+    `records`, and to the writer if there is one. Four faults are reported, once per layer: values that are not finite,
+    channels that became silent, an exploding gradient, and running statistics that are updated more than once per step
+    of the optimizer. A forward pass that is not recorded costs one Python call per layer. All hooks are removed at the
+    end, also after an exception. Forward passes in evaluation mode are not recorded.
 
     Args:
-        model: with batch norms of torch or of ours.
+        model: a model with batch norms, torch's or ours.
         writer: TensorBoard's SummaryWriter, a run of wandb, a logger of Lightning, mlflow, or anything else with one of
             `add_scalar(tag, value, step)`, `log_metrics(values, step)` and `log(values, step=step)`.
         every: record the first forward pass in training mode, and then one in `every`.
@@ -77,7 +77,7 @@ def watch(
 
 @dataclass
 class Watch:
-    """The records of `watch` (a dict a layer and reading) and its `findings`; `report()` gives both."""
+    """The `records` of `watch` (one dict per layer and reading) and its `findings`; `report()` returns both."""
 
     model: nn.Module
     layers: dict[str, _BatchNorm]
@@ -87,17 +87,17 @@ class Watch:
     records: list[dict[str, Any]] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     step: int = -1  # forward passes in training mode, from 0
-    by_forward: bool = True  # count calls of the model; a loop that does not call it calls `next_pass` instead
+    by_forward: bool = True  # count calls of the model; if False, the training loop calls `next_pass` itself
 
     def __enter__(self) -> Watch:
-        self._looking = False
-        self._latest: tuple[str, Tensor] | None = None  # the last output of a batch norm: does a ReLU take it?
+        self._recording = False
+        self._latest: tuple[str, Tensor] | None = None  # the last batch norm's output, compared with a ReLU's input
         self._rectified = {n for n, m in self.layers.items() if getattr(m, "activation", None) in ("relu", "relu6")}
-        self._still: dict[str, tuple[Tensor, Tensor]] = {}  # per layer: channels that are constant, and below zero
+        self._silent_before: dict[str, tuple[Tensor, Tensor]] = {}  # per layer: constant channels, those below zero
         self._gradients: dict[str, list[float]] = {name: [] for name in self.layers}
-        self._pending: list[Any] = []  # hooks on outputs whose gradient has not come yet
+        self._pending: list[Any] = []  # hooks on outputs whose gradient is not yet computed
         self._parameters = {id(p) for p in self.model.parameters()}
-        self._steps, self._moves = 0, dict.fromkeys(self.layers, 0)
+        self._steps, self._updates = 0, dict.fromkeys(self.layers, 0)
         self._counts: dict[str, int] = {}
         self._handles: list[Any] = [register_optimizer_step_post_hook(self._after_step)]
         if self.by_forward:
@@ -122,25 +122,25 @@ class Watch:
 
     def _begin(self, model: nn.Module, _: Any) -> None:
         if not model.training:
-            self._looking = False
+            self._recording = False
         elif not recomputing():
             self.next_pass()
 
     def next_pass(self) -> None:
-        """Count a forward pass in training mode, and look at it if its turn has come."""
+        """Count a forward pass in training mode, and record it if it is the first of `every`."""
         self.step += 1
-        self._looking = self.step % self.every == 0
-        if self._looking:
+        self._recording = self.step % self.every == 0
+        if self._recording:
             for handle in self._pending:
                 handle.remove()
             self._pending = []
 
-    def look_away(self) -> None:
-        """Look at no forward pass until `next_pass`."""
-        self._looking = False
+    def stop_recording(self) -> None:
+        """Record no forward pass until `next_pass` is called."""
+        self._recording = False
 
     def _after(self, name: str, layer: _BatchNorm, _: Any, output: Tensor) -> None:
-        if not self._looking:
+        if not self._recording:
             return
         if output.requires_grad:
             self._pending.append(output.register_hook(partial(self._gradient, name, self.step)))
@@ -158,25 +158,25 @@ class Watch:
         over = [d for d in range(output.dim()) if d != 1]
         high = output.amax(over)
         constant, below = high == output.amin(over), high <= 0
-        before = self._still.get(name, (torch.zeros_like(constant),) * 2)
-        self._still[name] = constant, below
-        silent = constant & before[0]  # in two looks running: one batch may miss a channel by chance
+        before = self._silent_before.get(name, (torch.zeros_like(constant),) * 2)
+        self._silent_before[name] = constant, below
+        silent = constant & before[0]  # in two recorded passes in a row: one batch may miss a channel by chance
         if name in self._rectified:
             silent = silent | (below & before[1])
         var, mean = torch.var_mean(output.float(), correction=0)
-        mean, var, share = torch.stack([mean, var, silent.float().mean()]).tolist()  # one wait for the device
+        mean, var, share = torch.stack([mean, var, silent.float().mean()]).tolist()  # one transfer from the device
         deviation = math.sqrt(var) if math.isfinite(var) else var
-        self._read(name, self.step, {"activation_mean": mean, "activation_std": deviation, "silent_channels": share})
+        self._record(name, self.step, {"activation_mean": mean, "activation_std": deviation, "silent_channels": share})
 
     def _gradient(self, name: str, step: int, gradient: Tensor) -> None:
         rms = float(gradient.detach().float().square().mean().sqrt())
         earlier = self._gradients[name]
         usual = statistics.median(earlier) if len(earlier) >= 3 else None
         earlier.append(rms)
-        self._read(name, step, {"gradient_rms": rms}, usual)
+        self._record(name, step, {"gradient_rms": rms}, usual)
 
     def _after_step(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        """By how much did the counters move between two steps of the optimizer? Asked at one step in `every`."""
+        """Count the updates between two steps of the optimizer, at one step in `every`."""
         if not any(id(p) in self._parameters for group in optimizer.param_groups for p in group["params"]):
             return
         phase, self._steps = self._steps % self.every, self._steps + 1
@@ -186,11 +186,11 @@ class Watch:
         counts = dict(zip(counters, torch.stack(list(counters.values())).tolist(), strict=True)) if counters else {}
         before, self._counts = self._counts, counts
         for name in counts if before and (phase == 1 or self.every == 1) else ():
-            earlier, self._moves[name] = self._moves[name], counts[name] - before[name]
-            # The second time in a row is trouble: before that, a gradient scaler may have skipped a step.
-            self._judge(Reading(name, self.step, {"updates": min(earlier, self._moves[name])}))
+            earlier, self._updates[name] = self._updates[name], counts[name] - before[name]
+            # Only two counts in a row are a fault: once, a gradient scaler may have skipped a step.
+            self._judge(Reading(name, self.step, {"updates": min(earlier, self._updates[name])}))
 
-    def _read(self, name: str, step: int, values: dict[str, float], usual: float | None = None) -> None:
+    def _record(self, name: str, step: int, values: dict[str, float], usual: float | None = None) -> None:
         self.records.append({"step": step, "layer": name, **values})
         if self.writer is not None:
             writers.write(self.writer, {f"batchnorm/{name}/{what}": value for what, value in values.items()}, step)

@@ -1,4 +1,4 @@
-"""Writers of scalars, told by the method they have: no package is imported for them."""
+"""Writers of scalars, recognised by their methods, so that no package is imported for them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check(writer: Any) -> None:
 
 
 def write(writer: Any, values: dict[str, float], step: int) -> None:
-    """Hand `values` (by tag) to the writer, by the first of `METHODS` that it has."""
+    """Write `values` (by tag) with the first of `METHODS` that the writer has."""
     if callable(getattr(writer, "add_scalar", None)):
         for tag, value in values.items():
             writer.add_scalar(tag, value, step)

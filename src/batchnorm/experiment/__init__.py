@@ -32,10 +32,10 @@ def study(
 ) -> Study:
     """Trains a network with and without batch norm and judges nine claims about batch norm on it.
 
-    Each claim gets an effect per seed, positive where the claim is right, and a verdict: it holds if the median effect
-    is above 0 by more than the standard deviation over seeds, median(e) > s(e). Claims about training are not measured
-    if no arm learned anything. Both arms of a seed start from the same weights and see the same batches; each arm's
-    learning rate is the best of its own, chosen on a validation part.
+    Each claim gets an effect per seed, positive if the claim is right, and a verdict: it holds if the median effect is
+    above 0 by more than the standard deviation over seeds, median(e) > s(e). Claims about training are not measured if
+    no arm learned anything. Both arms of a seed start from the same weights and see the same batches; each arm uses
+    its own best learning rate, chosen on a validation part.
 
     Args:
         make_network: called with (input shape, number of outputs), or with nothing; returns a new network with batch
@@ -43,28 +43,28 @@ def study(
         train: (x, y) arrays, a DataLoader or a Dataset, read once into memory. x: (N, *), y: (N,) whole numbers
             (classes) or floating point (regression). Inputs are standardised by the training part: each column of a
             table (N, D), anything else as a whole.
-        test: the same, scored once at the end; without it a fifth of `train` is held out. Another fifth is the
-            validation part.
-        name: of the data, for the headings.
-        task: "classification" or "regression"; None to tell by the dtype of y.
+        test: data in the same form, scored once at the end; without it a fifth of `train` is held out. Another fifth
+            is the validation part.
+        name: name of the data, for the headings.
+        task: "classification" or "regression"; None to choose by the dtype of y.
         rates: learning rates of the sweep; by default seven, and more while the best one is at an edge.
         seeds: number of runs of each setting.
         seed: the first seed.
-        epochs: of each run.
-        batch_size: of each run.
-        batch_sizes: of the last claim.
+        epochs: epochs of each run.
+        batch_size: batch size of each run.
+        batch_sizes: batch sizes for the last claim.
         quick: True for a small sweep, for a first look.
         optimizer: "sgd" or "adam".
-        norms: the arms, "batch,none" and, to show beside them, "layer" and "group".
-        workers: processes that train at once, by default one a core; the numbers do not depend on it.
+        norms: the arms: "batch,none", and after these, to be shown beside them, "layer" and "group".
+        workers: processes that train at once, by default one per core; the results do not depend on it.
         progress: called with (updates done, updates planned, what is running).
 
     Returns:
-        A Study: `claims`, `to_json()`, `save(folder)` for a page and its JSON. Ctrl-C ends it after the run under way
-        and keeps what was finished (`interrupted`).
+        A Study: `claims`, `to_json()`, `save(folder)` for a page and its JSON. Ctrl-C ends the study after the current
+        run; the finished runs are kept, and `interrupted` is True.
 
     Raises:
-        InputError: a ValueError of one line, for data or a network that cannot be studied.
+        InputError: the data or the network cannot be studied; a ValueError with a message of one line.
 
     Examples:
         >>> import torch

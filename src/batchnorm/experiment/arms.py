@@ -1,4 +1,4 @@
-"""The arms of a study: a network with batch norm, and the same one with something else in its place."""
+"""The arms of a study: a network with batch norms, and the same network with other layers in their place."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from .runs import Arm
 
 NORMS: dict[str, Arm] = {"batch": "batch norm", "none": "plain", "layer": "layer norm", "group": "group norm"}
-MOST_GROUPS, LEAST_IN_A_GROUP = 32, 8  # Wu & He 2018, Group Normalization, have 32 groups and 8 to 64 channels each
+MOST_GROUPS, LEAST_IN_A_GROUP = 32, 8  # Wu & He 2018, Group Normalization, use 32 groups, and 8 to 64 channels each
 
 
 def named_arms(norms: str) -> tuple[Arm, ...]:
-    """The arms of `batch,none,layer,group`, the pair that is compared first."""
+    """The arms named in a list such as `batch,none,layer,group`; the two arms that are compared come first."""
     asked = [name.strip() for name in norms.split(",")]
     unknown = [name for name in asked if name not in NORMS]
     if unknown:
@@ -33,7 +33,7 @@ def named_arms(norms: str) -> tuple[Arm, ...]:
 
 
 def build(make_network: MakeNetwork, data: Data, seed: int, arm: Arm) -> nn.Module:
-    """One arm's network. All arms of a seed start from the same weights.
+    """Builds one arm's network. All arms of a seed start from the same weights.
 
     make_network: called with (input shape, number of outputs), or with nothing if it takes no argument.
     """
@@ -46,7 +46,7 @@ def build(make_network: MakeNetwork, data: Data, seed: int, arm: Arm) -> nn.Modu
 
 
 def check(make_network: MakeNetwork, data: Data) -> None:
-    """InputError unless the network has batch norms and maps the data's inputs to its outputs."""
+    """Raises InputError unless the network has batch norms and maps the data's inputs to its outputs."""
     network = build(make_network, data, 0, "batch norm")
     if not norms(network):
         raise InputError(
@@ -55,7 +55,7 @@ def check(make_network: MakeNetwork, data: Data) -> None:
     try:
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             shape = tuple(network.eval()(data.train.x[:4]).shape)
-    except Exception as error:  # whatever the user's forward raises
+    except Exception as error:  # the user's forward pass may raise anything
         detail = (str(error).splitlines() or [type(error).__name__])[0]
         raise InputError(f"the network does not take inputs of shape {data.shape}: {detail}") from error
     allowed = {(4, data.outputs)} | ({(4,)} if data.task == "regression" else set())
@@ -68,7 +68,7 @@ def norms(network: nn.Module) -> dict[str, _BatchNorm]:
 
 
 def with_norms_replaced(network: nn.Module, arm: Arm = "plain") -> nn.Module:
-    """A copy with the same weights and, in place of every batch norm, the identity or the arm's normalisation."""
+    """A copy of the network with the same weights; the arm's `Replacement` takes the place of every batch norm."""
     network = copy.deepcopy(network)
     has_bias = True  # of the last layer before the norm, in the order of definition
     for name, module in list(network.named_modules()):
@@ -81,11 +81,11 @@ def with_norms_replaced(network: nn.Module, arm: Arm = "plain") -> nn.Module:
 
 
 class Replacement(nn.Module):
-    """Stands where a batch norm stood: the identity, a layer norm or a group norm.
+    """Replaces a batch norm by the identity, a layer norm or a group norm.
 
-    The identity adds a learned shift if the layer before relied on the norm's β for one. A residual and an activation
-    that the batch norm applied itself are still applied. Layer norm is a group norm with one group, which takes the
-    moments of each sample over channels and positions.
+    The identity adds a learned shift in place of β if the layer before has no bias. A residual and an activation of
+    the batch norm are still applied. Layer norm is a group norm with one group, which takes the moments of each sample
+    over channels and positions.
     """
 
     def __init__(self, norm: _BatchNorm, arm: Arm, shift: bool) -> None:
@@ -109,7 +109,7 @@ class Replacement(nn.Module):
 
 
 def group_count(channels: int) -> int:
-    """The most groups, up to 32, of one size and at least 8 channels; 1 if there are none."""
+    """The largest number of equal groups, up to 32, with at least 8 channels each; 1 if there is none."""
     most = min(MOST_GROUPS, channels // LEAST_IN_A_GROUP)
     return max((g for g in range(1, most + 1) if channels % g == 0), default=1)
 

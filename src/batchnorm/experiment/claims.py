@@ -22,7 +22,7 @@ CLAIMS: dict[int, Callable[[Evidence], Claim]] = {
 
 
 def measure(evidence: Evidence) -> list[Claim]:
-    """Every claim in order; one that this evidence cannot answer says why."""
+    """Measures every claim, in order. A claim that this evidence cannot answer gets a reason."""
     return [_measure(number, claim, evidence) for number, claim in CLAIMS.items()]
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 Task = Literal["classification", "regression"]
 
-EVALUATION_LIMIT = 2000  # samples of a part that are scored, so that scoring stays cheaper than training
+EVALUATION_LIMIT = 2000  # the most samples of a part that are scored, so that scoring is cheaper than training
 
 
 class InputError(ValueError):
@@ -78,7 +78,7 @@ class Data:
 
 
 def split(name: str, x: Tensor, y: Tensor, task: Task | None = None, test: Part | None = None, seed: int = 0) -> Data:
-    """Checks x: (N, *) and y: (N,) and splits them: 60/20/20, or 80/20 beside a test part that is given.
+    """Checks x: (N, *) and y: (N,) and splits them: 60/20/20, or 80/20 if a test part is given.
 
     Classes keep their shares in every part. A regression target is standardised by the training part's mean and
     standard deviation, so the loss of the best constant is 1.
@@ -101,7 +101,7 @@ def split(name: str, x: Tensor, y: Tensor, task: Task | None = None, test: Part 
 
 
 def check(name: str, x: Tensor, y: Tensor, task: Task | None) -> tuple[Tensor, Tensor, Task]:
-    """x as float32, y as int64 or float32, and the task; InputError for what cannot be trained on."""
+    """Returns x as float32, y as int64 or float32, and the task; raises InputError for data that cannot be used."""
     if len(x) != len(y):
         raise InputError(f"{name}: {len(x)} inputs but {len(y)} targets")
     if y.ndim == 2 and y.shape[1] == 1:
@@ -157,7 +157,7 @@ def _split_indices(strata: Tensor, shares: Iterable[float], generator: torch.Gen
 
 
 def _encode(name: str, test: Part, classes: Tensor | None, x: Tensor) -> Part:
-    """The given test part in the training part's terms."""
+    """The given test part, with the classes numbered as in the training part."""
     if test.x.shape[1:] != x.shape[1:]:
         raise InputError(f"{name}: test inputs have shape {tuple(test.x.shape[1:])}, training {tuple(x.shape[1:])}")
     if len(test.x) != len(test.y) or not test.x.float().isfinite().all() or not test.y.isfinite().all():
@@ -176,7 +176,7 @@ def _standardise_targets(parts: list[Part]) -> list[Part]:
 
 
 def standardise(data: Data) -> Data:
-    """Each column of a table (or the whole of an image) to mean 0, standard deviation 1, by the training part's."""
+    """Scales each column of a table, or images as a whole, to mean 0 and standard deviation 1 in the training part."""
     x = data.train.x.double()
     dims = (0,) if data.is_table else tuple(range(x.ndim))
     mean, std = x.mean(dims, keepdim=True), x.std(dims, correction=0, keepdim=True)
@@ -189,7 +189,7 @@ def standardise(data: Data) -> Data:
 
 
 def gather(source: Any, name: str = "train") -> Part:
-    """An (x, y) pair of arrays, a DataLoader or a Dataset of (x, y), read once into memory."""
+    """Reads an (x, y) pair of arrays, a DataLoader or a Dataset of (x, y) pairs into memory."""
     if isinstance(source, Part):
         return source
     if isinstance(source, (tuple, list)) and len(source) == 2:

@@ -1,4 +1,4 @@
-"""All the runs of a study, and the race between two of them."""
+"""The runs that claims are measured on, and the race between two arms."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ NOTHING = "neither network learned anything, so there is no training to judge"
 
 @dataclass
 class Evidence:
-    """All that was run: the sweep, the same network on a raw and a normalised table, few samples, small batches."""
+    """All runs of a study: the sweep, the sweep on raw and normalised columns, few samples, and small batches."""
 
     main: Sweep
     scales: Sweep | None
     few: list[Run] = field(default_factory=list)
     batches: list[Run] = field(default_factory=list)
-    scales_missing: str = ""  # why there is no sweep over scales
+    scales_missing: str = ""  # the reason if there is no sweep over scales
 
 
 @dataclass(frozen=True)
 class Lap:
-    """One seed of a race: the score to reach, each run's steps to it, and which of the two got there."""
+    """One seed of a race: the target score, each run's steps to it, and True for each run that reached it."""
 
     target: float
     slow: int
@@ -40,15 +40,16 @@ def need_learning(sweep: Sweep) -> None:
 
 
 def steps_to(run: Run, target: float) -> int | None:
-    """The first marked step whose validation score is at least the target."""
+    """The first scored step at which the validation score is at least the target; None if there is none."""
     return next((step for step, score in zip(run.steps, run.curve, strict=True) if score >= target), None)
 
 
 def race(slow: list[Run], fast: list[Run], chance: float) -> list[Lap]:
-    """Per seed, how many steps each run needs to reach the target.
+    """The steps that each run needs to reach the target, seed by seed.
 
-    The target is the slow run's best score, but at least halfway from chance to the best of both: a network that never
-    left chance has set no mark. A run that does not reach it counts with all of its steps, fewer than it would need.
+    The target is the slow run's best score, but at least halfway from chance to the best score of both runs, because
+    the score of a network that stays at chance is no target. A run that does not reach the target counts with all of
+    its steps, fewer than it would need.
     """
     laps = []
     for a, b in zip(slow, fast, strict=True):

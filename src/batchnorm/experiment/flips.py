@@ -13,8 +13,8 @@ from .verdict import Verdict
 class Flips:
     """One claim over several studies.
 
-    usual: the most frequent verdict. other: the share of studies with another one. opposite: the share that holds where
-    the claim usually does not, or the other way round; a verdict within its spread is neither.
+    usual: the most frequent verdict. other: the share of studies with another verdict. opposite: the share of studies
+    with the opposite verdict; "holds" and "does not hold here" are opposites.
     """
 
     usual: Verdict
@@ -26,7 +26,7 @@ OPPOSITES = {"holds": "does not hold here", "does not hold here": "holds"}
 
 
 def flips(verdicts: Sequence[Verdict]) -> Flips:
-    """Counts the verdicts on one claim; of equally frequent ones the first met is the usual one.
+    """Counts the verdicts on one claim; of equally frequent verdicts, the first in the list is the usual one.
 
     Examples:
         >>> flips(["holds", "holds", "within its spread", "does not hold here"])

@@ -1,4 +1,4 @@
-"""The result of a study in a sentence or two, and what a reader must know beside it."""
+"""The result of a study in one or two sentences, and notes on its learning rates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ WITH = {"batch norm": "with batch norm", "plain": "without", "raw": "on the raw 
 
 
 def headline(data: Data, scores: dict[str, Any], claims: list[Claim]) -> str:
-    """First of all whether anything was learned; then the test scores and how many claims hold."""
+    """Sentences about the networks that learned, the test scores, and the number of claims that hold."""
     if not scores:
         return "The study was interrupted before there was anything to compare."
     pair = {arm: scores[arm] for arm in ("batch norm", "plain")}
@@ -38,7 +38,7 @@ def _mean(values: list[float]) -> str:
 
 
 def notes(main: Sweep, scales: Sweep | None) -> list[str]:
-    """The rates added to each sweep, and the arms whose best rate is still at an edge."""
+    """Sentences about the rates added to each sweep, and about arms with a best rate that is still at an edge."""
     found = []
     for sweep in (main, scales):
         if sweep is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Interruption:
-    """Says whether someone asked to stop."""
+    """A signal handler: `asked` is True after the first signal, and a second one raises KeyboardInterrupt."""
 
     def __init__(self, tell: Callable[[str], None]) -> None:
         self.asked = False
@@ -25,7 +25,7 @@ class Interruption:
 
 @contextmanager
 def interruption(tell: Callable[[str], None]) -> Iterator[Interruption]:
-    """Takes SIGINT for the block. A second one raises KeyboardInterrupt at once; it ends the block quietly.
+    """Handles SIGINT within a `with`: the first one sets `asked`, and a second one ends the block without an error.
 
     Outside the main thread no handler can be set, and the block runs without one.
     """

@@ -1,4 +1,4 @@
-"""Claims about what happens inside: distributions, normalised values, gradients."""
+"""Claims about the inside of a network: distributions, normalised values, gradients."""
 
 from __future__ import annotations
 
@@ -163,7 +163,7 @@ def gradients(evidence: Evidence) -> Claim:
 
 
 def _times(ratio: float) -> str:
-    """A ratio as people say it: 12 times, 1/12 of."""
+    """A ratio as text, such as `12 times` or `1/12 of`."""
     if ratio <= 0 or not math.isfinite(ratio):
         return "0 times" if ratio <= 0 else "infinitely many times"
     if 0.1 <= ratio < 10:
@@ -174,7 +174,7 @@ def _times(ratio: float) -> str:
 
 
 def _ratios(run: Run) -> list[float]:
-    """First layer's gradient over the last's at each recorded step; a dead pair counts as vanished."""
+    """The first layer's gradient over the last layer's at each recorded step; 0 if both are 0."""
     layers = list(run.log.gradients.values())
     if len(layers) < 2:
         return []

@@ -1,4 +1,4 @@
-"""The gate before every claim about training: did the network learn anything?"""
+"""The condition of every claim about training: a network must have learned something."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ import statistics
 from .data import EVALUATION_LIMIT, Data
 from .runs import Run, chance_score
 
-DEVIATIONS = 3  # beyond chance that a test score must lie
+DEVIATIONS = 3  # standard deviations by which a test score must be above chance
 
 
 def bar(data: Data) -> float:
-    """The test score that a network which learned nothing hardly ever reaches.
+    """The test score that a network hardly ever reaches if it learned nothing.
 
-    The best constant prediction's score p, plus three of its standard deviations √(p(1 − p)/n) on n test samples. For
-    R², n samples of a prediction that has nothing to do with the target give at most about 1/n, the square of a
-    correlation with standard deviation 1/√n: the bar is 9/n.
+    For accuracy it is the score p of the best constant prediction plus three standard deviations √(p(1 − p)/n), with n
+    test samples. For R² it is 9/n: a prediction that is independent of the target has a correlation with standard
+    deviation 1/√n, so its R² is at most about the square, 1/n.
     """
     n = min(len(data.test), EVALUATION_LIMIT)
     if data.task == "regression":

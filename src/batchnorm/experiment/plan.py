@@ -32,9 +32,9 @@ def run(
     progress: Progress = lambda done, total, what: None,
     tell: Callable[[str], None] = lambda message: None,
 ) -> Study:
-    """The whole study on data that is still on its own scales. Ctrl-C keeps the runs that are finished.
+    """Runs the whole study on data that is not yet standardised. After Ctrl-C the finished runs are kept.
 
-    progress: called with the updates done, the updates planned and what is running. tell: gets a line to show.
+    progress: called with (updates done, updates planned, text about the current run). tell: called with a line to show.
     """
     started = time.perf_counter()
     data = standardise(raw)
@@ -67,7 +67,7 @@ def run(
 
 @dataclass
 class _Work:
-    """Makes runs and adds up the updates for the progress callback."""
+    """Trains the runs and counts their updates for the progress callback."""
 
     settings: Settings
     progress: Progress
@@ -78,7 +78,7 @@ class _Work:
     total: int = 0
 
     def __post_init__(self) -> None:
-        """The batches of runs that follow the sweep are counted from the start."""
+        """Counts the runs that follow the sweep, so that they are planned from the start."""
         later = [*_few_settings(self.settings, {}), *_batch_settings(self.settings, {})]
         self.planned, self.total = len(later), sum(setting.steps for setting in later)
 
@@ -97,7 +97,7 @@ class _Work:
 
 
 def _scales(raw: Data, settings: Settings) -> tuple[Sweep | None, str]:
-    """The sweep over raw and normalised columns: the study's own table, or else wine. None with the reason."""
+    """The sweep over raw and normalised columns, of the study's table or else of wine; or None and the reason."""
     try:
         table = raw if raw.is_table else sources.load("wine")
     except InputError as error:
@@ -106,7 +106,7 @@ def _scales(raw: Data, settings: Settings) -> tuple[Sweep | None, str]:
 
 
 def _sweeps(make_network: MakeNetwork, main: Sweep, scales: Sweep | None, s: Settings, work: _Work) -> None:
-    """Both sweeps; while the best rate of an arm is at an edge, rates are added beyond it, up to a bound."""
+    """Runs both sweeps. While an arm's best rate is at an edge, rates beyond the edge are added, up to a bound."""
     work(work.plan(list(_sweep_jobs(make_network, main, scales, s, main.rates, scales.rates if scales else ()))))
     while s.grows and not work.stop.asked:
         beyond = main.beyond()
@@ -130,7 +130,7 @@ def _sweep_jobs(
     rates: tuple[float, ...],
     scales_rates: tuple[float, ...],
 ) -> Iterator[Job]:
-    """Seed by seed, so that an interrupted study has whole seeds."""
+    """The runs of both sweeps, seed by seed, so that an interrupted study has complete seeds."""
     own = scales is not None and main.data.is_table
     for seed in s.seeds:
         for arm in main.arms:
@@ -154,7 +154,7 @@ def _few(make_network: MakeNetwork, data: Data, s: Settings, best: dict[Arm, flo
 
 
 def _few_settings(s: Settings, best: dict[Arm, float]) -> Iterator[Setting]:
-    """The setting that overfits: the same network, as many steps, a small part of the training samples."""
+    """The settings that overfit: the same network, as many steps, but a small part of the training samples."""
     for seed in s.seeds:
         for arm in s.arms if s.few else ():
             size = min(s.batch_size, max(2, s.few // 3))
@@ -164,16 +164,17 @@ def _few_settings(s: Settings, best: dict[Arm, float]) -> Iterator[Setting]:
 def _batches(
     make_network: MakeNetwork, data: Data, s: Settings, best: dict[Arm, float], into: list[Run]
 ) -> Iterator[Job]:
-    """Longest runs first, so that no process is left with one at the end."""
+    """The runs over batch sizes, longest first, so that no long run is alone at the end."""
     for setting in sorted(_batch_settings(s, best), key=lambda setting: -setting.steps):
         yield Job(make_network, data, setting, (into,))
 
 
 def _batch_settings(s: Settings, best: dict[Arm, float]) -> Iterator[Setting]:
-    """Every batch size sees the same number of samples; the best rate is scaled by the root of the batch size.
+    """The settings over batch sizes: equal numbers of samples, the best rate times the square root of the size's ratio.
 
-    So the noise of an update stays as it is (Krizhevsky 2014, One weird trick, section 5). In proportion to the batch,
-    small batches would learn no more from a sample than large ones, and the runs would have to be as long.
+    This keeps the variance of an update (Krizhevsky 2014, One weird trick, section 5). With rates in proportion to the
+    batch size, small batches would learn no more from a sample than large ones, and these runs would need as many
+    samples as those of the sweep.
     """
     for seed in s.seeds:
         for arm in s.arms:

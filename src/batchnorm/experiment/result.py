@@ -35,10 +35,10 @@ class Study:
     seconds: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain numbers, lists and text.
+        """The study as plain numbers, lists and text.
 
-        The same seed gives the same on one machine with one build of torch, apart from `timings`. Another processor
-        rounds differently, and training makes more of the difference.
+        The same seed gives the same values on one machine with one build of torch, apart from `timings`. Another
+        processor rounds differently, and training amplifies the difference.
         """
         return _finite(
             {
@@ -81,7 +81,7 @@ class Study:
             raise InputError(str(error)) from error
 
     def _repr_html_(self) -> str:
-        """The page inside a notebook, in a frame of its own."""
+        """The page as an iframe, for notebooks."""
         frame = "width: 100%; height: 800px; border: 1px solid #8a8f98; border-radius: 8px"
         return f'<iframe title="batchnorm study" style="{frame}" srcdoc="{escape(self._page())}"></iframe>'
 
@@ -98,7 +98,7 @@ def write(folder: Path, json: str, page: str) -> Path:
 
 
 def _finite(value: Any) -> Any:
-    """JSON has neither NaN nor infinity: both become null. Six digits are what the page shows at most."""
+    """Rounds to six digits, the most that the page shows; NaN and infinity become None, as JSON has neither."""
     if isinstance(value, dict):
         return {str(k): _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

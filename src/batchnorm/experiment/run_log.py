@@ -15,26 +15,26 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from .arms import Replacement
 
 PERCENTILES = (0.15, 0.5, 0.85)  # Ioffe & Szegedy 2015, figure 1
-VALUES = 4096  # values a channel that percentiles, ranks and histograms are taken from; moments take all values
-PROBE = 256  # training samples the network is looked at with, the same ones throughout
+VALUES = 4096  # values per channel for percentiles, ranks and histograms; moments use all values
+PROBE = 256  # training samples for the observations, the same ones throughout
 BINS = 40
 
 
 @dataclass
 class RunLog:
-    """One run's inside: sites are where batch norms stand, or stood; their output is the next layer's input."""
+    """The observations of one run. A site is the place of a batch norm, or of its replacement."""
 
     steps: list[int] = field(default_factory=list)
-    percentiles: dict[str, list[Tensor]] = field(default_factory=dict)  # site: one (3, C) a recorded step
+    percentiles: dict[str, list[Tensor]] = field(default_factory=dict)  # site: one (3, C) per recorded step
     scales: dict[str, list[float]] = field(default_factory=dict)  # layer: root mean square of its output
-    gradients: dict[str, list[float]] = field(default_factory=dict)  # layer: that of the loss's gradient at its output
+    gradients: dict[str, list[float]] = field(default_factory=dict)  # layer: the same of the gradient at its output
     normalised: dict[str, dict[str, Any]] = field(default_factory=dict)  # site: see `examine`
 
-    def look(self, network: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], step: int) -> None:
-        """One forward and backward pass of the probe x on a copy, in training mode.
+    def observe(self, network: nn.Module, x: Tensor, loss: Callable[[Tensor], Tensor], step: int) -> None:
+        """Records one forward and backward pass of x through a copy of the network, in training mode.
 
-        Takes the percentiles of every site's output, and the size of the signal and of its gradient at the output of
-        every layer with a weight matrix or filters, in the order of the forward pass.
+        Recorded are the percentiles of every site's output, and the sizes of the output and of its gradient for every
+        layer with a weight matrix or filters, in the order of the forward pass.
         """
         self.steps.append(step)
         scales: dict[str, float] = {}
@@ -52,12 +52,12 @@ class RunLog:
                 output.register_hook(lambda gradient: gradients.__setitem__(name, _size(gradient)))
 
         _run_copy(network, x, site, layer, loss)
-        for kept, found in ((self.scales, scales), (self.gradients, gradients)):
+        for recorded, found in ((self.scales, scales), (self.gradients, gradients)):
             for name, value in found.items():
-                kept.setdefault(name, []).append(value)
+                recorded.setdefault(name, []).append(value)
 
     def examine(self, network: nn.Module, x: Tensor) -> None:
-        """`describe_normalised` of each batch norm on the probe. Layers that also add or activate are left out."""
+        """Records `describe_normalised` of each batch norm; layers with a residual or an activation are left out."""
 
         def hook(name: str, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             alone = len(args) == 1 and kwargs.get("residual") is None
@@ -72,10 +72,10 @@ class RunLog:
 def describe_normalised(x: Tensor, y: Tensor, norm: _BatchNorm) -> dict[str, Any] | None:
     """Mean and standard deviation of x̂ = (y − β)/γ, its rank correlation with x, and the error of the inverse.
 
-    x, y: (C, n) input and output, a channel a row. Moments are those of all values, as the layer's own are; ranks and
-    histograms are taken from `VALUES` of them. Nearly constant channels (variance below 100 ε) have no deviation to
-    bring to 1 and are counted apart, and so are channels with |γ| < 1e-3, from which x̂ cannot be recovered. None if no
-    channel is left.
+    x, y: (C, n) input and output, one row per channel. Moments use all values, as in the layer; ranks and histograms
+    use `VALUES` of them. Two kinds of channels are left out and counted: nearly constant ones (variance below 100 ε),
+    which cannot get standard deviation 1, and those with |γ| < 1e-3, from which x̂ cannot be recovered. Returns None if
+    no channel is left.
     """
     x, y = x.double(), y.double()
     weight = norm.weight.detach().double() if norm.affine else torch.ones(len(x)).double()
@@ -108,17 +108,17 @@ def rank_correlation(x: Tensor, y: Tensor) -> Tensor:
 
 
 def drift(percentiles: list[Tensor]) -> float:
-    """The distance that a site's percentiles moved, as one number.
+    """The movement of a site's percentiles during training, as one number: the median over channels.
 
-    Per channel, the standard deviation over training of its 15th, 50th and 85th percentile (averaged over the three),
-    in units of the channel's own width, the mean distance between the outer two. The median over channels.
+    For a channel it is the standard deviation over training of the 15th, 50th and 85th percentile (averaged over the
+    three), in units of the channel's width, the mean distance between the outer two.
     """
     moved, width = _movement(percentiles)
     return (moved / width).median().item()
 
 
 def typical_channel(percentiles: list[Tensor]) -> list[list[float]]:
-    """The percentiles over training of the channel whose drift is the median: one [15, 50, 85] a recorded step."""
+    """The percentiles over training of the channel with the median drift: one [15, 50, 85] per recorded step."""
     moved, width = _movement(percentiles)
     channel = int((moved / width).argsort()[(len(moved) - 1) // 2])
     return torch.stack(percentiles)[:, :, channel].tolist()
@@ -135,12 +135,12 @@ def _histogram(values: Tensor) -> dict[str, list[float]]:
 
 
 def _per_channel(values: Tensor) -> Tensor:
-    """(N, C, *) to (C, n): all values, a channel a row."""
+    """The values as (C, n), one row per channel, from (N, C, *)."""
     return values.detach().float().transpose(0, 1).flatten(1)
 
 
 def _some(rows: Tensor) -> Tensor:
-    """(C, n) to (C, min(n, VALUES)): values evenly spaced along each row."""
+    """At most `VALUES` values of each row of (C, n), evenly spaced."""
     if rows.shape[1] <= VALUES:
         return rows
     return rows[:, torch.linspace(0, rows.shape[1] - 1, VALUES).long()]
@@ -152,7 +152,7 @@ def _size(values: Tensor) -> float:
 
 
 def _label(name: str, module: nn.Module) -> str:
-    """A layer's name for people: layers of a plain nn.Sequential have only a number, and get their kind before it."""
+    """A layer's name for figures; a layer of an nn.Sequential has only a number, and gets its kind before it."""
     kind = "norm" if isinstance(module, (_BatchNorm, Replacement)) else type(module).__name__
     return f"{kind} {name}" if name.rpartition(".")[2].isdigit() else name
 

@@ -1,4 +1,4 @@
-"""One network trained once, the same way every time."""
+"""Trains one network once; the same setting gives the same numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from .study_networks import MakeNetwork
 Arm = Literal["batch norm", "plain", "layer norm", "group norm", "raw"]
 
 MARKS = 40  # times a run is scored, at evenly spaced steps
-LOOK_EVERY = 4  # scores for each look inside
+OBSERVE_EVERY = 4  # the layers are observed at one in so many scores
 DIVERGED = 1.1  # times the loss of the best constant prediction
 
 Tick = Callable[[int], None]
@@ -38,12 +38,12 @@ class Setting:
     steps: int
     optimizer: str = "sgd"
     record: bool = True
-    samples: int | None = None  # of the training part that the run may see; None for all
+    samples: int | None = None  # number of training samples that the run may use; None for all
 
 
 @dataclass
 class Run:
-    """The results of a run. Scores are accuracy or R²; `curve` is on the validation part, one a marked step."""
+    """The results of a run. Scores are accuracy or R²; `curve` has a validation score for each marked step."""
 
     setting: Setting
     steps: list[int] = field(default_factory=list)
@@ -66,11 +66,11 @@ def train(make_network: MakeNetwork, data: Data, setting: Setting, tick: Tick = 
     """Trains one arm. The same setting gives the same numbers; a seed fixes weights, order of batches and dropout."""
     run = Run(setting)
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", ".*not finite", RuntimeWarning)  # of the layer: `diverged` says it
+        warnings.filterwarnings("ignore", ".*not finite", RuntimeWarning)  # the layer's; `diverged` records this
         torch.manual_seed(setting.seed)
         network = build(make_network, data, setting.seed, setting.arm)
         data = replace(data, train=data.train.head(setting.samples or len(data.train)))
-        finite = _descend(network, data, setting, run, tick)
+        finite = _training_loop(network, data, setting, run, tick)
         run.diverged = not finite or run.final_loss > DIVERGED * chance_loss(data)
         if run.diverged:
             run.score = run.test_score = run.train_score = chance_score(data)
@@ -83,8 +83,8 @@ def train(make_network: MakeNetwork, data: Data, setting: Setting, tick: Tick = 
     return run
 
 
-def _descend(network: nn.Module, data: Data, setting: Setting, run: Run, tick: Tick) -> bool:
-    """The training loop; False as soon as a loss is not finite."""
+def _training_loop(network: nn.Module, data: Data, setting: Setting, run: Run, tick: Tick) -> bool:
+    """Trains the network; returns False as soon as a loss is not finite."""
     optimizer = make_optimizer(network, setting)
     batches = _batches(data.train, setting)
     marks = {round(i * setting.steps / MARKS) for i in range(MARKS + 1)}
@@ -96,9 +96,9 @@ def _descend(network: nn.Module, data: Data, setting: Setting, run: Run, tick: T
             done = step
             run.steps.append(step)
             run.curve.append(score(network, data.validation.head(), data))
-            if setting.record and len(run.steps) % LOOK_EVERY == 1:
+            if setting.record and len(run.steps) % OBSERVE_EVERY == 1:
                 probe = data.train.head(PROBE)
-                run.log.look(network, probe.x, partial(loss_of, y=probe.y, data=data), step)
+                run.log.observe(network, probe.x, partial(loss_of, y=probe.y, data=data), step)
         if step == setting.steps:
             break
         x, y = next(batches)
@@ -125,7 +125,7 @@ def make_optimizer(network: nn.Module, setting: Setting) -> torch.optim.Optimize
 
 
 def _batches(part: Part, setting: Setting) -> Iterator[tuple[Tensor, Tensor]]:
-    """Whole batches only: a last batch of one has no variance. The order depends on the seed alone, not on the arm."""
+    """Yields whole batches only, as a last batch of one has no variance. The order depends on the seed alone."""
     generator = torch.Generator().manual_seed(setting.seed)
     size = setting.batch_size
     while True:
@@ -164,7 +164,7 @@ def chance_loss(data: Data) -> float:
 
 
 def chance_score(data: Data, part: Literal["validation", "test"] = "validation") -> float:
-    """That prediction's score on a part: the share of the largest class of the training part, or an R² of 0."""
+    """The best constant prediction's score on a part: the share of the training part's largest class, or R² = 0."""
     if data.task == "regression":
         return 0.0
     commonest = data.train.y.bincount().argmax()

@@ -1,4 +1,4 @@
-"""The extent of a study."""
+"""The settings of a study, and their defaults."""
 
 from __future__ import annotations
 
@@ -12,22 +12,23 @@ from .data import Data, InputError
 from .runs import Arm
 from .workers import cores
 
-STEPS = 360  # a run's length where no number of epochs is given
+STEPS = 360  # updates of a run if no number of epochs is given
 QUICK_STEPS = 120
 RATES = (0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 QUICK_RATES = (0.1, 1.0, 10.0)
 ADAM = 0.01  # Adam's rates are about a hundredth of SGD's
-BATCH_SIZES = (2,)  # beside the sweep's own
-SAMPLES, QUICK_SAMPLES = 5000, 2000  # seen by each run of the batch size claim
-FEW = 100  # samples of the setting that overfits, or a third of the training part where that is less
+BATCH_SIZES = (2,)  # in addition to the sweep's own
+SAMPLES, QUICK_SAMPLES = 5000, 2000  # used by each run of the batch size claim
+FEW = 100  # samples of the setting that overfits, or a third of the training part if that is less
 
 
 @dataclass(frozen=True)
 class Settings:
     """The size of a study: rates, seeds, steps and batches.
 
-    arms: the pair that is compared first. rates: learning rates of the sweep; it grows past them if `grows`. steps:
-    updates a run. samples: seen by each run over batch sizes. few: training samples of the setting that overfits.
+    arms: the two arms that are compared come first. rates: learning rates of the sweep, which may add more if `grows`.
+    steps: updates per run. samples: number used by each run over batch sizes. few: number of training samples in the
+    setting that overfits.
     """
 
     arms: tuple[Arm, ...]
@@ -45,7 +46,7 @@ class Settings:
     threads: int
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings that change the numbers. The number of processes does not."""
+        """The settings that change the results; the numbers of processes and threads are left out."""
         return {name: value for name, value in asdict(self).items() if name not in ("workers", "threads")}
 
 
@@ -64,7 +65,7 @@ def choose(
     threads: int = 1,
     quick: bool = False,
 ) -> Settings:
-    """Fills in what was not asked for, by the size of the data; InputError for what cannot be run."""
+    """Fills in the settings that are None, by the size of the data; raises InputError for what cannot be run."""
     if optimizer not in ("sgd", "adam"):
         raise InputError(f"optimizer {optimizer!r}: expected sgd or adam")
     grows = rates is None

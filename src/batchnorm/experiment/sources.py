@@ -1,4 +1,4 @@
-"""Data of a study: embedded sets, tables, .npz, folders of idx files (the MNIST format)."""
+"""Loads the data of a study: embedded sets, tables, .npz, folders of idx files (the MNIST format)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .data import Data, InputError, Part, Task, first_line, needs, split
 from .tables import TABLES, is_table, load_table
 
 EMBEDDED = ("digits", "wine", "diabetes", "iris", "breast_cancer")
-FOLDERS = {  # where idx files of a known name lie: here, as torchvision keeps them, and as Debian does
+FOLDERS = {  # usual places of idx files: below the working directory, also as torchvision has them, and Debian's
     "fashion": ("fashion", "fashion-mnist", "FashionMNIST/raw", "data/FashionMNIST/raw",
                 "/usr/share/datasets/fashion-mnist", "/usr/share/dataset-fashion-mnist"),
     "mnist": ("mnist", "MNIST/raw", "data/MNIST/raw", "/usr/share/datasets/mnist"),
@@ -31,7 +31,7 @@ def load(
     drop: Sequence[str] = (),
     fill: str | None = None,
 ) -> Data:
-    """Data by name or path, raw: its columns are still on their own scales.
+    """Loads data by name or path; the columns are not yet standardised.
 
     source: a name in `EMBEDDED`; a table (.csv, .tsv, either with .gz, .parquet) with `target`, a column, `drop` and
     `fill`; an .npz with x, y (or x_train, y_train, x_test, y_test); a folder of idx files, or `fashion` or `mnist` for
@@ -93,7 +93,7 @@ def _npz(path: Path, task: Task | None, seed: int) -> Data:
 
 
 def _native(array: np.ndarray) -> np.ndarray:
-    """torch reads neither the other byte order nor unsigned integers wider than a byte."""
+    """Converts foreign byte orders and unsigned integers wider than a byte, which torch does not read."""
     array = array.astype(array.dtype.newbyteorder("="))
     return array.astype("int64") if array.dtype.kind == "u" and array.dtype.itemsize > 1 else array
 
@@ -114,14 +114,14 @@ def _idx_pair(folder: Path, prefix: str) -> Part | None:
 
 
 def _idx_file(folder: Path, prefix: str, kind: str) -> Path | None:
-    """The file, with a dash or a dot in its name (both are about), compressed or not."""
+    """The file, if it exists: with a dash or a dot in its name (both are in use), compressed or not."""
     stems = (f"{prefix}-{kind}", f"{prefix}-{kind.replace('-', '.', 1)}")
     paths = [folder / f"{stem}{end}" for stem in stems for end in ("", ".gz")]
     return next((path for path in paths if path.is_file()), None)
 
 
 def _read_idx(path: Path) -> torch.Tensor:
-    """The format: two zero bytes, 8 for unsigned byte, the rank, one big-endian int32 a dimension, the values."""
+    """Reads two zero bytes, 8 for unsigned byte, the rank, one big-endian int32 per dimension, and the values."""
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
         zeros, kind, rank = struct.unpack_from(">HBB", raw)

@@ -1,4 +1,4 @@
-"""The networks that a study can be asked for by name. Their layers have names, which the figures show."""
+"""The networks that a study offers by name. Their layers have names, which the figures show."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ DEPTH, WIDTH = 20, 64  # of the deep networks
 def mlp(shape: tuple[int, ...], outputs: int) -> nn.Module:
     """Three sigmoid layers of 100 (Ioffe & Szegedy 2015, section 4.1), batch norm before each sigmoid.
 
-    Weights start at Xavier's scale, which is fair to the plain network: at torch's default its sigmoids start on a
-    long plateau, and batch norm would win more easily.
+    Weights start at Xavier's scale, which is fair to the plain network: with torch's default weights its training
+    starts on a long plateau, and batch norm would win more easily.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     width = math.prod(shape)
@@ -59,8 +59,8 @@ def conv(shape: tuple[int, ...], outputs: int) -> nn.Module:
 def deep(shape: tuple[int, ...], outputs: int) -> nn.Module:
     """Twenty ReLU layers of 64 in a row, with torch's default weights, batch norm before each ReLU.
 
-    Torch's default weights shrink the variance of the signal to a sixth in each ReLU layer, and the gradient on its way
-    back as much: without normalisation both vanish.
+    With torch's default weights each ReLU layer shrinks the variance of the signal to a sixth, and in the backward
+    pass that of the gradient as much. Without normalisation both vanish.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten())
     width = math.prod(shape)
@@ -71,10 +71,10 @@ def deep(shape: tuple[int, ...], outputs: int) -> nn.Module:
 
 
 def deep_residual(shape: tuple[int, ...], outputs: int) -> nn.Module:
-    """A linear layer and twenty residual blocks x + W₂·relu(norm(W₁·x)) of width 64, with He's weights.
+    """A linear layer and twenty residual blocks x + norm(W·relu(x)) of width 64, with He's weights.
 
-    Each block adds a variance as large as its input's without normalisation: the signal and the gradient grow by √2 a
-    block, a thousandfold over twenty.
+    Without normalisation each block adds a variance as large as its input's: the signal and the gradient grow by √2
+    per block, a thousandfold over twenty.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten(), input=nn.Linear(math.prod(shape), WIDTH))
     for i in range(1, DEPTH + 1):
@@ -83,7 +83,7 @@ def deep_residual(shape: tuple[int, ...], outputs: int) -> nn.Module:
 
 
 class ResidualBlock(nn.Module):
-    """x + norm(W·relu(x)): x: (N, C) to (N, C)."""
+    """The block x + norm(W·relu(x)), with x: (N, C)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ NETWORKS: dict[str, MakeNetwork] = {"mlp": mlp, "conv": conv, "deep": deep, "dee
 
 
 def named(name: str) -> MakeNetwork:
-    """One of `NETWORKS`, or `package.module:factory`, importable from here."""
+    """The network of a name: one of `NETWORKS`, or an importable `package.module:factory`."""
     if name in NETWORKS:
         return NETWORKS[name]
     module_name, colon, attribute = name.partition(":")

@@ -1,4 +1,4 @@
-"""The runs of a sweep over learning rates, and the questions that claims ask of them."""
+"""The runs of a sweep over learning rates, and the quantities that claims take from them."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from .learned import learned
 from .runs import Arm, Run, chance_score
 from .verdict import NotMeasured
 
-WORKS = 0.9  # of the way from chance to the best score of either arm
-MOST_ADDED = 3  # rates that a sweep may grow by at each end
+WORKS = 0.9  # of the way from chance to the best score of either arm; a rate that works reaches this
+MOST_ADDED = 3  # rates that may be added at each end of a sweep
 
 
 @dataclass
 class Sweep:
-    """Arms over the same learning rates and seeds; only seeds with all of their runs count.
+    """The runs of several arms over the same learning rates and seeds; only seeds with all of their runs count.
 
     The first two arms are compared. Further arms are trained and shown beside them.
     """
@@ -54,9 +54,9 @@ class Sweep:
     def best_rate(self, arm: Arm) -> float:
         """The rate with the highest mean validation score at the end; within noise of it, the steadier rate.
 
-        Noise is the standard deviation over seeds of the highest scoring rate, or one validation sample where that is
-        more. Steadier is the rate with fewer diverged runs, then the better worst seed, then the higher mean score
-        over the whole training.
+        Noise is the standard deviation over seeds of the highest scoring rate, or one validation sample if that is
+        more. The steadier rate has fewer diverged runs, then the better worst seed, then the higher mean score over
+        the whole training.
         """
         runs = {rate: self.at(arm, rate) for rate in self.rates}
         mean = {rate: statistics.fmean(r.score for r in found) for rate, found in runs.items()}
@@ -72,7 +72,7 @@ class Sweep:
         return max((rate for rate in self.rates if mean[rate] >= mean[top] - noise), key=steadiness)
 
     def best(self, arm: Arm) -> list[Run]:
-        """The arm's runs at its own best rate, one a seed."""
+        """The arm's runs at its own best rate, one per seed."""
         return self.at(arm, self.best_rate(arm))
 
     def at_edge(self) -> dict[Arm, float]:
@@ -81,7 +81,7 @@ class Sweep:
         return {arm: rate for arm, rate in best.items() if rate in (self.rates[0], self.rates[-1])}
 
     def beyond(self) -> tuple[float, ...]:
-        """The next rates to try: one past each end at which an arm is best, within the bound; else none."""
+        """The next rates to try: one beyond each end that is an arm's best rate, up to `MOST_ADDED` per end."""
         edges = set(self.at_edge().values())
         lowest, highest = self.rates[0], self.rates[-1]
         ratio = self.rates[1] / lowest if len(self.rates) > 1 else 10.0
@@ -93,7 +93,7 @@ class Sweep:
         return tuple(float(f"{rate:.2g}") for rate in wanted if room[rate] < MOST_ADDED)
 
     def grow(self, rates: Iterable[float]) -> None:
-        """Adds rates to the sweep; their runs must follow before the next question is asked."""
+        """Adds rates to the sweep; their runs must be added before any other method is called."""
         new = set(rates) - set(self.rates)
         self.rates = tuple(sorted({*self.rates, *new}))
         self.added = tuple(sorted({*self.added, *new}))
@@ -103,7 +103,7 @@ class Sweep:
         return learned(self.best(arm), self.data)
 
     def scores(self) -> dict[str, dict[str, object]]:
-        """Each arm at its own best rate: final validation and test scores, one a seed. Empty if no seed is complete."""
+        """Each arm at its best rate: final validation and test scores, one per seed. Empty if no seed is complete."""
         try:
             best = {arm: self.best(arm) for arm in self.arms}
         except NotMeasured:

@@ -1,4 +1,4 @@
-"""Tables in files: which separator, which columns, what of missing values."""
+"""Loads tables from files: finds the separator, checks the columns and fills missing values."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def is_table(path: Path) -> bool:
 def load_table(
     path: Path, target: str | None, task: Task | None, seed: int, drop: Sequence[str] = (), fill: str | None = None
 ) -> Data:
-    """A table with one row a sample. Columns are separated by commas, semicolons or tabs, as the first line has them.
+    """Loads a table with one row per sample. The first line shows the separator: comma, semicolon or tab.
 
-    target: the column to predict. drop: columns to leave out. fill: what missing values of the other columns become:
+    target: the column to predict. drop: columns to leave out. fill: the value for missing values of the other columns:
     the column's mean or median, or a number.
     """
     frame = _read(path)
@@ -70,7 +70,7 @@ def _read(path: Path) -> Any:
         return frame
     except ImportError:
         raise needs("pyarrow") from None
-    except Exception as error:  # parsers raise their own many kinds; the user's file is at fault in all of them
+    except Exception as error:  # parsers raise errors of many kinds; in all of them the user's file is at fault
         raise InputError(f"{path.name}: cannot be read as a table: {first_line(error)}") from error
 
 
@@ -125,7 +125,7 @@ def _filled(path: Path, features: Any, fill: str | None) -> Any:
 
 
 def _labels(path: Path, labels: Any, task: Task | None) -> torch.Tensor:
-    """Text and truth values become classes; whole numbers stay whole; the task follows from what they are."""
+    """The target as a tensor. Text and truth values become classes; whole numbers stay integers if they are few."""
     import pandas as pd
 
     if pd.api.types.is_bool_dtype(labels) or not pd.api.types.is_numeric_dtype(labels):

@@ -1,4 +1,4 @@
-"""Claims about how training goes: faster, steadier, scales, overfitting, small batches."""
+"""Claims about training: faster, steadier, scales, overfitting, small batches."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .verdict import Claim, NotMeasured, judge
 
 ARMS: tuple[Arm, Arm] = ("batch norm", "plain")
 GAP = 0.01  # of accuracy or R²: a smaller gap between training and validation is no overfitting
-ENOUGH = 0.8  # of the way from chance to its best that the network without must get with small batches
+ENOUGH = 0.8  # of the way from chance to its best score; the plain network must get so far with small batches
 
 
 def faster(evidence: Evidence) -> Claim:
@@ -61,7 +61,7 @@ def _race(number: int, sweep: Sweep, slow: Arm, fast: Arm, words: tuple[str, str
 
 
 def _race_in_words(laps: list[Lap], score: str, words: tuple[str, str]) -> str:
-    """The typical seed: the medians of the target and of the steps to it."""
+    """A sentence about the typical seed: the medians of the target and of the steps to it."""
     target = statistics.median(lap.target for lap in laps)
     goal = f"{100 * target:.0f} %" if score == "accuracy" else f"{score} {target:.2f}"
     fast, slow = (statistics.median(steps) for steps in zip(*((lap.fast, lap.slow) for lap in laps), strict=True))
@@ -118,7 +118,7 @@ def steadier(evidence: Evidence) -> Claim:
 
 
 def overfitting(evidence: Evidence) -> Claim:
-    """Judged on few samples, where networks overfit; the gap on all samples is shown beside it."""
+    """The claim on overfitting, judged on few samples, where networks overfit; the gap on all samples is also shown."""
     main = evidence.main
     need_learning(main)
     groups = {f"all {len(main.data.train)} samples": {arm: main.best(arm) for arm in main.arms}}
@@ -157,7 +157,7 @@ def _ends(best: dict[Arm, list[Run]]) -> dict[str, dict[str, list[float]]]:
 
 
 def small_batches(evidence: Evidence) -> Claim:
-    """The score that the smallest batches lose, compared with the batches of the sweep."""
+    """The claim on small batches: the score lost with the smallest ones, compared with the batches of the sweep."""
     main = evidence.main
     need_learning(main)
     by_key = {(r.setting.arm, r.setting.batch_size, r.setting.seed): r for r in evidence.batches}
@@ -199,7 +199,7 @@ def small_batches(evidence: Evidence) -> Claim:
 
 
 def _need_enough(main: Sweep, small: int, reached: float, best: float) -> None:
-    """NotMeasured unless the network without batch norm learns from small batches: then the samples are enough."""
+    """Raises NotMeasured unless the plain network learns from small batches, so that the samples are enough."""
     for arm in ARMS:
         if not main.learned(arm):
             word = "with" if arm == "batch norm" else "without"

@@ -1,4 +1,4 @@
-"""A claim's measured effect, one value a seed, and what may be concluded from it."""
+"""A claim with its measured effect, one value per seed, and the verdict on it."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ Verdict = Literal["holds", "within its spread", "does not hold here", "not measu
 
 
 class NotMeasured(Exception):  # noqa: N818  # a finding, not a fault
-    """This study has nothing to judge the claim by; the message says why."""
+    """Raised if a study cannot judge a claim; the message is the reason."""
 
 
 @dataclass
 class Claim:
-    """One claim as it came out here.
+    """One claim with its measured effect and its verdict.
 
-    effects: one number a seed, in the wording's unit, positive where the claim is right; median and spread (the
-    standard deviation over seeds) are theirs. `sentence` gives the result in one plain sentence, `figure` in numbers,
+    effects: one number per seed, in the wording's unit, positive if the claim is right. median, spread: the effects'
+    median and standard deviation over seeds. `sentence` gives the result in one plain sentence, `figure` in numbers,
     `detail` holds every number behind it.
     """
 
@@ -44,7 +44,7 @@ class Claim:
 
     @property
     def by_construction(self) -> bool:
-        """True for what the arithmetic of the layer guarantees: measured, but not a discovery."""
+        """True if the layer's arithmetic guarantees the claim: it is measured, but is no discovery."""
         return WORDING[self.number].kind == "construction"
 
     def to_dict(self) -> dict[str, Any]:
@@ -55,7 +55,7 @@ def judge(claim: Claim) -> Claim:
     """Sets median, spread and verdict.
 
     A claim holds if the median effect is above 0 by more than the spread, and does not hold if it is 0 in every seed or
-    below 0 by as much as the spread. Between the two, other seeds could change the sign: within its spread.
+    below 0 by as much as the spread. In between it is within its spread, as other seeds could change the sign.
     """
     claim.median = statistics.median(claim.effects)
     if len(claim.effects) < 2:

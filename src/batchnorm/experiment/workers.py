@@ -1,4 +1,4 @@
-"""Runs of a study in several processes at once. The numbers do not depend on how many there are."""
+"""Trains the runs of a study in several processes at once. Results do not depend on the number of processes."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Job:
 
 
 class Stop(Protocol):
-    """`asked` turns true when no further run is to begin."""
+    """An object with `asked`, which is True when no further run may begin."""
 
     asked: bool
 
@@ -52,22 +52,22 @@ class WorkerError(RuntimeError):
 
 
 def cores() -> int:
-    """Processors that this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def work(jobs: list[Job], workers: int, threads: int, stop: Stop, tick: Tick, finished: list[Run]) -> None:
-    """Trains every job until someone asks to stop, and adds the runs to the jobs' lists and to `finished`, in order.
+    """Trains the jobs until `stop.asked`, and adds the runs to the jobs' lists and to `finished`, in order.
 
-    Processes are forked, so that networks and data of any kind are there. Where this is not possible (macOS, Windows,
-    inside a daemon process), and with several threads, the runs are made here, one after another.
+    Processes are forked, so that they have networks and data of any kind. If this is not possible (macOS, Windows,
+    inside a daemon process), and with several threads, this process trains the runs one after another.
     """
     workers = min(workers, len(jobs)) if threads == 1 and _may_fork() else 1
-    make = _here(jobs, threads, stop, tick) if workers < 2 else _in_processes(jobs, workers, stop, tick)
+    make = _in_this_process(jobs, threads, stop, tick) if workers < 2 else _in_processes(jobs, workers, stop, tick)
     found: dict[int, Run] = {}
     try:
         found.update(make)
-    finally:  # Ctrl-C keeps what there is
+    finally:  # also after Ctrl-C: finished runs are kept
         for i in sorted(found):
             finished.append(found[i])
             for runs in jobs[i].into:
@@ -80,7 +80,7 @@ def _may_fork() -> bool:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Sums of torch may depend on the number of threads, so it is the same for every run."""
+    """Sets the number of threads within a `with`, as torch's sums may depend on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -89,7 +89,7 @@ def _threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _here(jobs: list[Job], threads: int, stop: Stop, tick: Tick) -> Iterator[tuple[int, Run]]:
+def _in_this_process(jobs: list[Job], threads: int, stop: Stop, tick: Tick) -> Iterator[tuple[int, Run]]:
     with _threads(threads):
         for i, job in enumerate(jobs):
             if stop.asked:
@@ -110,7 +110,7 @@ def _in_processes(jobs: list[Job], workers: int, stop: Stop, tick: Tick) -> Iter
             ours, theirs = fork.Pipe()
             process = fork.Process(target=_serve, args=(jobs, theirs, [*pool, ours]), daemon=True)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of forking with threads: the child uses none
+                warnings.simplefilter("ignore", DeprecationWarning)  # about forking with threads; the child uses none
                 process.start()
             theirs.close()
             pool[ours] = process
@@ -148,7 +148,7 @@ def _receive(connection: Any, process: Any) -> tuple[str, int, Any]:
 
 
 def _serve(jobs: list[Job], connection: Connection, others: list[Connection]) -> None:
-    """Trains the jobs whose numbers come over the connection, until it closes. Ctrl-C is the parent's to handle."""
+    """Trains the jobs with the numbers that the connection sends, until it closes. The parent handles Ctrl-C."""
     for other in others:  # copies of the parent's ends: they would keep this connection open after the parent's death
         other.close()
     if threading.current_thread() is threading.main_thread():
@@ -162,8 +162,8 @@ def _serve(jobs: list[Job], connection: Connection, others: list[Connection]) ->
             return
         try:
             run = _train(jobs[i], lambda steps, label, i=i: connection.send(("tick", i, steps)))
-            connection.send(("run", i, pickle.dumps(run)))  # plainly: torch's own way needs shared memory
-        except Exception as error:  # whatever the user's network raises: the parent raises it
+            connection.send(("run", i, pickle.dumps(run)))  # torch's own way of sending needs shared memory
+        except Exception as error:  # the user's network may raise anything; the parent raises it
             connection.send(("error", i, _portable(error)))
 
 

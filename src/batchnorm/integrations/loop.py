@@ -116,12 +116,12 @@ class Companion:
             if first:
                 self.watch.next_pass()
             else:
-                self.watch.look_away()
+                self.watch.stop_recording()
 
     def micro_batch_ends(self) -> None:
         """After a backward pass: nothing is recorded until the next `micro_batch_begins`."""
         if self.watch is not None:
-            self.watch.look_away()
+            self.watch.stop_recording()
 
     def step_ends(self, model: nn.Module) -> None:
         """After the last micro-batch of a step."""

@@ -1,4 +1,4 @@
-"""The page of `batchnorm play`: batch norm to try by hand. `page/` has its sources, in a clone only."""
+"""The page of `batchnorm play`, to try batch norm by hand. `page/` has its sources, in a clone only."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ SOURCES = HERE / "page"
 
 
 class NoPageError(RuntimeError):
-    """There is no page, and none can be built here; the message says what to do."""
+    """Raised if there is no page and none can be built here; the message says what to do."""
 
 
 def write_page(folder: Path, lang: str = "en", docs: str = "", say: Callable[[str], None] = print) -> Path:
     """Write the page to folder/index.html and return that path.
 
-    In a clone the page is built first if it is missing or older than its sources, which takes npm; `say` is told.
+    In a clone, a page that is missing or older than its sources is first built, with npm.
 
     Args:
         lang: the language that the page opens in, "en" or "ko"; the page has a switch.
-        docs: address of the documentation, with a slash at the end; without one its pages are named and not linked.
+        docs: address of the documentation, with a slash at the end; without it, its pages are named but not linked.
+        say: called with a line of text before a build, and if a build fails.
 
     Raises:
         NoPageError: no page was built and npm is missing or fails.
@@ -51,7 +52,7 @@ def write_page(folder: Path, lang: str = "en", docs: str = "", say: Callable[[st
 
 
 def is_stale() -> bool:
-    """There is no page, or one of its sources has changed since it was built."""
+    """True if there is no page, or if one of its sources has changed since it was built."""
     if not BUILT.exists():
         return True
     built = BUILT.stat().st_mtime
@@ -59,7 +60,7 @@ def is_stale() -> bool:
 
 
 def build() -> None:
-    """Fetch the two npm packages of the lockfile and build the page. Raises NoPageError where that cannot be."""
+    """Fetch the two npm packages of the lockfile and build the page; raises NoPageError if that fails."""
     if not SOURCES.exists():
         raise NoPageError("this installation has no page to play with: install batchnorm from a wheel, or from a clone")
     if shutil.which("npm") is None:

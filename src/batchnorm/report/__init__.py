@@ -1,1 +1,1 @@
-"""Turns a study's numbers into a page and a table. Takes plain dicts; knows nothing of how they were made."""
+"""Turns results into pages, tables and figures. It takes plain dicts and imports nothing that measures."""

@@ -7,7 +7,7 @@ from rich.table import Table
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """A row for each case and each step: how many times as fast as torch, and the share of a copy's bandwidth."""
+    """Prints a row for each case and each step: the speed relative to torch, and the share of a copy's bandwidth."""
     environment = result["environment"]
     console.print(" · ".join(f"{name} {value}" for name, value in environment.items() if value is not None))
     if result["cases"]:

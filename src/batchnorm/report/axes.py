@@ -1,4 +1,4 @@
-"""From values to places on an axis, and where its ticks are."""
+"""The axes of figures: positions of values, limits and ticks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Value = float | None
 
 @dataclass(frozen=True)
 class Axis:
-    """Values from low to high over pixels from start to end, in proportion or by their logarithm."""
+    """Maps values from low to high to pixels from start to end, linearly or by their logarithm."""
 
     low: float
     high: float
@@ -31,7 +31,7 @@ class Axis:
 
 
 def limits(values: Iterable[Value], log: bool, zero: bool = False) -> tuple[float, float]:
-    """The ends of an axis that shows all of the values; from 0 for bars; with a little room where not."""
+    """The ends of an axis that shows all values. With `zero`, for bars, it includes 0; ends get a little room."""
     known = [v for v in values if v is not None and math.isfinite(v) and (v > 0 or not log)]
     if not known:
         return (0.1, 1.0) if log else (0.0, 1.0)
@@ -64,8 +64,8 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
     return [tick for tick in fine if low <= tick <= high]
 
 
-def shown(value: float) -> str:
-    """A tick's number: 0.001 to 9,999 as they are, others as powers of ten."""
+def tick_text(value: float) -> str:
+    """The text of a tick: numbers from 0.001 to 9,999 as they are, others with a power of ten."""
     if value == 0:
         return "0"
     if 1e-3 <= abs(value) < 1e4:

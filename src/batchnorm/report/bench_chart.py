@@ -1,6 +1,6 @@
-"""Ratios as rows on a logarithmic axis, in SVG: those beside the aims for performance.md, and all of them for the page.
+"""Ratios as rows on a logarithmic axis, in SVG: the targets for performance.md, and all ratios for the page.
 
-Laid out for a phone, as `svg.py` does.
+The layout is for a phone, as in `svg.py`.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from html import escape
 from typing import Any
 
 from .bench_words import measured
-from .svg import WIDTH, mark, wide_as
+from .svg import WIDTH, mark, text_width
 
 Result = dict[str, Any]
-INLINE, ROW, TALL = 14, 20, 36  # letters of a name that stands beside its axis; the height of its row, and of others
-SIDE, NUMBER, TICK = 12, 50, 38  # left of the axis without a name; right of it, for each number; between two ticks
+INLINE, ROW, TALL = 14, 20, 36  # most letters of a name beside its axis; height of such a row; height of other rows
+SIDE, NUMBER, TICK = 12, 50, 38  # widths: margin of an axis below its name; each number at the right; between ticks
 AXIS = "torch's time over ours (log scale)"
 CLASSES = {"aim reached": "good", "enough": "fair", "not enough": "bad", "no aim": "open", "not measured": "open"}
 STYLE = """
@@ -39,8 +39,8 @@ STYLE = """
 class Mark:
     """One ratio with its quartiles.
 
-    color: a name from `chart.COLORS`, whose shape the mark has, or a verdict's class: a bar. doubt: the reason why the
-    ratio is not to be trusted, which is then drawn as a cross.
+    color: a name from `chart.COLORS`, drawn in the shape of its series, or the class of a verdict, drawn as a bar.
+    doubt: the reason for not trusting the ratio, which is then drawn as a cross.
     """
 
     ratio: float
@@ -54,7 +54,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Row:
-    """A name with its marks, or with none where nothing was measured."""
+    """A name with its marks; without marks if nothing was measured."""
 
     name: str
     marks: Sequence[Mark]
@@ -78,7 +78,7 @@ class _Scale:
         return self.left + share * (self.right - self.left)
 
     def ticks(self) -> list[float]:
-        """Powers of two, 1 among them, with room for their numbers."""
+        """Powers of two, including 1, with room for their numbers."""
         octave = self(2) - self(1)
         step = math.ceil(TICK / octave)
         first, last = (math.log2(end) / step for end in (self.low, self.high))
@@ -86,7 +86,7 @@ class _Scale:
 
 
 def chart(result: Result) -> str:
-    """A standalone SVG of the targets in ratios, for light and dark pages. What was not measured is named."""
+    """A standalone SVG of all targets that are ratios, also of those not measured, for light and dark pages."""
     title = "How many times faster than torch's layers, forward and backward"
     legend, y = _legend(24)
     body, bottom = _rows(target_rows(result["targets"]), y + 6)
@@ -102,10 +102,10 @@ viewBox="-8 0 {WIDTH + 16} {height:g}" font-family="sans-serif" font-size="12" r
 """
 
 
-def draw(rows: Sequence[Row], title: str, legend: bool = False, among: Sequence[Row] = ()) -> str:
-    """Rows for a page that has `STYLE`. legend: explain the marks of aims. among: rows to share an axis with."""
+def draw(rows: Sequence[Row], title: str, legend: bool = False, same_axis: Sequence[Row] = ()) -> str:
+    """An SVG of rows, for a page with `STYLE`. legend: explain the aims' marks. same_axis: rows that share its axis."""
     above, y = _legend(14) if legend else ("", 0.0)
-    body, bottom = _rows(rows, y, among)
+    body, bottom = _rows(rows, y, same_axis)
     name = escape(title)
     return (
         f'<svg class="chart ratios" viewBox="0 0 {WIDTH} {bottom:g}" role="img" aria-label="{name}">'
@@ -114,7 +114,7 @@ def draw(rows: Sequence[Row], title: str, legend: bool = False, among: Sequence[
 
 
 def target_rows(targets: Sequence[Result]) -> list[Row]:
-    """The targets that are ratios; a mean with all of its inputs."""
+    """A row for each target that is a ratio; the row of a mean also shows its inputs."""
     return [_target(row) for row in targets if row["unit"] == "×"]
 
 
@@ -127,12 +127,12 @@ def _target(row: Result) -> Row:
     return Row(row["name"], marks, row["at_least"], row["aim"])
 
 
-def _rows(rows: Sequence[Row], top: float, among: Sequence[Row] = ()) -> tuple[str, float]:
-    """The rows, and where they end."""
-    tall = any(len(row.name) > INLINE for row in (*rows, *among))
-    height, left = (TALL, SIDE) if tall else (ROW, 8 + max((wide_as(row.name) for row in rows), default=0))
+def _rows(rows: Sequence[Row], top: float, same_axis: Sequence[Row] = ()) -> tuple[str, float]:
+    """The rows as SVG, and the height at which they end."""
+    tall = any(len(row.name) > INLINE for row in (*rows, *same_axis))
+    height, left = (TALL, SIDE) if tall else (ROW, 8 + max((text_width(row.name) for row in rows), default=0))
     right = WIDTH - (SIDE if tall else NUMBER * max((len(row.marks) for row in rows), default=1))
-    scale = _Scale([value for row in (*rows, *among) for value in row.values()], left + 4, right - 4)
+    scale = _Scale([value for row in (*rows, *same_axis) for value in row.values()], left + 4, right - 4)
     start, bottom = top + 20, top + 20 + height * len(rows)
     parts = [*_axis(scale, start, bottom)]
     for i, row in enumerate(rows):
@@ -168,7 +168,7 @@ def _row(row: Row, top: float, height: float, scale: _Scale, tall: bool) -> Iter
 
 
 def _ink(found: Mark) -> str:
-    """The class of a verdict, or the colour of a series; grey where in doubt."""
+    """The class of a verdict, or the colour of a series; grey if the ratio is in doubt."""
     if found.doubt is not None or found.color in CLASSES.values():
         return f'class="{"soft" if found.doubt is not None else found.color}"'
     return f'style="fill:var(--series-{found.color})"'
@@ -204,7 +204,7 @@ def _aim(x: float, y: float) -> str:
 
 
 def _legend(y: float) -> tuple[str, float]:
-    """Two lines, and where they end."""
+    """The legend's two lines as SVG, and the height at which they end."""
     signs = (
         (4, f'<rect class="fair" x="2" y="{y - 11}" width="5" height="14" rx="1.5"/>', "measured"),
         (84, f'<circle class="fair" cx="86" cy="{y - 4}" r="2.5" opacity="0.5"/>', "one input"),

@@ -1,4 +1,4 @@
-"""The end of every benchmark in the terminal: what is not to be trusted, the machine's load, and notes."""
+"""The last lines of a benchmark in the terminal: ratios not to be trusted, the machine's load, and notes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
-def say_doubts(console: Console, result: dict[str, Any], doubts: Iterable[str]) -> None:
-    """Print the doubts about single figures, and about the whole run."""
+def print_doubts(console: Console, result: dict[str, Any], doubts: Iterable[str]) -> None:
+    """Print the reasons not to trust single ratios, the machine's load, and notes on the whole run."""
     for line in doubts:
         console.print(f"not to be trusted: {line}", style="yellow", markup=False, highlight=False)
     console.print(load(result["load"]), style="dim", highlight=False)

@@ -18,7 +18,7 @@ def table(heads: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
 
 
 def run(result: Result) -> str:
-    """A paragraph: on which machine, when, and how busy it was."""
+    """A paragraph about the machine, the date and the load."""
     found = result["environment"]
     threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     machine = f"{found['processor']}, {found['cores']} cores, torch {found['torch']}, {threads}"
@@ -30,7 +30,7 @@ def run(result: Result) -> str:
 
 
 def targets(result: Result) -> str:
-    """Every target beside its aims."""
+    """A table of every target beside its aims."""
     rows = [
         (row["name"], measured(row), spread(row), at_least(row), aims(row), judged(row)) for row in result["targets"]
     ]
@@ -38,7 +38,7 @@ def targets(result: Result) -> str:
 
 
 def inputs(result: Result, dtype: str, block: str, layout: str) -> str:
-    """Input by input: times, ratio with quartiles, and multiples of a copy for large inputs."""
+    """A table with a row for each input: times, ratio with quartiles, and multiples of a copy for large inputs."""
     wanted = [
         case for case in result["cases"] if (case["dtype"], case["block"], case["layout"]) == (dtype, block, layout)
     ]
@@ -58,7 +58,7 @@ def _ratio(ratio: Result) -> str:
 
 
 def networks(result: Result) -> str:
-    """Training steps: how many times faster, with quartiles."""
+    """A table of training steps: the speed relative to torch, with quartiles."""
     rows = [
         (f"{found['name']}, {found['layout']}", *(_ratio(found["ratios"][kind]) for kind in ("converted", "fused")))
         for found in result["networks"]
@@ -67,7 +67,7 @@ def networks(result: Result) -> str:
 
 
 def memory(result: Result) -> str:
-    """The share of torch's memory that fused networks keep for the backward pass."""
+    """A table of the memory that fused networks keep for the backward pass, as a share of torch's."""
     activations = list(dict.fromkeys(found["activation"] for found in result["memory"]))
     shares = {(m["name"], m["activation"]): m["mebibytes"] for m in result["memory"]}
     rows = [
@@ -78,7 +78,7 @@ def memory(result: Result) -> str:
 
 
 def totals(result: Result, rival: str, group: str = "large") -> str:
-    """Geometric means against `rival` ("torch" or "compiled"), a row for each block and a column for each layout."""
+    """A table of means against `rival` ("torch" or "compiled"): a row for each block, a column for each layout."""
     found = {(t["dtype"], t["block"], t["layout"]): t for t in result["totals"] if t["group"] == group}
     layouts = list(dict.fromkeys(layout for *_, layout in found))
     rows = []
@@ -97,6 +97,6 @@ def _total(total: Result | None, rival: str) -> str:
 
 
 def readme(result: Result) -> str:
-    """Five lines: large float32 inputs, plain and with what is fused."""
+    """The table for the README, of five lines: large float32 inputs, plain and with fused operations."""
     wanted = [t for t in result["totals"] if t["dtype"] == "float32" and t["block"] in BLOCKS]
     return totals({"totals": wanted}, "torch")

@@ -1,4 +1,4 @@
-"""The comparison with torch as one page that needs nothing besides itself."""
+"""The comparison with torch as one page that needs no other file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def page(result: Result) -> str:
     if targets:
         rows, title = target_rows(targets), "Torch's time over ours, compared with the aims"
         half = -(-len(rows) // 2)
-        plots = [draw(rows[:half], title, legend=True, among=rows), draw(rows[half:], title, among=rows)]
+        plots = [draw(rows[:half], title, legend=True, same_axis=rows), draw(rows[half:], title, same_axis=rows)]
         sections.append(_section("Compared with the aims", [_plot(plot) for plot in plots], _table(targets)))
     for (dtype, block), layouts in groupby(result["cases"], key=lambda c: (c["dtype"], c["block"])):
         plots = []
@@ -38,7 +38,7 @@ def page(result: Result) -> str:
         steps = _plot(_steps(result["networks"]), "converted", "fused")
         pair.append(_section("A training step compared with torch's", [steps]))
     if result["memory"]:
-        pair.append(_section("Memory kept for the backward pass", [_plot(svg.draw(_kept(result["memory"])))]))
+        pair.append(_section("Memory kept for the backward pass", [_plot(svg.draw(_memory(result["memory"])))]))
     sections.append(f'<div class="pair">{"".join(pair)}</div>')
     return document("Batch norm against torch", _header(result) + "\n".join(sections), style=STYLE)
 
@@ -94,7 +94,7 @@ def _section(title: str, plots: list[str], more: str = "") -> str:
 
 
 def _plot(drawing: str, *names: str, title: str = "", words: Sequence[str] = ()) -> str:
-    """A figure below its title, words about it, and the marks of what it compares."""
+    """The HTML of a figure, with its title, its text and the marks of the compared series above it."""
     head = f"<h3>{escape(title)}</h3>" if title else ""
     text = "".join(f"<p>{escape(line)}</p>" for line in words)
     keys = "".join(
@@ -111,7 +111,7 @@ def _mark(name: str, ratio: Result) -> Mark:
 
 
 def _times_faster(title: str, cases: list[Result], words: list[str]) -> str:
-    """A row for each input, with a mark for torch and for torch.compile where it was measured."""
+    """A figure with a row for each input: a mark for torch and, if measured, one for torch.compile."""
     rivals = [name for name in ("torch", "compiled") if any(name in case["ratios"] for case in cases)]
     rows = [
         Row(shape(case), [_mark(name, case["ratios"][name]) for name in rivals if name in case["ratios"]])
@@ -133,8 +133,8 @@ def _steps(networks: list[Result]) -> str:
     return draw(rows, "Torch's time over ours, for a training step")
 
 
-def _kept(memory: list[Result]) -> Chart:
-    """A panel for each network, with bars for each activation."""
+def _memory(memory: list[Result]) -> Chart:
+    """A chart with a panel for each network and bars for each activation."""
     panels = []
     for name, group in groupby(memory, key=lambda found: found["name"]):
         found = {row["activation"]: row["mebibytes"] for row in group}

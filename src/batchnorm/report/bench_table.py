@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from .bench_doubts import say_doubts
+from .bench_doubts import print_doubts
 from .bench_words import aims, at_least, batches, doubts, judged, measured, quartiles, shape, spread
 
 if TYPE_CHECKING:
@@ -19,12 +19,12 @@ LEGEND = (
     "copies: our time over that of copying the input. large: 262,144 values or more; small: fewer than 8,192.\n"
     "Totals are geometric means. ?: a ratio that cannot be trusted; it is listed below and left out of totals.\n"
 )
-QUARTILES, VERDICT = 9, 12  # characters of columns that shall not be cut
+QUARTILES, VERDICT = 9, 12  # widths, in characters, of columns that must not be cut
 STYLES = {"aim reached": "green", "enough": "cyan", "not enough": "bold red", "not measured": "dim", "no aim": ""}
 
 
 def show(result: Result, console: Console) -> None:
-    """Cases, networks, memory and targets. Ratios below 1 are red, and the totals count them."""
+    """Prints tables of cases, networks, memory and targets. Ratios below 1 are red, and the totals count them."""
     roomy = console.width >= 100
     for (dtype, block, layout), cases in groupby(result["cases"], key=lambda c: (c["dtype"], c["block"], c["layout"])):
         console.print(_cases(f"{block}, {dtype}, {layout}", list(cases), roomy))
@@ -38,7 +38,7 @@ def show(result: Result, console: Console) -> None:
     targets = [row for row in result["targets"] if result["settings"]["targets"] or row["measured"] is not None]
     if targets:
         console.print(_targets(targets, roomy))
-    say_doubts(console, result, doubts(result))
+    print_doubts(console, result, doubts(result))
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -55,7 +55,7 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _ratio(ratio: Result | None, roomy: bool) -> Text:
-    """The speed-up of ours with its quartiles: beside it, or below if there is little room."""
+    """Our speed-up with its quartiles, which are beside it, or below it if there is little room."""
     from rich.text import Text
 
     if ratio is None:

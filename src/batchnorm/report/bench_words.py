@@ -1,4 +1,4 @@
-"""Words and numbers of a comparison with torch, the same in the terminal, on the page and in the documentation."""
+"""Texts of a comparison with torch that the terminal, the page and the documentation share."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def shape(case: Result) -> str:
 
 
 def batches(networks: list[Result]) -> str:
-    """The inputs of training steps."""
+    """The inputs of training steps, as text."""
     sizes = {(found["batch"], found["pixels"]) for found in networks}
     images = [f"{batch} images of {pixels} px" for batch, pixels in sizes if pixels is not None]
     rows = [f"{batch} rows" for batch, pixels in sizes if pixels is None]
@@ -41,7 +41,7 @@ def doubts(result: Result) -> Iterator[str]:
 
 
 def load(found: Result) -> str:
-    """The load of the machine."""
+    """The load of the machine, as text."""
     before, after, others = (
         None if found[key] is None else f"{found[key]:.2f}" for key in ("before", "after", "others")
     )
@@ -66,7 +66,7 @@ def measured(row: Result) -> str:
 
 
 def spread(row: Result) -> str:
-    """Quartiles of a row that is one ratio; the least and the largest of a mean's inputs."""
+    """The quartiles of a row with one ratio; for a mean, the least and the largest of its inputs."""
     if row["measured"] is None or row["unit"] == "s":
         return ""
     if row["low"] is not None:
@@ -77,7 +77,7 @@ def spread(row: Result) -> str:
 
 
 def judged(row: Result) -> str:
-    """The verdict, how many inputs were left out, and the command for what a benchmark cannot measure."""
+    """The verdict, the number of inputs left out, and the command for a target that this benchmark cannot measure."""
     parts = [] if row["verdict"] == "no aim" else [row["verdict"]]
     parts += [f"{len(row['left_out'])} left out"] if row["left_out"] else []
     parts += [f"by {row['how']}"] if row["how"] else []

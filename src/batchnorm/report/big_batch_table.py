@@ -1,10 +1,10 @@
-"""`big_batch` beside one big batch as tables, for the terminal and for the documentation."""
+"""Tables that compare `big_batch` with one big batch, for the terminal and for the documentation."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .bench_doubts import say_doubts
+from .bench_doubts import print_doubts
 from .bench_markdown import run, table
 from .bench_words import quartiles
 
@@ -19,7 +19,7 @@ AIM = 1.25
 
 
 def show(result: Result, console: Console) -> None:
-    """Errors, times and memory."""
+    """Prints the tables of errors, times and memory."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -32,11 +32,11 @@ def show(result: Result, console: Console) -> None:
             found.add_row(*map(Text, row))
         if cells:
             console.print(found)
-    say_doubts(console, result, doubts(result))
+    print_doubts(console, result, doubts(result))
 
 
 def markdown(result: Result) -> str:
-    """The machine, and the same tables."""
+    """The machine and the tables, in Markdown."""
     parts = [run(result | {"cases": [], "networks": []})]
     parts += [f"**{title[0].upper()}{title[1:]}.**\n\n{table(heads, cells)}" for title, heads, cells in tables(result)]
     parts += [f"Note: {note}.\n" for note in result["notes"]]
@@ -80,5 +80,5 @@ def _memory(row: Result) -> list[str]:
 
 
 def doubts(result: Result) -> list[str]:
-    """The ratios that are not to be trusted, and the reason."""
+    """The ratios that are not to be trusted, each with the reason."""
     return [f"{r['name']}, {way}: {r[way]['doubt']}" for r in result["times"] for way in WAYS[1:] if r[way]["doubt"]]

@@ -1,4 +1,4 @@
-"""A figure as plain values: panels of series. `svg.py` draws it at once, `interactive.py` makes plotly's of it."""
+"""Figures as plain values: panels of series. `svg.py` turns them into SVG, `interactive.py` into plotly figures."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ Kind = Literal["line", "points", "bars"]
 
 @dataclass(frozen=True)
 class Series:
-    """Values over x, a number or a name each. None is a gap.
+    """Values y over x, which holds numbers or names. A None in y is a gap.
 
-    color: a name from `COLORS`. low, high: the ends of an error bar at each value. label: shown in the legend, once for
-    each name.
+    color: a name from `COLORS`. low, high: the ends of an error bar at each value. label: the text in the legend, which
+    shows equal labels once.
     """
 
     kind: Kind
@@ -27,12 +27,12 @@ class Series:
     high: Sequence[Value] | None = None
     dashed: bool = False
     faint: bool = False
-    marked: bool = False  # a line with its points
+    marked: bool = False  # for a line: also draw its points
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One pair of axes. names: the places of a category axis, in order; bars start at 0."""
+    """One pair of axes with its series. names: the categories of the x axis, in order. Bars start at 0."""
 
     series: Sequence[Series]
     x_title: str = ""
@@ -60,9 +60,9 @@ class Key:
 
 @dataclass(frozen=True)
 class Chart:
-    """Panels above one another or side by side. What is compared has equal axes: `equal_x`, `equal_y` over panels.
+    """Panels above one another or side by side. equal_x, equal_y: all panels have the same range on this axis.
 
-    Panels above one another with equal x axes share the lowest one's numbers, and one title an axis.
+    Panels above one another with equal x axes share the numbers of the lowest panel, and have one title per axis.
     """
 
     panels: Sequence[Panel]
@@ -71,7 +71,7 @@ class Chart:
     height: int = 150  # of a panel's axes
     equal_x: bool = True
     equal_y: bool = True
-    legend: Sequence[Key] = field(default=())  # else from the series
+    legend: Sequence[Key] = field(default=())  # if empty, made from the labels of the series
 
     def entries(self) -> list[Key]:
         """The legend's entries, each label once."""
@@ -87,7 +87,7 @@ class Chart:
         return self.columns == 1 and self.equal_x and numbers and len(titles) == 1
 
 
-# The mark of a series tells it apart where colours do not.
+# Different marks distinguish the series for readers who cannot tell the colours apart.
 SHAPES = {
     "batch": "circle",
     "plain": "square",
@@ -97,7 +97,7 @@ SHAPES = {
     "c1": "square",
 }
 
-# Light and dark; the page's style sheet has the same under --series-NAME.
+# Colours on light and on dark pages; in the page's style sheet they are called --series-NAME.
 COLORS = {
     "batch": ("#2563c9", "#6aa8f7"),
     "plain": ("#b9500a", "#f0956a"),

@@ -1,4 +1,4 @@
-"""A diagnosis as a page and as a table in the terminal. Takes the report's dict; names in it may be anybody's."""
+"""A diagnosis as a page and as a table in the terminal, from the report's dict. Its names are untrusted text."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ Result = dict[str, Any]
 
 STYLES = {"error": "bold red", "warning": "yellow", "info": "dim"}
 SLUGS = {"error": "fails", "warning": "warns", "info": "open"}
-MOST = 4  # layers named in a row of the terminal
-MOST_HEALTHY = 20  # listed in the terminal
+MOST = 4  # the most layers that a row of the terminal or a card names
+MOST_HEALTHY = 20  # the most healthy layers that the terminal lists
 CAPTIONS = {
     "figure-gap": "Each layer's part of the gap between training and evaluation, in standard deviations of the output.",
     "figure-stale": "Distance of the running statistics from those of the inputs in training; the part due to chance.",
@@ -29,7 +29,7 @@ CAPTIONS = {
 
 
 def show(result: Result, console: Console) -> None:
-    """One row a finding, worst first; then one row a layer, healthy or not."""
+    """Prints one row per finding, worst first, then one row per layer, healthy or not."""
     from rich.table import Table
     from rich.text import Text
 
@@ -53,7 +53,7 @@ def show(result: Result, console: Console) -> None:
 
 
 def _layers(result: Result) -> Any:
-    """Every layer with its worst finding and what it holds; of very many healthy ones, the first."""
+    """A table of the layers with their worst severity and their numbers; of many healthy ones, only the first."""
     from rich.table import Table
     from rich.text import Text
 
@@ -77,7 +77,7 @@ def _layers(result: Result) -> Any:
 
 
 def page(result: Result) -> str:
-    """Self-contained HTML: a card and a section a finding, then figures and numbers per layer."""
+    """Self-contained HTML: a card and a section per finding, then figures and numbers per layer."""
     plots = "".join(
         f'<div><div class="plot" id="{name}">{draw(chart)}</div><p class="caption">{CAPTIONS[name]}</p></div>'
         for name, chart in figures(result).items()
@@ -98,7 +98,7 @@ def page(result: Result) -> str:
 
 
 def figures(result: Result) -> dict[str, Chart]:
-    """Charts by id: of the state always, the others where data were given. One without a number is left out."""
+    """Charts by id: that of the state, and the others if data were given. A chart without a number is left out."""
     layers = result["layers"]
     drawn: dict[str, Chart] = {}
     if any("gap" in numbers for numbers in layers.values()):
@@ -118,7 +118,7 @@ def _has_values(chart: Chart) -> bool:
 
 
 def _by_layer(kind: Kind, layers: dict[str, Any], columns: dict[str, str], title: str) -> Chart:
-    """One value a layer and column; points are on a logarithmic axis."""
+    """A chart with one value per layer and column; points have a logarithmic axis."""
     series = [
         Series(kind, list(layers), [_number(numbers.get(column)) for numbers in layers.values()], f"c{i}",
                name if len(columns) > 1 else "")
@@ -180,7 +180,7 @@ def _table(layers: dict[str, Any]) -> str:
 
 
 def _capital(text: str) -> str:
-    """Latin letters alone: γ is another quantity than Γ."""
+    """The text with a capital first letter; only Latin letters change, as γ is another quantity than Γ."""
     return text[:1].upper() + text[1:] if text[:1].isascii() else text
 
 
@@ -217,11 +217,11 @@ def _words(value: Any) -> str:
 
 
 def _positive(value: Any) -> float | None:
-    """A logarithmic axis has no place for 0."""
+    """The value for a logarithmic axis; None if it is not above 0."""
     number = _number(value)
     return number if number is not None and number > 0 else None
 
 
 def _number(value: Any) -> float | None:
-    """A number to draw; text stands for one that is not finite."""
+    """The number to draw; None for text, which the report has in place of non-finite numbers."""
     return value if isinstance(value, int | float) else None

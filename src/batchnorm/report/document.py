@@ -1,4 +1,4 @@
-"""A page that needs nothing besides itself: style, script, figures and, where asked for, plotly.js are in it."""
+"""Pages that need no other file: they contain style, script, figures and, if asked for, plotly.js."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ def plotly(part: str) -> Any:
 def document(
     title: str, body: str, figures: dict[str, dict[str, Any]] | None = None, script: str = "", style: str = ""
 ) -> str:
-    """HTML around a body, which holds an empty element for each plotly figure, by its id.
+    """The HTML page around a body. The body has an empty element with the id of each plotly figure.
 
-    Without figures plotly is not needed and the page is small. With them plotly.js is inlined once. A content security
-    policy forbids every request. The title is escaped here, the body is not.
+    Without figures plotly is not needed and the page is small. With figures plotly.js is inlined once. A content
+    security policy forbids every request. The title is escaped here, the body is not.
     """
     library = f"<script>{plotly('offline').get_plotlyjs()}</script>\n" if figures else ""
     if figures:

@@ -1,4 +1,4 @@
-"""The environment in the terminal: one line a fact, and a table of the devices."""
+"""The environment in the terminal: one line per fact, and a table of the devices."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def show(found: dict[str, Any], console: Console) -> None:
-    """The machine, the native library and why there is none, and which backend serves which device."""
+    """Prints the machine, the state of the native library with its reason, and the backends of each device."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text

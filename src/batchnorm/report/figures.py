@@ -1,4 +1,4 @@
-"""A chart or two for each claim, from the claim's `detail`."""
+"""One or two charts for each claim, from the claim's `detail`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Claim = dict[str, Any]
 ARM_COLORS = {"batch norm": "batch", "plain": "plain", "raw": "raw", "layer norm": "layer", "group norm": "group"}
 NAMES = {"batch norm": "batch norm", "plain": "without", "raw": "raw table", "layer norm": "layer norm",
          "group norm": "group norm"}  # fmt: skip
-LAYERS = 8  # drawn as lines of one figure, at most
+LAYERS = 8  # the most layers drawn as lines of one figure
 
 
 def figures(claim: Claim) -> list[Chart]:
@@ -46,7 +46,7 @@ def _with_spread(detail: dict[str, Any], x: list[float], title: str, *more: Seri
         Series("line", x, found["median"], ARM_COLORS[arm], NAMES[arm], found["low"], found["high"], marked=True)
         for arm, found in detail["scores"].items()
     ]
-    # the largest rates may be many, and are a decade apart or half of one
+    # a sweep may have many rates, half a decade or a decade apart: at most nine get a tick
     panel = Panel([*series, *more], title, f"validation {detail['score']}", log_x=True, x_ticks=spaced(x, 9))
     return Chart([panel], f"Validation score by {title}")
 
@@ -79,7 +79,7 @@ def _distribution(detail: dict[str, Any]) -> list[Chart]:
 
 
 def _over_seeds(kind: Kind, arm: str, groups: dict[str, list[float]], names: Sequence[str]) -> Series:
-    """The median over seeds of each group, with the least and the largest as error bars; a line has a log axis."""
+    """A series of each group's median over seeds; error bars show the least and the largest. Lines have a log axis."""
     found = [groups[name] for name in names]
     ends = [[function(values) for values in found] for function in (statistics.median, min, max)]
     median, low, high = map(_positive, ends) if kind == "line" else ends
@@ -125,7 +125,7 @@ def _gradients(detail: dict[str, Any]) -> list[Chart]:
 
 
 def _start(start: dict[str, Any]) -> Chart:
-    """Signal and gradient from layer to layer before the first step: vanishing and exploding to be seen."""
+    """A chart of signal and gradient by layer before the first step, which shows vanishing and exploding."""
     panels = []
     for key, title in (("signal", "size of the signal, forward"), ("gradient", "size of the gradient, backward")):
         names = list(next(iter(start[key].values())))
@@ -139,17 +139,17 @@ def _start(start: dict[str, Any]) -> Chart:
 
 
 def ramp(place: int, count: int) -> str:
-    """The colour of one of so many layers in order, at most `LAYERS`."""
+    """The colour of layer `place` of `count` layers in order; `count` is at most `LAYERS`."""
     return f"l{round(place * (LAYERS - 1) / max(count - 1, 1))}"
 
 
 def _positive(values: Sequence[float]) -> list[float | None]:
-    """A logarithmic axis has no place for 0."""
+    """The values for a logarithmic axis, with None for those that are not above 0."""
     return [value if value is not None and value > 0 else None for value in values]
 
 
 def spaced(names: list[Any], most: int) -> list[Any]:
-    """At most so many, evenly taken, first and last among them."""
+    """At most `most` of the names, evenly spaced, including the first and the last."""
     if len(names) <= most:
         return names
     return [names[round(i * (len(names) - 1) / (most - 1))] for i in range(most)]

@@ -1,4 +1,4 @@
-"""The study as one page that needs nothing besides itself."""
+"""The study as one page that needs no other file."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def page(result: Result, interactive: bool = False) -> str:
     """Self-contained HTML for a study's dict (as in report.json): summary cards, then each claim with its figures.
 
     interactive: figures of plotly, with plotly.js in the page (5 MB); raises ImportError, naming the extra to install,
-    if plotly is missing. Otherwise figures are drawn here. Text from files and networks is escaped.
+    if plotly is missing. Otherwise figures are SVG. Text from files and networks is escaped.
     """
     charts = {claim["number"]: figures(claim) for claim in result["claims"]}
     specs: dict[str, dict[str, Any]] = {}
@@ -74,7 +74,7 @@ def _header(result: Result) -> str:
 
 
 def _scores(result: Result) -> str:
-    """Every arm at its own best rate; the pair alone is in the headline already."""
+    """A table of every arm at its own best rate; empty for two arms, as the headline has their scores."""
     if len(result["scores"]) < 3:
         return ""
     rows = "".join(

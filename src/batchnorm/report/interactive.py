@@ -1,4 +1,4 @@
-"""A chart as an interactive figure of plotly, for a page that is asked to carry plotly.js."""
+"""A chart as an interactive figure of plotly, for a page that contains plotly.js."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SCALE = 1.6  # pixels for a unit of a chart's height, with room for a legend of 
 
 
 def interactive(chart: Chart) -> dict[str, Any]:
-    """{"data": …, "layout": …} with the same panels, axes and colours. Names are escaped: plotly takes some tags."""
+    """A dict for plotly, {"data": …, "layout": …}. Names are escaped, because plotly interprets some tags."""
     rows = -(-len(chart.panels) // chart.columns)
     titled = any(panel.title for panel in chart.panels)
     between = (30 if titled else 12) + (0 if chart.shares_x else 50)  # pixels: title, numbers and title of the axis
@@ -45,7 +45,7 @@ def interactive(chart: Chart) -> dict[str, Any]:
             figure.add_trace(_trace(series, series.label not in seen), **place)
             seen.add(series.label)
         _axes(figure, chart, i, place)
-    for key in chart.legend:  # what no series is called
+    for key in chart.legend:  # entries that are no series' label
         if key.label not in seen:
             style = {"color": COLORS[key.color][0], "dash": "dot" if key.dashed else "solid"}
             figure.add_scatter(x=[None], y=[None], mode="lines", line=style, name=escape(key.label))
@@ -82,7 +82,7 @@ def _distances(upper: Any, lower: Any) -> list[float | None]:
 
 
 def _axes(figure: Any, chart: Chart, i: int, place: dict[str, int]) -> None:
-    """Equal axes where the chart has them; bars begin at 0 by themselves."""
+    """Sets the titles, ranges and ticks of a panel's axes; plotly itself starts bars at 0."""
     panel, panels = chart.panels[i], chart.panels
     x: dict[str, Any] = {"type": "log" if panel.log_x else None}
     if not chart.shares_x or i == len(panels) - 1:
@@ -104,12 +104,12 @@ def _axes(figure: Any, chart: Chart, i: int, place: dict[str, int]) -> None:
     low, high = _range(values, panel.log_y, any(p.has_bars for p in shared))
     if len(shared) > 1:
         y["range"] = [low, high]
-    if panel.log_y:  # powers of ten; where there are few, other digits too, which plotly makes 3/4 as large
+    if panel.log_y:  # powers of ten; if these are few, also other digits, which plotly makes 3/4 as large
         y |= {"type": "log", "exponentformat": "power", **({"dtick": 1} if high - low > 2 else {"tickfont_size": 15})}
     figure.update_xaxes(**x, **place)
     figure.update_yaxes(**y, **place)
 
 
 def _range(values: Iterable[Value], log: bool, zero: bool = False) -> list[float]:
-    """The ends of an axis; of a logarithmic one plotly takes their exponents."""
+    """The ends of an axis; for a logarithmic axis their exponents, as plotly expects."""
     return [math.log10(end) if log else end for end in limits(values, log, zero)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .bench_doubts import say_doubts
+from .bench_doubts import print_doubts
 from .bench_markdown import run, table
 from .bench_words import batches, quartiles
 
@@ -15,16 +15,16 @@ Result = dict[str, Any]
 KINDS = {"fused": "fused", "recompute": "recompute", "chain": "chain", "checkpoint": "checkpoint"}
 HEADS = ("network", "", "torch", *KINDS.values(), "aim")
 LEGEND = (
-    "kept: bytes that autograd holds for the backward pass, over those with torch's layers; parameters left out.\n"
-    "resident: the highest resident memory of a step above what stands before it, over that with torch's layers.\n"
-    "time: of a step, over that of the fused network without recompute: median over turns, with its quartiles.\n"
-    "fused: ours with activation and residual; recompute: under bn.recompute(model); chain: with chain=True.\n"
+    "kept: bytes that autograd holds for the backward pass, without parameters, relative to torch's layers.\n"
+    "resident: the peak of the resident memory that a step adds, relative to torch's layers.\n"
+    "time: of a step, relative to the fused network without recompute; median over turns, with its quartiles.\n"
+    "fused: our layers with activation and residual; recompute: under bn.recompute(model); chain: with chain=True.\n"
     "checkpoint: the fused network with torch.utils.checkpoint around the same blocks. The aim is for recompute."
 )
 
 
 def show(result: Result, console: Console) -> None:
-    """One row a network, one column a way to save memory."""
+    """Prints a table with rows for each network and a column for each way to save memory."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
     from rich.text import Text
@@ -41,11 +41,11 @@ def show(result: Result, console: Console) -> None:
     if result["steps"]:
         console.print(found)
         console.print(LEGEND, style="dim", highlight=False)
-    say_doubts(console, result, _doubts(result))
+    print_doubts(console, result, _doubts(result))
 
 
 def markdown(result: Result) -> str:
-    """The table, and on which machine it was measured."""
+    """The machine and the table, in Markdown."""
     cells = [line for network in result["steps"] for line in rows(network)]
     legend = "\n".join(f"- {line}" for line in LEGEND.splitlines())
     notes = "".join(f"\nNote: {note}.\n" for note in result["notes"])
@@ -58,7 +58,7 @@ def _title(result: Result) -> str:
 
 
 def rows(network: Result, roomy: bool = True) -> list[list[str]]:
-    """Rows for the bytes kept, the resident memory where the system tells it, and the time, if roomy with quartiles."""
+    """Rows of bytes kept, resident memory (if the system reports it), and time (with quartiles if `roomy`)."""
     found = [[network["name"], *_sizes(network, "kept"), f"{network['aim']:.2f}"]]
     if network["resident"] is not None:
         found.append(["", *_sizes(network, "resident"), f"{network['aim']:.2f}"])

@@ -1,4 +1,4 @@
-"""The verdicts on nine claims as one picture, to be kept or passed on."""
+"""The verdicts on nine claims as one picture, to keep or to share."""
 
 from __future__ import annotations
 

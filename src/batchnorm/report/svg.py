@@ -1,7 +1,7 @@
-"""A chart drawn as SVG, in the page's own colours: no script is needed to see it.
+"""Draws a chart as SVG, in the page's colours and without a script.
 
-It is laid out for a phone: 340 units wide, with letters of 12. On a wider screen the picture grows and its letters,
-which the style sheet then makes smaller, do not.
+The layout is for a phone: 340 units wide, with letters of 12 units. On a wider screen the picture grows, but its
+letters keep their size, because the style sheet gives them fewer units.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from html import escape
 from itertools import takewhile
 from textwrap import wrap
 
-from .axes import Axis, limits, shown
+from .axes import Axis, limits, tick_text
 from .chart import SHAPES, Chart, Key, Panel, Series, Value
 
 WIDTH = 340
 RIGHT, ABOVE, BESIDE = 10, 10, 14  # margins: right of a panel, above its axes, left of axes without numbers
-NUMBERS, TITLE, LINE = 20, 18, 16  # rows below the axes: their numbers, their title; a line of a panel's title
-LETTER = 6.6  # width of a letter at 12 units, about; of others in a wide face:
+NUMBERS, TITLE, LINE = 20, 18, 16  # heights: an axis's numbers, its title, a line of a panel's title
+LETTER = 6.6  # approximate width of most letters of 12 units; of other characters, in a wide font:
 WIDTHS = dict.fromkeys("0123456789", 7.6) | dict.fromkeys("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", 4.8) | {"×": 10.0, "…": 12.0, ".": 4.0}
-LONGEST, ASLANT = 16, 40  # letters of a name below an axis, and degrees of those that are turned
-MARKS = 6  # on a line that is not marked at every point
+LONGEST, ANGLE = 16, 40  # most letters of a turned name below an axis, and the degrees by which it is turned
+MARKS = 6  # marks on a line that does not have one at every point
 
 
 def draw(chart: Chart) -> str:
-    """The whole chart. Text in it is escaped."""
+    """The SVG of a whole chart; text in it is escaped."""
     legend, y = _legend(chart)
     margin = _margin(chart)
     lefts = [margin, *[BESIDE if chart.equal_y else margin] * (chart.columns - 1)]
@@ -54,10 +54,10 @@ def draw(chart: Chart) -> str:
 
 
 def _legend(chart: Chart) -> tuple[str, float]:
-    """Swatches with labels, over as many lines as they need; and where the panels begin."""
+    """The legend as SVG, over as many lines as it needs, and the height at which the panels begin."""
     x, y, drawn = 4.0, 10.0, []
     for key in chart.entries():
-        wide = 26 + wide_as(key.label) + 12
+        wide = 26 + text_width(key.label) + 12
         if x > 4 and x + wide > WIDTH:
             x, y = 4.0, y + 18
         drawn.append(_swatch(key, x, y))
@@ -109,10 +109,10 @@ def _y_title(chart: Chart, panel: Panel, top: float, bottom: float) -> str:
 
 def _range(chart: Chart, panel: Panel) -> tuple[float, float]:
     shared = chart.panels if chart.equal_y else [panel]
-    return limits((v for p in shared for v in _heights(p)), panel.log_y, any(p.has_bars for p in shared))
+    return limits((v for p in shared for v in _y_values(p)), panel.log_y, any(p.has_bars for p in shared))
 
 
-def _heights(panel: Panel) -> Iterator[Value]:
+def _y_values(panel: Panel) -> Iterator[Value]:
     for series in panel.series:
         yield from series.y
         yield from series.low or ()
@@ -120,17 +120,17 @@ def _heights(panel: Panel) -> Iterator[Value]:
 
 
 def _margin(chart: Chart) -> float:
-    """Room for the longest number beside the axes, and for their title."""
+    """The width of the longest number beside the axes, and of the axes' title."""
     axes = [(panel, Axis(*_range(chart, panel), 0, 1, panel.log_y)) for panel in chart.panels]
-    numbers = max((wide_as(shown(tick)) for _, axis in axes for tick in axis.ticks(5)), default=0)
+    numbers = max((text_width(tick_text(tick)) for _, axis in axes for tick in axis.ticks(5)), default=0)
     return 8 + numbers + LINE * max(len(_y_lines(chart, panel)) for panel in chart.panels)
 
 
 def _y_lines(chart: Chart, panel: Panel) -> list[str]:
-    """The title of the axis, over as many lines as its height needs."""
+    """The title of the y axis, over as many lines as the height of the axis requires."""
     height = chart.height * (len(chart.panels) if chart.shares_x else 1) + 2 * ABOVE
     title = panel.y_title
-    if wide_as(title) > height:  # what stands in brackets is a line of its own
+    if text_width(title) > height:  # text in brackets gets a separate line
         title = title.replace(" (", "\n(")
     return [line for part in title.splitlines() for line in wrap(part, int(height / LETTER))]
 
@@ -140,30 +140,30 @@ def _title_lines(panel: Panel, width: float) -> list[str]:
 
 
 def _below(panel: Panel, width: float) -> float:
-    """The height of what stands below the axes."""
+    """The height of the numbers or names and the title below the axes."""
     below: float = NUMBERS + (TITLE if panel.x_title else 0)
-    if panel.names and _aslant(panel.names, width):
+    if panel.names and _must_turn(panel.names, width):
         longest = min(max(map(len, without_prefix(panel.names))), LONGEST)
-        below += LETTER * longest * math.sin(math.radians(ASLANT)) - 4
+        below += LETTER * longest * math.sin(math.radians(ANGLE)) - 4
     return below
 
 
-def wide_as(text: str) -> float:
-    """The width of a text of 12 units, about."""
+def text_width(text: str) -> float:
+    """The approximate width of a text with letters of 12 units."""
     return sum(WIDTHS.get(letter, LETTER) for letter in text)
 
 
 def without_prefix(names: Sequence[str]) -> list[str]:
-    """Long names without the modules that all of them are in."""
+    """The names of layers, with … in place of the modules that contain them all."""
     modules = zip(*(name.split(".")[:-1] for name in names), strict=False)
     shared = [found[0] for found in takewhile(lambda found: len(set(found)) == 1, modules)] if len(names) > 1 else []
     prefix = len(".".join(shared))
     return [f"…{name[prefix + 1 :]}" if prefix > 1 else name for name in names]
 
 
-def _aslant(names: Sequence[str], width: float) -> bool:
+def _must_turn(names: Sequence[str], width: float) -> bool:
     longest = max(without_prefix(names), key=len, default="")
-    return len(longest) > 5 and wide_as(longest) > width / max(len(names), 1)
+    return len(longest) > 5 and text_width(longest) > width / max(len(names), 1)
 
 
 def _grid(panel: Panel, x: Axis, y: Axis, numbers: bool, heights: bool) -> str:
@@ -172,7 +172,7 @@ def _grid(panel: Panel, x: Axis, y: Axis, numbers: bool, heights: bool) -> str:
         at = y(tick)
         parts.append(f'<line class="grid" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{at:.1f}" y2="{at:.1f}"/>')
         if heights:
-            parts.append(_text("tick", x.start - 5, at + 4, shown(tick), "end"))
+            parts.append(_text("tick", x.start - 5, at + 4, tick_text(tick), "end"))
     parts.append(f'<line class="base" x1="{x.start:.1f}" x2="{x.end:.1f}" y1="{y.start:.1f}" y2="{y.start:.1f}"/>')
     if numbers:
         parts += _names(panel.names, x, y) if panel.names is not None else _numbers(panel, x, y)
@@ -180,11 +180,11 @@ def _grid(panel: Panel, x: Axis, y: Axis, numbers: bool, heights: bool) -> str:
 
 
 def _numbers(panel: Panel, x: Axis, y: Axis) -> Iterator[str]:
-    """Numbers below their places, those that would touch another left out."""
+    """Numbers below the axis; a number that would touch another one is left out."""
     end = -math.inf
     for tick in panel.x_ticks or x.ticks(max(int((x.end - x.start) / 34), 2)):
-        text = shown(tick)
-        half = wide_as(text) / 2
+        text = tick_text(tick)
+        half = text_width(text) / 2
         at = min(x(tick), WIDTH - half)
         if at - half > end + 4:
             yield _text("tick", at, y.start + 16, text)
@@ -192,25 +192,25 @@ def _numbers(panel: Panel, x: Axis, y: Axis) -> Iterator[str]:
 
 
 def _names(names: Sequence[str], x: Axis, y: Axis) -> Iterator[str]:
-    """Names below their places; aslant, shortened and not all of them where there is little room."""
+    """Names below the axis; if there is little room, they are turned and shortened, and some are left out."""
     names, width, below = without_prefix(names), x.end - x.start, y.start + 16
-    aslant = _aslant(names, width)
-    need = 15 if aslant else max(map(wide_as, names)) + 6
+    turned = _must_turn(names, width)
+    need = 15 if turned else max(map(text_width, names)) + 6
     every, last = max(math.ceil(need * len(names) / width), 1), len(names) - 1
     for i, name in enumerate(names):
         if i != last and (i % every or last - i < every):
             continue
         at = x(i)
-        if aslant:
-            room = int((at - 4) / LETTER / math.cos(math.radians(ASLANT)))
+        if turned:
+            room = int((at - 4) / LETTER / math.cos(math.radians(ANGLE)))
             most = max(min(LONGEST, room), 5)
             short = name if len(name) <= most else f"{name[: most // 2]}…{name[most // 2 + 1 - most :]}"
             yield (
                 f'<text class="tick" x="{at:.1f}" y="{below - 4:.1f}" text-anchor="end" '
-                f'transform="rotate(-{ASLANT} {at:.1f} {below - 4:.1f})">{escape(short)}</text>'
+                f'transform="rotate(-{ANGLE} {at:.1f} {below - 4:.1f})">{escape(short)}</text>'
             )
         else:
-            yield _text("tick", min(at, WIDTH - wide_as(name) / 2), below, escape(name))
+            yield _text("tick", min(at, WIDTH - text_width(name) / 2), below, escape(name))
 
 
 def _draw_series(panel: Panel, x: Axis, y: Axis) -> Iterator[str]:
@@ -257,7 +257,7 @@ def _line(series: Series, points: list[tuple[float, float | None]]) -> str:
 
 
 def _bars(series: Series, points: list[tuple[float, Value]], y: Axis, wide: float, marked: bool) -> Iterator[str]:
-    """marked: with the mark of the series at the foot of each bar that has room for it."""
+    """The bars of a series. marked: with the mark of the series at the foot of each bar that has room for it."""
     base = y(0.0) if not y.log else y.start
     for at, value in points:
         if value is not None:
@@ -271,7 +271,7 @@ def _bars(series: Series, points: list[tuple[float, Value]], y: Axis, wide: floa
 
 
 def _errors(series: Series, places: list[float], y: Axis) -> Iterator[str]:
-    """In the colour of the series; on a bar, which has that colour, in ink."""
+    """Error bars in the colour of the series; on bars, which have this colour themselves, in that of text."""
     color = "" if series.kind == "bars" else f" {_stroke(series.color)}"
     kind = "error ink" if series.kind == "bars" else "error"
     for at, low, high in zip(places, series.low or (), series.high or (), strict=False):
@@ -280,7 +280,7 @@ def _errors(series: Series, places: list[float], y: Axis) -> Iterator[str]:
 
 
 def mark(color: str, x: float, y: float, hint: str = "", paint: str = "") -> str:
-    """The mark of a colour's series, in that colour or another paint."""
+    """The mark for a name of `COLORS`, in this colour or in another paint."""
     shape, paint = SHAPES.get(color, "circle"), paint or _fill(color)
     if shape == "circle":
         return f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" {paint}>{hint}</circle>'
@@ -289,13 +289,13 @@ def mark(color: str, x: float, y: float, hint: str = "", paint: str = "") -> str
 
 
 def _hint(series: Series, value: Value = None) -> str:
-    """Shown where the pointer rests."""
+    """The text that appears when the pointer rests on a mark."""
     text = series.label + ("" if value is None else f": {value:.4g}")
     return f"<title>{escape(text.strip(': '))}</title>" if text.strip(": ") else ""
 
 
 def _text(kind: str, x: float, y: float, text: str, anchor: str = "middle") -> str:
-    """Text that is escaped already."""
+    """A text element; the text is already escaped."""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{text}</text>'
 
 

@@ -11,8 +11,9 @@ if TYPE_CHECKING:
 
 
 def show(result: dict[str, Any], console: Console) -> None:
-    """The headline; one row a claim: a sentence, the effect with its spread over seeds (where there is room), the
-    verdict, coloured by whether it is good news; and the notes.
+    """Prints a table with one row per claim, then the headline and the notes.
+
+    A row has a sentence, the effect with its spread over seeds (if there is room), and the verdict in its colour.
     """
     from rich.table import Table
     from rich.text import Text

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-Tone = str  # a class of the style sheet: holds (good), fails (bad), warns (mind this), open (nothing either way)
+Tone = str  # a class of the style sheet: holds (good), fails (bad), warns (a cost), open (neither), fact (always true)
 
 STYLES = {"holds": "green", "fails": "red", "warns": "yellow", "open": "dim", "fact": "cyan"}  # in the terminal
 
 
 def tone(claim: dict[str, Any]) -> Tone:
-    """Good news is green: a benefit that is there, or a cost that is not. What is true by construction is neither."""
+    """The tone of a claim. Good news is a benefit that holds or a cost that does not; "fact" is neither."""
     verdict, kind = claim["verdict"], claim["kind"]
     if verdict in ("not measured", "within its spread"):
         return "open"
@@ -22,5 +22,5 @@ def tone(claim: dict[str, Any]) -> Tone:
 
 
 def badge(claim: dict[str, Any]) -> str:
-    """The verdict's words."""
+    """The text of the verdict."""
     return "true by construction" if tone(claim) == "fact" else str(claim["verdict"])

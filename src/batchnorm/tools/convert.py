@@ -83,9 +83,9 @@ def revert(model: Model, *, expand: bool = False) -> Any:
 
     Args:
         model: changed in place.
-        expand: a layer that applies an activation or adds a residual becomes a small module that does the same with
-            torch's layers, `batchnorm.tools.expanded.Expanded`; its keys in the `state_dict` begin with "norm.". Tools
-            that look for torch's layers, as for quantisation, then see all of them.
+        expand: a layer with an activation becomes a small module that does the same with torch's layers,
+            `batchnorm.tools.expanded.Expanded`; its keys in the `state_dict` begin with "norm.". Tools that look for
+            torch's layers, as for quantisation, then see all of them.
 
     Raises:
         ValueError: a layer computes what torch's class cannot, an activation say; then nothing is changed.
