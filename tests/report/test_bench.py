@@ -15,7 +15,7 @@ from batchnorm.report.bench_table import show
 from tests.support.browsers import chromium
 from tests.support.screens import faults
 
-STALL = "torch stalls: its median, 30 ms, is 83 times its least"
+STALL = "torch stalls: its median, 30 ms, is 83 times its shortest time"
 
 
 def ratio(value: float, doubt: str | None = None) -> dict[str, Any]:

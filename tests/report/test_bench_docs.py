@@ -19,7 +19,7 @@ from tests.report.test_recompute_table import RESULT
 
 Result = dict[str, Any]
 DOCS = Path(__file__).parents[2] / "docs"
-STALL = "torch stalls: its median, 30 ms, is 83 times its least"
+STALL = "torch stalls: its median, 30 ms, is 83 times its shortest time"
 
 
 @pytest.fixture(scope="module")
