@@ -74,7 +74,7 @@ def study(
     ] = "batch,none",
     lr: Annotated[str | None, typer.Option(help="Learning rates to sweep, as in 0.01,0.1,1.")] = None,
     seeds: Annotated[int | None, typer.Option(help="The number of seeds; by default 3, with --quick 2.")] = None,
-    seed: Annotated[int, typer.Option(help="The first seed.")] = 0,
+    seed: Annotated[int, typer.Option(help="The first seed; it also splits the data.")] = 0,
     epochs: Annotated[int | None, typer.Option(help="Epochs a run; by default enough for about 360 steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples in a batch; 60, fewer for few samples.")] = None,
     optimizer: Annotated[str, typer.Option(help="sgd or adam.")] = "sgd",

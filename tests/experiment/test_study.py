@@ -57,6 +57,12 @@ def test_another_seed_gives_other_numbers_and_a_test_loader_is_used() -> None:
     assert numbers(result)["runs"] != numbers(quick())["runs"]
 
 
+def test_the_seed_splits_the_data() -> None:
+    options: dict[str, Any] = {"rates": [0.1], "seeds": 1, "epochs": 1, "batch_sizes": [2, 4], "quick": True}
+    one, other = (study(make_network, arrays(), seed=seed, **options).data for seed in (0, 1))
+    assert not torch.equal(one.test.x, other.test.x)
+
+
 def test_the_callers_generator_and_table_are_left_as_they_were() -> None:
     x, y = arrays()
     before, state = x.clone(), torch.get_rng_state()

@@ -34,8 +34,8 @@ def study(
 
     Each claim gets an effect per seed, positive if the claim is right, and a verdict: it holds if the median effect is
     above 0 by more than the standard deviation over seeds, median(e) > s(e). Claims about training are not measured if
-    no arm learned anything. Both arms of a seed start from the same weights and see the same batches; each arm uses
-    its own best learning rate, chosen on a validation part.
+    neither arm learned anything. Both arms of a seed start from the same weights and see the same batches. Each arm
+    uses its own best learning rate, chosen on a validation part.
 
     Args:
         make_network: called with (input shape, number of outputs), or with nothing; returns a new network with batch
@@ -49,14 +49,15 @@ def study(
         task: "classification" or "regression"; None to choose by the dtype of y.
         rates: learning rates of the sweep; by default seven, and more while the best one is at an edge.
         seeds: number of runs of each setting.
-        seed: the first seed.
+        seed: the first seed; it also splits the data.
         epochs: epochs of each run.
         batch_size: batch size of each run.
         batch_sizes: batch sizes for the last claim.
         quick: True for a small sweep, for a first look.
         optimizer: "sgd" or "adam".
         norms: the arms: "batch,none", and after these, to be shown beside them, "layer" and "group".
-        workers: processes that train at once, by default one per core; the results do not depend on it.
+        workers: processes that train at once; by default one per core on Linux, and one elsewhere. The results do not
+            depend on it.
         progress: called with (updates done, updates planned, what is running).
 
     Returns:
@@ -85,7 +86,7 @@ def study(
 
     part = gather(train)
     held_out = None if test is None else gather(test, "test")
-    data = split(name, part.x, part.y, task, held_out)
+    data = split(name, part.x, part.y, task, held_out, seed)
     settings = choose(
         data,
         rates=rates,
