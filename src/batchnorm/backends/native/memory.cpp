@@ -24,7 +24,7 @@ namespace batchnorm {
 namespace {
 
 // Below two huge pages, torch's allocator mostly hands out memory that is in use already.
-constexpr std::size_t kLarge = 2 * kHugePage;
+constexpr std::size_t kLarge = std::size_t{256} << 10;
 
 std::size_t most_idle(const std::string& root) { return memory_limit(root) / 8; }
 
