@@ -79,7 +79,7 @@ def test_a_planted_stall_is_flagged(clock: list[float]) -> None:
     ratio = times.ratio("torch", "ours")
     assert ratio.median > 100, "the figure that would have been printed"
     assert ratio.doubt is not None
-    assert re.fullmatch(r"torch stalls: its median, 22\.\d ms, is 22\d times its least", ratio.doubt)
+    assert re.fullmatch(r"torch stalls: its median, 22\.\d ms, is 22\d times its shortest time", ratio.doubt)
     assert times.ratio("ours", "torch").doubt == ratio.doubt, "whichever side it is on"
     assert times.ratio("ours", "ours").doubt is None
 

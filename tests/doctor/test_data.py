@@ -341,7 +341,7 @@ class WantsTargets(nn.Module):
 
 def test_a_step_that_cannot_be_tried_is_noted():
     report = bn.diagnose(WantsTargets(), [torch.randn(32, 4) for _ in range(4)])
-    assert report.notes == ("no training step could be tried: targets, please",)
+    assert report.notes == ("the training step failed: targets, please",)
 
 
 def test_no_batches():

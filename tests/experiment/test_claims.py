@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from batchnorm.experiment import layer_claims
 from batchnorm.experiment.claims import CLAIMS, measure
 from batchnorm.experiment.data import Data, split
 from batchnorm.experiment.evidence import NOTHING, Evidence, Lap, race
@@ -162,7 +163,7 @@ def test_nothing_is_said_of_training_where_nothing_was_learned() -> None:
 def test_one_arm_that_learned_is_enough_to_judge_speed_but_not_a_gap() -> None:
     claims = {c.number: c for c in measure(evidence({"curve": FAST}, {"curve": [0.5] * 5, "score": 0.5}))}
     assert claims[1].verdict == "holds"
-    assert "not reached" in claims[1].sentence
+    assert "not in 40 steps without" in claims[1].sentence
     assert claims[8].verdict == "not measured"
     assert "only one of the networks learned" in claims[8].reason
 
@@ -229,3 +230,8 @@ def test_a_network_that_never_leaves_chance_sets_no_mark() -> None:
     stuck, learns = planted("plain", 0, curve=[0.5] * 5), planted("batch norm", 0, curve=SLOW)
     # the target is halfway from 0.5 to 0.9, not the 0.5 that any network has at step 0
     assert race([stuck], [learns], 0.5) == [Lap(0.7, 40, 20, False, True)]
+
+
+@pytest.mark.parametrize(("value", "text"), [(3e-8, "0.0001"), (1.2e-4, "0.0002"), (float("nan"), "nan")])
+def test_a_bound_is_rounded_up(value: float, text: str) -> None:
+    assert layer_claims._bound(value) == text

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from batchnorm import BatchNorm1d
 from batchnorm.experiment.run_log import VALUES, RunLog, describe_normalised, drift, rank_correlation
 
 
@@ -117,3 +118,17 @@ def test_moments_are_those_of_all_values_and_not_of_a_part() -> None:
     assert log.normalised["norm 0"]["mean"] < 1e-5
     assert log.normalised["norm 0"]["std"] < 1e-3
     assert sum(log.normalised["norm 0"]["before"]["counts"]) == VALUES
+
+
+def test_a_layer_that_adds_a_residual_is_left_out() -> None:
+    class Block(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = BatchNorm1d(4), BatchNorm1d(4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.second(self.first(x), residual=x)
+
+    log = RunLog()
+    log.examine(Block(), torch.randn(64, 4, generator=torch.Generator().manual_seed(0)))
+    assert set(log.normalised) == {"first"}

@@ -12,8 +12,8 @@ from batchnorm.experiment.verdict import Claim, judge
         ([2.0, 8.0, 0.1], "within its spread", "other seeds could differ"),
         ([-2.0, -8.0, -0.1], "within its spread", "other seeds could differ"),
         ([-0.1, 0.0, 0.1], "within its spread", "other seeds could differ"),
-        ([-2.0, -2.1, -1.9], "does not hold here", "does not point that way"),
-        ([0.0, 0.0, 0.0], "does not hold here", "does not point that way"),
+        ([-2.0, -2.1, -1.9], "does not hold here", "is not above 0"),
+        ([0.0, 0.0, 0.0], "does not hold here", "is not above 0"),
         ([5.0], "not measured", "one seed has no spread"),
     ],
 )

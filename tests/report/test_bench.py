@@ -15,7 +15,7 @@ from batchnorm.report.bench_table import show
 from tests.support.browsers import chromium
 from tests.support.screens import faults
 
-STALL = "torch stalls: its median, 30 ms, is 83 times its least"
+STALL = "torch stalls: its median, 30 ms, is 83 times its shortest time"
 
 
 def ratio(value: float, doubt: str | None = None) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def test_page() -> None:
     box = next(chart.iter(f"{SVG}rect"))
     assert float(box.attrib["x"]) == pytest.approx(at["1×"] + math.log2(1.8) * width, abs=0.2)
     assert float(box.attrib["width"]) == pytest.approx(math.log2(2.2 / 1.8) * width, abs=0.2)
-    aims = [drawn for drawn in drawings(text) if drawn.attrib["aria-label"].endswith("beside the aims")]
+    aims = [drawn for drawn in drawings(text) if drawn.attrib["aria-label"].endswith("compared with the aims")]
     assert [t for drawn in aims for t in texts(drawn) if t in ("5.00×", "1.00×", "4.00× ?", "50 s")] == [
         "1.00×",
         "5.00×",

@@ -19,7 +19,7 @@ from tests.report.test_recompute_table import RESULT
 
 Result = dict[str, Any]
 DOCS = Path(__file__).parents[2] / "docs"
-STALL = "torch stalls: its median, 30 ms, is 83 times its least"
+STALL = "torch stalls: its median, 30 ms, is 83 times its shortest time"
 
 
 @pytest.fixture(scope="module")
@@ -188,7 +188,7 @@ def test_tables(result: Result) -> None:
     )
     run = markdown.run(result)
     assert run.startswith("Measured on 2026-11-24: EPYC, 2 cores, torch 2.13, 2 threads. Load average 0.10 before")
-    assert run.endswith("One ratio is not to be trusted and left out.\n")
+    assert run.endswith("One ratio cannot be trusted and is left out.\n")
     result["environment"]["threads"] = 1
     assert "torch 2.13, 1 thread. Load" in markdown.run(result)
 

@@ -64,7 +64,7 @@ def test_sick_layers_are_listed_with_their_worst_finding_beside_the_healthy() ->
     text = printed(report([sick], many))
     assert "39 of 40 layers healthy" in text
     assert re.search(r"error +│ layer33 ", text)
-    assert "and 19 healthy layers more" in text
+    assert "and 19 more healthy layers" in text
 
 
 def test_notes_and_many_layers():

@@ -54,7 +54,7 @@ class Times:
         median, least = statistics.median(self.turns[name]), self.least[name]
         if median <= STALLED * least:
             return None
-        return f"{name} stalls: its median, {1e3 * median:.3g} ms, is {median / least:.0f} times its least"
+        return f"{name} stalls: its median, {1e3 * median:.3g} ms, is {median / least:.0f} times its shortest time"
 
 
 def _spread(values: list[float]) -> Spread:

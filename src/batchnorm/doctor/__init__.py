@@ -29,8 +29,8 @@ __all__ = [
 ]
 
 NOTE_ON_STATE_DICTS = (
-    "a state dict holds neither momentum nor eps: foreign-momentum and foreign-eps cannot be looked for, and eps is "
-    "taken to be 1e-05; `batchnorm doctor module:factory --checkpoint FILE` looks for them in the model"
+    "a state dict contains neither momentum nor eps: foreign-momentum and foreign-eps are not checked, and other rules "
+    "take eps = 1e-05; `batchnorm doctor module:factory --checkpoint FILE` checks them in the model"
 )
 
 RULES: tuple[Rule, ...] = (*rules_checkpoint.RULES, *rules_data.RULES, *rules_ranks.RULES, *rules_training.RULES)

@@ -150,7 +150,7 @@ def _training_step(model: nn.Module, feed: Feed, observer: Observer, batch: Any)
     """Counts the updates of each layer's running statistics in one training step; returns a note if that failed."""
     layers = {name: seen for name, seen in observer.seen.items() if bank(seen.layer).num_batches_tracked is not None}
     if any(seen.nonfinite or seen.single for seen in layers.values()):
-        return ["no training step was tried: the data hold NaN or Inf, or single values"]
+        return ["no training step was run: the data contain NaN or Inf, or a batch has one value per channel"]
     model.train()
     before = {name: int(bank(seen.layer).num_batches_tracked) for name, seen in layers.items()}
     try:
@@ -159,7 +159,7 @@ def _training_step(model: nn.Module, feed: Feed, observer: Observer, batch: Any)
             if outputs:
                 torch.stack([t.float().square().mean() for t in outputs]).sum().backward()
     except Exception as error:  # a model may need targets in training; the other measurements remain valid
-        return [f"no training step could be tried: {(str(error).splitlines() or [type(error).__name__])[0]}"]
+        return [f"the training step failed: {(str(error).splitlines() or [type(error).__name__])[0]}"]
     for name, seen in layers.items():
         seen.step_updates = int(bank(seen.layer).num_batches_tracked) - before[name]
     return []

@@ -22,8 +22,8 @@ CALIBRATE = "bn.calibrate(model, batches)"
 
 
 @rule(
-    "not-finite", "error", "statistics or affine hold NaN or Inf",
-    "a non-finite batch reached the moving average, which never forgets it",
+    "not-finite", "error", "running statistics, γ or β contain NaN or Inf",
+    "a batch with NaN or Inf entered the moving average, which then stays NaN or Inf",
     'bn.convert(model, nonfinite="skip"), then bn.calibrate(model, batches)',
 )  # fmt: skip
 def not_finite(layers: Layers) -> Evidence:
@@ -45,7 +45,7 @@ def _not_finite(layer: LayerState) -> dict[str, Any]:
 
 @rule(
     "negative-variance", "error", "a running variance is below zero",
-    "weights were averaged or extrapolated together with buffers, or E[x²]−E[x]² cancelled",
+    "buffers were averaged or extrapolated together with the weights, or E[x²]−E[x]² cancelled",
     CALIBRATE,
 )  # fmt: skip
 def negative_variance(layers: Layers) -> Evidence:
@@ -54,7 +54,7 @@ def negative_variance(layers: Layers) -> Evidence:
 
 
 @rule(
-    "affine-without-statistics", "error", "γ and β are trained, the statistics still hold their initial values",
+    "affine-without-statistics", "error", "γ or β is trained, but the running statistics have their initial values",
     "only the parameters were loaded or averaged, or the layer trained with its running statistics switched off",
     CALIBRATE,
 )  # fmt: skip
@@ -64,7 +64,7 @@ def affine_without_statistics(layers: Layers) -> Evidence:
 
 
 @rule(
-    "never-updated", "warning", "statistics still hold their initial values",
+    "never-updated", "warning", "running statistics still have their initial values",
     "the layer never ran in training mode",
     CALIBRATE,
 )  # fmt: skip
@@ -75,8 +75,8 @@ def never_updated(layers: Layers) -> Evidence:
 
 @rule(
     "counters-disagree", "warning", "layers of one network counted different numbers of updates",
-    "a shared layer, a second forward per step, or layers frozen for part of training",
-    "bn.paused(model) around the extra forward; bn.calibrate(model, batches)",
+    "a shared layer, a second forward pass per step, or layers frozen for part of training",
+    "bn.paused(model) around the extra forward pass; bn.calibrate(model, batches)",
 )  # fmt: skip
 def counters_disagree(layers: Layers) -> Evidence:
     """Layers that train together count the same number of updates; layers without updates are left to other rules."""
@@ -96,9 +96,9 @@ def exploded_variance(layers: Layers) -> Evidence:
 
 
 @rule(
-    "collapsed-variance", "warning", "a running variance is far below eps: the channel is all but constant",
-    "a constant input, or weights before the layer that died; in evaluation, whatever differs is amplified by γ/√eps",
-    "prune the channel, or look at the layer before; bn.calibrate(model, batches) if the data do vary",
+    "collapsed-variance", "warning", "a running variance is far below eps: the channel is almost constant",
+    "a constant input, or dead weights before the layer; in evaluation, any difference is amplified by γ/√eps",
+    "prune the channel, or look at the layer before; bn.calibrate(model, batches) if the channel does vary",
 )  # fmt: skip
 def collapsed_variance(layers: Layers) -> Evidence:
     """Below a hundredth of eps, the output's deviation is below a tenth of γ: the channel is no longer normalised."""
@@ -107,7 +107,7 @@ def collapsed_variance(layers: Layers) -> Evidence:
 
 
 @rule(
-    "dead-gamma", "warning", "γ is all but zero: the output of the channel is constant",
+    "dead-gamma", "warning", "γ is almost zero: the output of the channel is constant",
     "weight decay on γ, or a residual branch that started at γ = 0 and never trained",
     "bn.parameter_groups(model, weight_decay), or prune the channel",
 )  # fmt: skip
@@ -120,7 +120,7 @@ def dead_gamma(layers: Layers) -> Evidence:
 
 @rule(
     "outlying-gain", "warning", f"γ/σ of a channel is over {OUTLYING:g} times the layer's median",
-    "statistics of one network beside the affine of another, or a channel whose statistics were damaged",
+    "running statistics of one network with γ and β of another, or damaged statistics of the channel",
     CALIBRATE,
 )  # fmt: skip
 def outlying_gain(layers: Layers) -> Evidence:
@@ -134,7 +134,7 @@ def outlying_gain(layers: Layers) -> Evidence:
 @rule(
     "foreign-momentum", "warning", "momentum 0.5 or more: the running statistics are mostly those of the last batch",
     "Keras, Flax and ONNX give the share of the old value (0.9, 0.99); torch gives that of the new one",
-    "bn.from_keras(…, momentum=0.99), or momentum = 1 − theirs; then bn.calibrate(model, batches)",
+    "bn.from_keras(…, momentum=0.99), or momentum = 1 − that share; then bn.calibrate(model, batches)",
 )  # fmt: skip
 def foreign_momentum(layers: Layers) -> Evidence:
     """From 0.5 on, one batch weighs at least as much as all earlier ones; torch's default, 0.1, is far below."""
@@ -142,9 +142,9 @@ def foreign_momentum(layers: Layers) -> Evidence:
 
 
 @rule(
-    "foreign-eps", "info", "eps is Keras's 1e-3 beside another momentum than Keras's, or beyond [1e-8, 1e-2]",
-    "half of another framework's settings was taken over",
-    "bn.from_keras(…) takes both; eps must be that of training",
+    "foreign-eps", "info", "eps is Keras's 1e-3 but momentum is not Keras's, or eps is outside [1e-8, 1e-2]",
+    "only some of another framework's settings were copied",
+    "bn.from_keras(…) takes both; eps must be the one used in training",
 )  # fmt: skip
 def foreign_eps(layers: Layers) -> Evidence:
     """Keras's default eps, 1e-3, belongs to its momentum 0.99 (torch's 0.01); known defaults are 1e-6 to 1e-3."""

@@ -27,7 +27,7 @@ CALIBRATE = "bn.calibrate(model, batches)"
 
 
 @rule(
-    "nonfinite-activations", "error", "NaN or Inf reaches the layer; the first of them is where to look",
+    "nonfinite-activations", "error", "NaN or Inf reaches these layers; look at the first one",
     "NaN in the data, an overflow in half precision, or weights that diverged",
     'clean the data; bn.convert(model, nonfinite="skip") keeps such batches out of the running statistics',
 )  # fmt: skip
@@ -37,7 +37,7 @@ def nonfinite_activations(found: Measured) -> Evidence:
 
 
 @rule(
-    "single-value", "error", "a batch gives one value per channel, which has no variance: torch's layer raises on it",
+    "single-value", "error", "a batch has one value per channel, so no variance: torch's layer raises an error",
     "a last batch of one sample, or pooling to 1×1 with a batch of one",
     'DataLoader(drop_last=True), or bn.convert(model, single="population")',
 )  # fmt: skip
@@ -51,9 +51,9 @@ def single_value(found: Measured) -> Evidence:
 
 
 @rule(
-    "train-eval-gap", "error", f"outputs in training and in evaluation are over {GAP:g} standard deviations apart",
+    "train-eval-gap", "error", f"outputs in training and in evaluation differ by over {GAP:g} standard deviations",
     "running statistics that do not fit the data (stale-population), or small batches (batch-too-small)",
-    CALIBRATE + " for the layers named, those that cause most first; larger or shared batches if they are small",
+    CALIBRATE + "; larger or shared batches if they are small. The layers that cause most come first",
 )  # fmt: skip
 def train_eval_gap(found: Measured) -> Evidence:
     """The noise of batches of 32 changes outputs by about a fifth of their standard deviation, far below one half."""
@@ -70,8 +70,8 @@ def train_eval_gap(found: Measured) -> Evidence:
 
 
 @rule(
-    "stale-population", "warning", f"the running statistics are over {STALE:g} σ from what the layer sees in training",
-    "weights moved on after the statistics (averaging, a frozen layer, too small a momentum), other data or "
+    "stale-population", "warning", f"the running statistics are over {STALE:g} σ from those of the inputs in training",
+    "weights changed after the statistics (averaging, a frozen layer, too small a momentum), other data or "
     "augmentation, or dropout before the layer",
     CALIBRATE,
 )  # fmt: skip
@@ -86,8 +86,8 @@ def stale_population(found: Measured) -> Evidence:
 
 
 @rule(
-    "batch-too-small", "warning", f"a batch tells as much as fewer than {MIN_VALUES} independent values per channel",
-    "few samples in a batch (values at neighbouring positions are no substitute)",
+    "batch-too-small", "warning", f"a batch is worth fewer than {MIN_VALUES} independent values per channel",
+    "few samples in a batch (many positions do not replace them: neighbours are alike)",
     "bn.convert(model, process_group=True) over ranks, larger batches, bn.Renorm, or bn.freeze for fine-tuning",
 )  # fmt: skip
 def batch_too_small(found: Measured) -> Evidence:
@@ -101,9 +101,9 @@ def batch_too_small(found: Measured) -> Evidence:
 
 
 @rule(
-    "drift", "warning", "batches differ from one another more than their samples do by chance",
+    "drift", "warning", "batches differ from one another more than chance explains",
     "data sorted by class, source or time, or one augmentation for a whole batch",
-    "shuffle; bn.domain(model, name) for sources that do differ; " + CALIBRATE,
+    "shuffle; bn.domain(model, name) for sources that differ; " + CALIBRATE,
 )  # fmt: skip
 def drift_between_batches(found: Measured) -> Evidence:
     """Chance hardly makes six or more batches differ by 0.25 σ, with a variance over four times that of their noise."""
@@ -117,7 +117,7 @@ def drift_between_batches(found: Measured) -> Evidence:
 
 
 @rule(
-    "padding", "warning", "positions at the ends of sequences only repeat: padding counts in the statistics",
+    "padding", "warning", "the ends of sequences repeat one value: padding is counted in the statistics",
     "sequences of unequal length, padded, without a mask",
     "bn.convert(model), then layer(x, lengths=lengths) or layer(x, mask=mask)",
 )  # fmt: skip
@@ -128,7 +128,7 @@ def padding(found: Measured) -> Evidence:
 
 
 @rule(
-    "double-updates", "warning", "a training step updates the statistics more often than the layer is used",
+    "double-updates", "warning", "a training step updates the running statistics more often than the layer is used",
     "activation checkpointing runs the forward pass again in the backward pass, "
     "which updates the running statistics twice",
     "bn.convert(model): our layers recognise a recomputation",
@@ -143,9 +143,9 @@ def double_updates(found: Measured) -> Evidence:
 
 
 @rule(
-    "shared-layer", "warning", "one layer is used several times in a forward pass: its statistics mix what differs",
-    "a module object that stands at several places, or a loop over one block",
-    "a layer of its own for each place, or bn.domain(model, name) for each use",
+    "shared-layer", "warning", "one layer is used several times in a forward pass: its statistics mix different inputs",
+    "one module object used at several places, or a loop over one block",
+    "a separate layer for each place, or bn.domain(model, name) for each use",
 )  # fmt: skip
 def shared_layer(found: Measured) -> Evidence:
     """No threshold is needed: uses are counted."""
@@ -153,8 +153,8 @@ def shared_layer(found: Measured) -> Evidence:
 
 
 @rule(
-    "dying-activations", "warning", "channels after which the ReLU gives nothing but zero",
-    "β far below zero against γ: too large a learning rate, or weight decay that pulls γ but not β",
+    "dying-activations", "warning", "channels for which the ReLU gives only zeros",
+    "β far below zero compared with γ: too large a learning rate, or weight decay on γ but not on β",
     "lower the learning rate; bn.parameter_groups(model, weight_decay); prune the channels",
 )  # fmt: skip
 def dying_activations(found: Measured) -> Evidence:
@@ -170,8 +170,8 @@ def dying_activations(found: Measured) -> Evidence:
 
 @rule(
     "always-eval", "warning", "the layer stays in evaluation while the model trains",
-    "a train() that leaves it out, or .eval() in the forward pass",
-    "bn.freeze(model) if it is meant, which says so and survives train(); else layer.train()",
+    "a train() method that skips the layer, or .eval() in the forward pass",
+    "bn.freeze(model) if this is intended: train() does not undo it; otherwise layer.train()",
 )  # fmt: skip
 def always_eval(found: Measured) -> Evidence:
     """No threshold is needed: the mode is read after model.train() and in the forward pass. `bn.freeze` is no fault."""
@@ -180,8 +180,8 @@ def always_eval(found: Measured) -> Evidence:
 
 
 @rule(
-    "never-eval", "warning", "the layer normalises by the batch in evaluation too: outputs depend on their neighbours",
-    "track_running_stats=False, an eval() that leaves it out, or .train() in the forward pass",
+    "never-eval", "warning", "the layer normalises by the batch in evaluation too: outputs depend on other samples",
+    "track_running_stats=False, an eval() method that skips the layer, or .train() in the forward pass",
     "track_running_stats=True and " + CALIBRATE + "; layer.eval()",
 )  # fmt: skip
 def never_eval(found: Measured) -> Evidence:
@@ -192,8 +192,8 @@ def never_eval(found: Measured) -> Evidence:
 
 @rule(
     "unreached", "info", "no batch reached the layer",
-    "a branch that these data do not take, or a module that is not used",
-    "nothing, if it is meant; else look at the forward pass",
+    "a branch that these batches do not take, or a module that is not used",
+    "nothing, if this is intended; otherwise look at the forward pass",
 )  # fmt: skip
 def unreached(found: Measured) -> Evidence:
     """No threshold is needed: the batches that reach the layer are counted."""

@@ -22,7 +22,7 @@ def gather(own: list[LayerState], group: Any) -> ByRank:
 
 
 @rule(
-    "ranks-disagree", "warning", f"ranks hold statistics more than {APART:g} σ apart: each evaluates another network",
+    "ranks-disagree", "warning", f"statistics differ by over {APART:g} σ between ranks: each evaluates differently",
     "each rank updates its running statistics from its own data only, and nothing is broadcast",
     "bn.convert(model, process_group=True) to train; bn.calibrate(model, batches, process_group=True) now",
 )  # fmt: skip

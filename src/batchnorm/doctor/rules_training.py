@@ -35,7 +35,7 @@ def nonfinite_in_training(reading: Reading) -> Evidence:
 
 
 @rule(
-    "silent-channels", "warning", f"over {SILENT:.0%} of the channels are constant, or all below zero before a ReLU",
+    "silent-channels", "warning", f"over {SILENT:.0%} of the channels are constant, or always below zero before a ReLU",
     "β far below zero, γ at zero, or a constant input",
     "a lower learning rate; bn.parameter_groups(model, weight_decay); bn.diagnose(model, batches)",
 )  # fmt: skip
@@ -45,7 +45,7 @@ def silent_channels(reading: Reading) -> Evidence:
 
 
 @rule(
-    "exploding-gradient", "warning", f"the gradient is over {EXPLODING:g} times what it usually is at this layer",
+    "exploding-gradient", "warning", f"the gradient is over {EXPLODING:g} times its usual size at this layer",
     "a learning rate that is too large, or a batch unlike the others",
     "a lower learning rate, gradient clipping, or bn.Renorm",
 )  # fmt: skip
@@ -56,8 +56,8 @@ def exploding_gradient(reading: Reading) -> Evidence:
 
 
 @rule(
-    "moved-twice", "warning", "the statistics are updated more than once per step of the optimizer",
-    "several forward passes a step (accumulation, adversarial examples, generator and critic), or a checkpoint",
+    "moved-twice", "warning", "the running statistics are updated more than once per step of the optimizer",
+    "several forward passes a step (accumulation, adversarial examples, generator and critic), or checkpointing",
     "bn.accumulate(model, steps), bn.paused(model) around the extra passes, or bn.domain(model, name)",
 )  # fmt: skip
 def moved_twice(reading: Reading) -> Evidence:

@@ -8,7 +8,7 @@ from .runs import Run
 from .sweep import Sweep
 from .verdict import NotMeasured
 
-NOTHING = "no arm learned anything, so there is no training to judge"
+NOTHING = "neither network learned anything, so there is no training to judge"
 
 
 @dataclass

@@ -22,8 +22,8 @@ def headline(data: Data, scores: dict[str, Any], claims: list[Claim]) -> str:
     result = f"Test {data.score_name}: {tests}."
     if not any(found["learned"] for found in pair.values()):
         return (
-            "Nothing was learned: neither network predicts the test part better than always giving the same answer, "
-            f"by more than chance. {result} So nothing can be said about training here."
+            "Nothing was learned: on the test part, neither network is better than a constant answer by more than "
+            f"chance. {result} So nothing can be said about training here."
         )
     only = [arm for arm, found in pair.items() if found["learned"]]
     word = WITH[only[0]] + " batch norm" * (only[0] == "plain")

@@ -26,8 +26,8 @@ def same_distribution(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             3,
-            sentence=f"Through training, the inputs of a layer move by {_widths(with_norm)} of their own width with "
-            f"batch norm, by {_widths(without)} without.",
+            sentence=f"Through training, a layer's inputs drift by {_widths(with_norm)} widths of their distribution "
+            f"with batch norm, by {_widths(without)} without.",
             effects=[
                 math.log2(max(b, 1e-12) / max(a, 1e-12))
                 for a, b in zip(per_seed["batch norm"], per_seed["plain"], strict=True)
@@ -38,7 +38,7 @@ def same_distribution(evidence: Evidence) -> Claim:
 
 
 def _widths(drift: float) -> str:
-    return f"{drift:.2f}" if drift < 10 else f"{float(f'{drift:.2g}'):,.0f} times"
+    return f"{drift:.2f}" if drift < 10 else f"{float(f'{drift:.2g}'):,.0f}"
 
 
 def _drifts(runs: list[Run]) -> dict[str, list[float]]:
@@ -69,12 +69,18 @@ def mean_and_deviation(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             4,
-            sentence=f"Of all channels, the furthest is {mean:.4f} off mean 0, and {std:.4f} off standard deviation 1.",
+            sentence=f"Over all channels, the mean differs from 0 by at most {_bound(mean)}, and the standard "
+            f"deviation from 1 by at most {_bound(std)}.",
             figure=f"|mean| ≤ {mean:.1e}, |deviation − 1| ≤ {std:.1e}",
             effects=[TOLERANCE - value for value in worst],
             detail={"layers": _worst_by_layer(layers, ("mean", "std")), "left_out": left_out},
         )
     )
+
+
+def _bound(value: float) -> str:
+    """The value as text with four decimals, rounded up."""
+    return f"{math.ceil(1e4 * value) / 1e4 if math.isfinite(value) else value:.4f}"
 
 
 def shape_kept(evidence: Evidence) -> Claim:
@@ -101,14 +107,16 @@ def shape_kept(evidence: Evidence) -> Claim:
 
 def _shape_in_words(correlation: float, inverse: float) -> str:
     if max(1 - correlation, inverse) < SHAPE_TOLERANCE:
-        return "Order and relative distances of the values are as before, and the inverse gives the values back."
-    return "Order or distances of the values changed."
+        return "The order and the relative distances of the values are kept, and the inverse restores the values."
+    return "The order or the relative distances of the values changed."
 
 
 def _normalised(evidence: Evidence) -> list[dict[str, dict[str, Any]]]:
     runs = evidence.main.best("batch norm")
     if any(not run.log.normalised for run in runs):
-        raise NotMeasured("no layer's normalised values could be read: every batch norm adds or activates as well")
+        raise NotMeasured(
+            "no normalised values could be read: all batch norms add a residual, apply an activation, or are constant"
+        )
     return [run.log.normalised for run in runs]
 
 
@@ -134,10 +142,10 @@ def gradients(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             7,
-            sentence=f"With batch norm, the first layer's gradient is {_times(with_norm)} the last layer's; without, "
-            f"{_times(without)} it.",
-            figure=f"vanishing {vanishing['batch norm']:.0%} of the time, {vanishing['plain']:.0%} without; "
-            f"exploding {exploding['batch norm']:.0%}, {exploding['plain']:.0%} without",
+            sentence=f"The first layer's gradient is {_times(with_norm)} the last layer's with batch norm, "
+            f"{_times(without)} the last layer's without.",
+            figure=f"vanishing in {vanishing['batch norm']:.0%} of the steps with batch norm, {vanishing['plain']:.0%} "
+            f"without; exploding in {exploding['batch norm']:.0%}, {exploding['plain']:.0%} without",
             effects=[_distance(b) - _distance(a) for a, b in zip(ratios["batch norm"], ratios["plain"], strict=True)],
             detail={
                 "ratio": ratios,
@@ -157,7 +165,7 @@ def gradients(evidence: Evidence) -> Claim:
 def _times(ratio: float) -> str:
     """A ratio as text, such as `12 times` or `1/12 of`."""
     if ratio <= 0 or not math.isfinite(ratio):
-        return "nothing beside" if ratio <= 0 else "infinitely many times"
+        return "0 times" if ratio <= 0 else "infinitely many times"
     if 0.1 <= ratio < 10:
         return f"{ratio:.2g} times"
     value = max(ratio, 1 / ratio)

@@ -40,12 +40,12 @@ class RunLog:
         scales: dict[str, float] = {}
         gradients: dict[str, float] = {}
 
-        def site(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
+        def site(name: str, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
             points = torch.tensor(PERCENTILES, dtype=torch.float32)
             values = torch.quantile(_some(_per_channel(output)), points, dim=1)
             self.percentiles.setdefault(name, []).append(values)
 
-        def layer(name: str, module: nn.Module, args: Any, output: Any) -> None:
+        def layer(name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             if isinstance(output, Tensor) and output.requires_grad:
                 scales[name] = _size(output)
                 gradients[name] = 0.0
@@ -59,8 +59,9 @@ class RunLog:
     def examine(self, network: nn.Module, x: Tensor) -> None:
         """Records `describe_normalised` of each batch norm; layers with a residual or an activation are left out."""
 
-        def hook(name: str, module: nn.Module, args: Any, output: Tensor) -> None:
-            if isinstance(module, _BatchNorm) and len(args) == 1 and getattr(module, "activation", None) is None:
+        def hook(name: str, module: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+            alone = len(args) == 1 and kwargs.get("residual") is None
+            if isinstance(module, _BatchNorm) and alone and getattr(module, "activation", None) is None:
                 described = describe_normalised(_per_channel(args[0]), _per_channel(output), module)
                 if described is not None:
                     self.normalised[name] = described
@@ -163,9 +164,9 @@ def _run_copy(
     probe = copy.deepcopy(network).train()
     for name, module in probe.named_modules():
         if isinstance(module, (_BatchNorm, Replacement)):
-            module.register_forward_hook(partial(site, _label(name, module)))
+            module.register_forward_hook(partial(site, _label(name, module)), with_kwargs=True)
         elif layer is not None and any(p.ndim >= 2 for p in module.parameters(recurse=False)):
-            module.register_forward_hook(partial(layer, _label(name, module)))
+            module.register_forward_hook(partial(layer, _label(name, module)), with_kwargs=True)
     with torch.random.fork_rng(devices=[]), torch.set_grad_enabled(loss is not None):
         output = probe(x)
         if loss is not None:

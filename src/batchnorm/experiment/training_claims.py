@@ -70,9 +70,9 @@ def _race_in_words(laps: list[Lap], score: str, words: tuple[str, str]) -> str:
         "slow": sum(lap.slow_reached for lap in laps) > len(laps) / 2,
     }
     if not reached["fast"]:
-        return f"Never reached {goal} {words[0]}; {words[1]} it took {slow:.0f} steps."
+        return f"{goal} was never reached {words[0]}, but in {slow:.0f} steps {words[1]}."
     if not reached["slow"]:
-        return f"Reached {goal} in {fast:.0f} steps {words[0]}; {words[1]} it was not reached in {slow:.0f}."
+        return f"Reached {goal} in {fast:.0f} steps {words[0]}, and not in {slow:.0f} steps {words[1]}."
     return f"Reached {goal} in {fast:.0f} steps {words[0]} instead of {slow:.0f} {words[1]}."
 
 
@@ -97,7 +97,7 @@ def steadier(evidence: Evidence) -> Claim:
     claim = Claim(
         2,
         sentence=f"{with_norm:g} of {len(main.rates)} learning rates work with batch norm, {without:g} without.",
-        figure=f"{diverged['batch norm']:.0%} of runs diverge, {diverged['plain']:.0%} without",
+        figure=f"{diverged['batch norm']:.0%} of runs diverge with batch norm, {diverged['plain']:.0%} without",
         effects=[float(a - b) for a, b in zip(counts["batch norm"], counts["plain"], strict=True)],
         detail={
             "score": main.data.score_name,
@@ -130,7 +130,7 @@ def overfitting(evidence: Evidence) -> Claim:
         groups = {f"{kept['plain'][0].setting.samples} samples": kept} | groups
     judged, best = next(iter(groups.items()))
     if not all(main.learned(arm) for arm in ARMS):
-        raise NotMeasured("only one of the networks learned, and one that learned nothing has no gap to compare")
+        raise NotMeasured("only one of the networks learned, so there are not two gaps to compare")
     gaps = {arm: [max(run.train_score - run.score, 0.0) for run in best[arm]] for arm in ARMS}
     with_norm, without = (statistics.median(gaps[arm]) for arm in ARMS)
     if max(with_norm, without) < GAP:
@@ -182,10 +182,11 @@ def small_batches(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             9,
-            sentence=f"With batches of {small} instead of {large}, {name} is {at['batch norm', small]:.2f} instead of "
-            f"{at['batch norm', large]:.2f} with batch norm, {at['plain', small]:.2f} instead of "
-            f"{at['plain', large]:.2f} without.",
-            figure=f"lost: {statistics.median(lost['batch norm']):.3f}, {statistics.median(lost['plain']):.3f} without",
+            sentence=f"Batches of {small} instead of {large} change {name} from {at['batch norm', large]:.2f} to "
+            f"{at['batch norm', small]:.2f} with batch norm, and from {at['plain', large]:.2f} to "
+            f"{at['plain', small]:.2f} without.",
+            figure=f"{name} lost: {statistics.median(lost['batch norm']):.3f} with batch norm, "
+            f"{statistics.median(lost['plain']):.3f} without",
             effects=[a - max(b, 0.0) for a, b in zip(lost["batch norm"], lost["plain"], strict=True)],
             detail={
                 "score": name,
@@ -202,7 +203,7 @@ def _need_enough(main: Sweep, small: int, reached: float, best: float) -> None:
     for arm in ARMS:
         if not main.learned(arm):
             word = "with" if arm == "batch norm" else "without"
-            raise NotMeasured(f"the network {word} batch norm has no score to lose")
+            raise NotMeasured(f"the network {word} batch norm did not learn, so it has no score to lose")
     chance = chance_score(main.data)
     if reached - chance < ENOUGH * (best - chance):
         raise NotMeasured(

@@ -69,5 +69,5 @@ def judge(claim: Claim) -> Claim:
         claim.verdict = "within its spread"
         claim.reason = f"the effect, {effect}, may be chance: other seeds could differ"
     else:
-        claim.verdict, claim.reason = "does not hold here", f"the effect, {effect}, does not point that way"
+        claim.verdict, claim.reason = "does not hold here", f"the effect, {effect}, is not above 0"
     return claim

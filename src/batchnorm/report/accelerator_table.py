@@ -23,7 +23,7 @@ def show(result: dict[str, Any], console: Console) -> None:
 
 def _cases(cases: list[dict[str, Any]]) -> Table:
     names = list(dict.fromkeys(name for case in cases for name in case["both"] if name not in ("bytes", "copy")))
-    table = Table(title="times as fast as torch, both ways (share of a copy's bandwidth)")
+    table = Table(title="times as fast as torch, forward and backward (share of a copy's bandwidth)")
     for column in ("case", *names):
         table.add_column(column)
     for case in cases:

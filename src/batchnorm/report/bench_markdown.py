@@ -23,8 +23,8 @@ def run(result: Result) -> str:
     threads = "1 thread" if found["threads"] == 1 else f"{found['threads']} threads"
     machine = f"{found['processor']}, {found['cores']} cores, torch {found['torch']}, {threads}"
     left_out = len(list(doubts(result)))
-    many = "One ratio is" if left_out == 1 else f"{left_out} ratios are"
-    doubtful = f" {many} not to be trusted and left out." if left_out else ""
+    many = "One ratio cannot be trusted and is" if left_out == 1 else f"{left_out} ratios cannot be trusted and are"
+    doubtful = f" {many} left out." if left_out else ""
     words = load(result["load"])
     return f"Measured on {found['date']}: {machine}. {words[0].upper()}{words[1:]}.{doubtful}\n"
 
@@ -48,7 +48,7 @@ def inputs(result: Result, dtype: str, block: str, layout: str) -> str:
         large = case["group"] == "large"
         cells = [shape(case), f"{ms['torch']:.3g}", f"{ms['ours']:.3g}", _ratio(case["ratios"]["torch"])]
         rows.append([*cells, *(f"{copies[way]['median']:.1f}" if large else "" for way in ("forward", "both"))])
-    return table(("input", "torch, ms", "ours, ms", "times as fast", "copies, forward", "copies, both ways"), rows)
+    return table(("input", "torch, ms", "ours, ms", "times as fast", "copies, forward", "copies, both passes"), rows)
 
 
 def _ratio(ratio: Result) -> str:

@@ -23,10 +23,10 @@ def page(result: Result) -> str:
     sections = []
     targets = [row for row in result["targets"] if result["settings"]["targets"] or row["measured"] is not None]
     if targets:
-        rows, title = target_rows(targets), "Torch's time over ours, beside the aims"
+        rows, title = target_rows(targets), "Torch's time over ours, compared with the aims"
         half = -(-len(rows) // 2)
         plots = [draw(rows[:half], title, legend=True, same_axis=rows), draw(rows[half:], title, same_axis=rows)]
-        sections.append(_section("Beside the aims", [_plot(plot) for plot in plots], _table(targets)))
+        sections.append(_section("Compared with the aims", [_plot(plot) for plot in plots], _table(targets)))
     for (dtype, block), layouts in groupby(result["cases"], key=lambda c: (c["dtype"], c["block"])):
         plots = []
         for layout, cases in groupby(layouts, key=lambda c: c["layout"]):
@@ -36,9 +36,9 @@ def page(result: Result) -> str:
     pair = []
     if result["networks"]:
         steps = _plot(_steps(result["networks"]), "converted", "fused")
-        pair.append(_section("A training step beside torch's", [steps]))
+        pair.append(_section("A training step compared with torch's", [steps]))
     if result["memory"]:
-        pair.append(_section("Kept for the backward pass", [_plot(svg.draw(_memory(result["memory"])))]))
+        pair.append(_section("Memory kept for the backward pass", [_plot(svg.draw(_memory(result["memory"])))]))
     sections.append(f'<div class="pair">{"".join(pair)}</div>')
     return document("Batch norm against torch", _header(result) + "\n".join(sections), style=STYLE)
 
@@ -48,12 +48,13 @@ def _header(result: Result) -> str:
     chips = "".join(f"<div><dt>{escape(k)}</dt><dd>{escape(_plain(v))}</dd></div>" for k, v in facts.items())
     notes = [*result["notes"], *(["Interrupted: only what was measured until then"] if result["interrupted"] else [])]
     lines = "".join(f"<li>{escape(line)}</li>" for line in doubts(result))
-    doubtful = f"<details><summary>Ratios not to be trusted</summary><ul>{lines}</ul></details>" if lines else ""
+    doubtful = f"<details><summary>Ratios that cannot be trusted</summary><ul>{lines}</ul></details>" if lines else ""
     return f"""<header>
 <p class="eyebrow">batchnorm bench</p>
-<h1>Batch norm against torch's, on this machine</h1>
-<p class="lead">Forward and backward, in turns in one process: medians of the ratios, with quartiles as bars, on a log
-scale. Above 1 ours is faster; below, torch. A grey cross is a ratio that is not to be trusted, in no total.</p>
+<h1>Our batch norm compared with torch's, on this machine</h1>
+<p class="lead">Forward and backward, measured in turns in one process. Marks are medians of the ratios, bars are their
+quartiles, on a log scale. Above 1 ours is faster, below 1 torch's. A grey cross is a ratio that cannot be trusted,
+which totals leave out.</p>
 {"".join(f'<p class="notice">{escape(note)}</p>' for note in notes)}
 <p class="caption">{escape(load(result["load"]).capitalize())}.</p>
 {doubtful}
@@ -72,7 +73,7 @@ def _total(total: Result) -> str:
         words = [] if mean is None else [f"least {total['least'][name]:.2f}×"]
         words += [f"{rival} is faster on {slower}"] if slower else []
         words += [f"{left_out} left out"] if left_out else []
-        parts.append(f"against {rival} {'nothing to trust' if mean is None else f'{mean:.2f}×'} ({'; '.join(words)})")
+        parts.append(f"against {rival} {'no ratio to trust' if mean is None else f'{mean:.2f}×'} ({'; '.join(words)})")
     return f"Inputs of {SIZES[total['group']]} ({total['cases']}), geometric mean: {', '.join(parts)}."
 
 

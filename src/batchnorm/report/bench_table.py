@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 Result = dict[str, Any]
 LEGEND = (
-    "×: how many times faster ours is: median over turns, then its quartiles. compiled: torch.compile.\n"
+    "×: how many times as fast ours is (median over rounds), then its quartiles. compiled: torch.compile.\n"
     "copies: our time over that of copying the input. large: 262,144 values or more; small: fewer than 8,192.\n"
-    "Totals are geometric means. ?: a ratio that is not to be trusted, listed below, and in no total.\n"
+    "Totals are geometric means. ?: a ratio that cannot be trusted; it is listed below and left out of totals.\n"
 )
 QUARTILES, VERDICT = 9, 12  # widths, in characters, of columns that must not be cut
 STYLES = {"aim reached": "green", "enough": "cyan", "not enough": "bold red", "not measured": "dim", "no aim": ""}
@@ -146,7 +146,7 @@ def _memory(memory: list[Result]) -> Table:
 def _targets(rows: list[Result], roomy: bool) -> Table:
     from rich.text import Text
 
-    table = _table("beside the aims", "target", "measured", *(["spread"] if roomy else []), "at least", "aim", "")
+    table = _table("the aims", "target", "measured", *(["spread"] if roomy else []), "at least", "aim", "")
     for row in rows:
         cells = [row["name"], measured(row), *([spread(row)] if roomy else []), at_least(row), aims(row)]
         table.add_row(*map(Text, cells), Text(judged(row), style=STYLES[row["verdict"]]))

@@ -20,11 +20,11 @@ SLUGS = {"error": "fails", "warning": "warns", "info": "open"}
 MOST = 4  # the most layers that a row of the terminal or a card names
 MOST_HEALTHY = 20  # the most healthy layers that the terminal lists
 CAPTIONS = {
-    "figure-gap": "How much of the gap between training and evaluation each layer makes at the output, in its σ.",
-    "figure-stale": "How far each population is from what the layer sees in training, and how far chance takes it.",
-    "figure-values": "How many independent values a batch is worth, per layer.",
-    "figure-drift": "How far each batch's mean is from that of all batches, in σ, batch by batch.",
-    "figure-state": "What the layers remember: σ and |γ|, from the smallest to the largest channel, median marked.",
+    "figure-gap": "Each layer's part of the gap between training and evaluation, in standard deviations of the output.",
+    "figure-stale": "Distance of the running statistics from those of the inputs in training; the part due to chance.",
+    "figure-values": "The number of independent values that a batch is worth, for each layer.",
+    "figure-drift": "Distance of each batch's mean from the mean of all batches, in σ.",
+    "figure-state": "The stored σ and |γ| of each layer: smallest and largest channel, with a mark at the median.",
 }
 
 
@@ -72,7 +72,7 @@ def _layers(result: Result) -> Any:
             values = (_words(numbers.get(key)) for key in ("channels", "updates", "σ", "γ"))
             table.add_row(Text(severity, style=STYLES.get(severity, "green")), Text(name), *map(Text, values))
     if hidden:
-        table.add_row("", f"and {len(hidden)} healthy layers more", "", "", "", "")
+        table.add_row("", f"and {len(hidden)} more healthy layers", "", "", "", "")
     return table
 
 
@@ -196,7 +196,7 @@ def _summary(result: Result) -> str:
 
 def _gap(result: Result) -> str:
     gap = _number(result["output"].get("gap"))
-    return "" if gap is None else f" The output in training is {gap:.2g} σ from that in evaluation."
+    return "" if gap is None else f" Outputs in training and in evaluation differ by {gap:.2g} σ."
 
 
 def _where(f: dict[str, Any]) -> str:

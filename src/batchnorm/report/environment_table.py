@@ -31,7 +31,7 @@ def _facts(found: dict[str, Any]) -> dict[str, str]:
         "processor": f"{found['processor']}, {found['cores']} cores, {found['instructions']}",
         "threads": str(found["threads"]),
         "compiler": found["compiler"] or "none",
-        "cache": found["cache"] or "no directory can be written",
+        "cache": found["cache"] or "no writable directory",
         "native kernels": native["state"] + (f": {native['reason']}" if native["reason"] else ""),
         **({"library": native["library"]} if native["state"] == "ready" else {}),
     }

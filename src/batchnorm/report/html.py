@@ -67,7 +67,7 @@ def _header(result: Result) -> str:
 {_interrupted(result)}
 {"".join(f'<p class="note">{escape(note)}</p>' for note in result["notes"])}
 {_scores(result)}
-<p class="keep">Keep the summary: <a id="summary-svg" download="summary.svg" href="{picture}">SVG</a>
+<p class="keep">Save the summary: <a id="summary-svg" download="summary.svg" href="{picture}">SVG</a>
 <a id="summary-png" download="summary.png" href="#">PNG</a></p>
 <dl class="facts">{chips}</dl>
 </header>"""
