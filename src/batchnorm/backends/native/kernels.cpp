@@ -25,12 +25,10 @@ constexpr int64_t kStack = 32;        // runs summed in the working precision: s
 constexpr int64_t kStretch = 16384;   // values of neighbouring channels that are read in one go: 16 pages of float
 constexpr int64_t kCached = 262144;   // values of a band, to be read a second time
 constexpr int64_t kBands = 16;        // bands to keep for threads to share
-constexpr int64_t kNarrow = 256;       // columns of a slice at least, of those that are one piece of work
 constexpr int64_t kItem = 16384;      // values that make a piece of work worth handing to a thread
 constexpr int64_t kItems = 64;        // pieces that keep the threads of a large machine busy
 constexpr int64_t kTile = 32;         // rows summed in the working precision
-constexpr int64_t kRows = 64;        // rows in a piece of work, which begins by reading each column's parameters
-constexpr int64_t kShared = 131072;   // from so many values on, threads share them although that takes a second launch
+constexpr int64_t kRows = 64;         // rows in a piece of work, which begins by reading each column's parameters
 constexpr int64_t kSerial = 32768;    // below so many values one thread is done before a second has started
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -46,18 +44,10 @@ Cut cut(bool rows, int64_t N, int64_t C, int64_t S, int64_t virtual_batch_size) 
   cut.groups = ceil_div(N, cut.per_group);
   const int64_t values = cut.per_group * S;  // of a channel
   if (rows) {
-    int64_t chunks = std::min(values * std::min(C, kSlice) / kItem, values / kRows);
-    if (values * C < kShared) {
-      // small enough to be read again from cache: slices need no second launch
-      chunks = 1;
-      cut.width = values * C < kSerial ? std::min(C, kSlice) : std::min(std::max(kNarrow, ceil_div(C, kBands)), C);
-      cut.pieces = ceil_div(C, cut.width);
-    } else {
-      cut.pieces = ceil_div(C, kSlice);
-      cut.width = ceil_div(C, cut.pieces);
-      chunks = std::min(chunks, kItems / std::max<int64_t>(cut.groups * cut.pieces, 1));
-    }
-    cut.chunks = std::max<int64_t>(chunks, 1);
+    cut.pieces = ceil_div(C, kSlice);
+    cut.width = ceil_div(C, cut.pieces);
+    const int64_t most = kItems / std::max<int64_t>(cut.groups * cut.pieces, 1);
+    cut.chunks = std::max<int64_t>(std::min({values * std::min(C, kSlice) / kItem, values / kRows, most}), 1);
     cut.stack = kTile;
     cut.split = cut.span = 1;
     cut.together = cut.pieces == 1 ? std::max<int64_t>(kBlock / C, 1) : 1;
