@@ -53,7 +53,7 @@ def load() -> Path:
 def empty_cache() -> int:
     """Give the idle memory of large outputs back to the system; returns the number of bytes.
 
-    Outputs of 4 MiB and more take their memory from a pool. The pool keeps freed memory for later outputs. It is empty,
+    Outputs of 1 MiB and more take their memory from a pool. The pool keeps freed memory for later outputs. It is empty,
     and 0 is returned, until a native kernel has been used.
 
     Examples:

@@ -25,11 +25,10 @@ constexpr int64_t kStack = 32;        // runs summed in the working precision: s
 constexpr int64_t kStretch = 16384;   // values of neighbouring channels that are read in one go: 16 pages of float
 constexpr int64_t kCached = 262144;   // values of a band, to be read a second time
 constexpr int64_t kBands = 16;        // bands to keep for threads to share
-constexpr int64_t kNarrow = 64;       // columns of a slice at least, of those that are one piece of work
 constexpr int64_t kItem = 16384;      // values that make a piece of work worth handing to a thread
 constexpr int64_t kItems = 64;        // pieces that keep the threads of a large machine busy
 constexpr int64_t kTile = 32;         // rows summed in the working precision
-constexpr int64_t kRows = 128;        // rows in a piece of work, which begins by reading each column's parameters
+constexpr int64_t kRows = 64;         // rows in a piece of work, which begins by reading each column's parameters
 constexpr int64_t kSerial = 32768;    // below so many values one thread is done before a second has started
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -45,17 +44,10 @@ Cut cut(bool rows, int64_t N, int64_t C, int64_t S, int64_t virtual_batch_size) 
   cut.groups = ceil_div(N, cut.per_group);
   const int64_t values = cut.per_group * S;  // of a channel
   if (rows) {
-    int64_t chunks = std::min(values * std::min(C, kSlice) / kItem, values / kRows);
-    if (values * C <= kCached) {  // small enough to be read again from cache: slices need no second launch
-      chunks = 1;
-      cut.width = values * C < kSerial ? std::min(C, kSlice) : std::min(std::max(kNarrow, ceil_div(C, kBands)), C);
-      cut.pieces = ceil_div(C, cut.width);
-    } else {
-      cut.pieces = ceil_div(C, kSlice);
-      cut.width = ceil_div(C, cut.pieces);
-      chunks = std::min(chunks, kItems / std::max<int64_t>(cut.groups * cut.pieces, 1));
-    }
-    cut.chunks = std::max<int64_t>(chunks, 1);
+    cut.pieces = ceil_div(C, kSlice);
+    cut.width = ceil_div(C, cut.pieces);
+    const int64_t most = kItems / std::max<int64_t>(cut.groups * cut.pieces, 1);
+    cut.chunks = std::max<int64_t>(std::min({values * std::min(C, kSlice) / kItem, values / kRows, most}), 1);
     cut.stack = kTile;
     cut.split = cut.span = 1;
     cut.together = cut.pieces == 1 ? std::max<int64_t>(kBlock / C, 1) : 1;
@@ -128,16 +120,23 @@ void each_slice(int64_t channels, F f) {
 // Moments of each group from those of its chunks, in order.
 void merge_moments(Call& call) {
   const int64_t columns = call.cut.groups * call.cut.C;
-  for (int64_t i = 0; i < columns; ++i) {
-    Merged merged;
+  each_slice(columns, [&](int64_t c0, int64_t width) {
+    double low[kSlice] = {};
+    double *const count = call.count + c0, *const mean = call.mean + c0, *const m2 = call.m2 + c0;
+    for (double* const to : {count, mean, m2}) std::fill_n(to, width, 0.0);
     for (int64_t k = 0; k < call.cut.chunks; ++k) {
-      const int64_t part = k * columns + i;
-      merged.absorb(call.part_count[part], call.part_mean[part], call.part_low[part], call.part_m2[part]);
+      const int64_t part = k * columns + c0;
+      each_vector<double>(width, [&](int64_t j, auto lanes, int) __attribute__((always_inline)) {
+        Doubles n = load(count + j, lanes), middle = load(mean + j, lanes), rest = load(low + j, lanes);
+        Doubles squares = load(m2 + j, lanes);
+        absorb(n, middle, rest, squares, load(call.part_count + part + j, lanes), load(call.part_mean + part + j, lanes),
+               load(call.part_low + part + j, lanes), load(call.part_m2 + part + j, lanes));
+        store(count + j, n, lanes), store(mean + j, middle, lanes), store(low + j, rest, lanes);
+        store(m2 + j, squares, lanes);
+      });
     }
-    call.count[i] = merged.count;
-    call.mean[i] = merged.mean + merged.low;
-    call.m2[i] = merged.m2;
-  }
+    for (int64_t j = 0; j < width; ++j) mean[j] += low[j];
+  });
 }
 
 // Gradient sums of each group from those of its chunks, in order.

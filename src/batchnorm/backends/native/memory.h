@@ -1,6 +1,6 @@
 // Uninitialised CPU memory for the outputs of the kernels.
 //
-// Small outputs come from torch's allocator, those of 4 MiB and more from a pool of huge pages (see pool.h). A block
+// Small outputs come from torch's allocator, those of 1 MiB and more from a pool of huge pages (see pool.h). A block
 // comes back to the pool through the deleter of its DataPtr, when its storage dies or gets other memory. Two live
 // tensors therefore never share a block by accident, whoever holds a storage.
 //
