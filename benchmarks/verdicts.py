@@ -38,7 +38,7 @@ def main() -> None:
         counted = flips([claim.verdict for claim in claims])
         print(f"{claims[0].number} {claims[0].title:22} usually: {counted.usual:20} "
               f"another: {counted.other:4.0%}  opposite: {counted.opposite:4.0%}")  # fmt: skip
-        if not claims[0].by_construction:
+        if claims[0].kind != "construction":
             judged.append(counted)
     another, opposite = (
         statistics.fmean(values) for values in zip(*((f.other, f.opposite) for f in judged), strict=True)

@@ -49,7 +49,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (("good.csv", "--target", "price"), "no column 'price'; its columns are a, b, label"),
         (("good.csv",), "say which column to predict with --target"),
         (("text.csv", "--target", "label"), "column 'a' holds text, such as 'red'"),
-        (("missing.csv", "--target", "label"), "column 'a' has 30 missing values"),
+        (("missing.csv", "--target", "label"), "column 'a' has no value in 30 rows"),
         (("nan.npz",), "the inputs hold NaN"),
         (("nowhere.csv",), "nowhere.csv: no such file"),
         (("digits", "--target", "x"), "--target is for tables"),
@@ -100,6 +100,7 @@ def test_json_is_all_there_is_on_stdout(tmp_path: Path) -> None:
     assert process.returncode == 0, err
     assert json.loads(out) == json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
     assert len(json.loads(out)["claims"]) == 9
+    assert "--quick is a first look" in err
     assert (tmp_path / "out" / "report.html").exists()
 
 
@@ -197,7 +198,10 @@ BENCH = ("bench", "--quick", "--no-compile", "--no-networks", "--seconds", "0")
         (("bench", "--block", "plain", "--block", "tanh"), "--block tanh: expected one of plain, relu, add-relu"),
         (("bench", "--targets", "--block", "relu"), "--targets sets dtypes, layouts and blocks"),
         (("bench", "--recompute", "--targets"), "--recompute measures networks only: leave out --targets"),
-        (("bench", "--big-batch", "--dtype", "float32"), "--big-batch measures networks: leave out --targets, --dtype"),
+        (
+            ("bench", "--big-batch", "--dtype", "float32"),
+            "--big-batch measures networks only: leave out --targets, --dtype",
+        ),
     ],
 )
 def test_wrong_options_are_one_line_and_status_2(

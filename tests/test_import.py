@@ -3,9 +3,12 @@
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
+
+import batchnorm
 
 HEAVY = {"numba", "llvmlite", "plotly", "pandas", "pyarrow", "sklearn", "scipy", "typer", "rich", "matplotlib", "onnx"}
 HEAVY |= {"triton", "torch._inductor", "torch._dynamo"}
@@ -21,6 +24,12 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_import_loads_nothing_heavy():
     assert loaded_by("import batchnorm") == set()
+
+
+def test_the_version_is_that_of_the_installed_package():
+    assert batchnorm.__version__ == version("batchnorm")
+    with pytest.raises(AttributeError, match="module 'batchnorm' has no attribute '_nothing'"):
+        batchnorm._nothing  # noqa: B018
 
 
 def test_a_first_call_loads_nothing_heavy():

@@ -65,3 +65,12 @@ __all__ = [
     "unfreeze",
     "watch",
 ]
+
+
+def __getattr__(name: str) -> str:
+    """The version of the package, read only when it is asked for: that takes milliseconds."""
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("batchnorm")
+    raise AttributeError(f"module 'batchnorm' has no attribute {name!r}")

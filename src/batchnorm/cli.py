@@ -120,6 +120,10 @@ def study(
     with _progress(errors) as progress:
         result = plan.run(make_network, loaded, chosen, network, progress, errors.print)
     _deliver(result, output, json, interactive, errors)
+    if quick:
+        errors.print(
+            "--quick is a first look, on few seeds and short runs: a whole study may give other verdicts", style="dim"
+        )
     if result.interrupted:
         raise typer.Exit(INTERRUPTED)
 
@@ -169,7 +173,7 @@ def doctor(
     from batchnorm.experiment.data import InputError
 
     if (subject is None) is not environment:
-        raise InputError("doctor: give either a FILE or --environment")
+        raise InputError("doctor: give either a FILE (.pt, .safetensors, .onnx or module:factory) or --environment")
     if subject is None:
         _environment(json)
         return

@@ -99,4 +99,7 @@ def test_a_file_or_the_environment(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
 ) -> None:
     assert call(monkeypatch, "doctor", *arguments) == 2
-    assert capsys.readouterr().err == "batchnorm: doctor: give either a FILE or --environment\n"
+    assert (
+        capsys.readouterr().err
+        == "batchnorm: doctor: give either a FILE (.pt, .safetensors, .onnx or module:factory) or --environment\n"
+    )

@@ -298,6 +298,11 @@ def test_module_and_checkpoint(tmp_path, monkeypatch, capsys):
         (["nowhere.pt"], "there is no such file"),
         (["."], "it is a folder"),
         (["notes.txt"], "it is none of the files that can be read"),
+        (["hello.txt"], "it is none of the files that can be read"),  # the unpickler raises a KeyError
+        (["table.csv"], "it is none of the files that can be read"),  # an IndexError
+        (["nothing.pt"], "it is damaged, incomplete, or not a file of torch.save"),  # an EOFError
+        (["half.pt"], "it is damaged, incomplete, or not a file of torch.save"),
+        (["random.pt"], "it is damaged, incomplete, or not a file of torch.save"),
         (["module.pt"], "torch.save(model.state_dict(), path) saves the numbers alone"),
         (["empty.pt"], "no batch norm"),
         (["doctored:make", "--checkpoint", "empty.pt"], "for Sequential: Missing key(s) in state_dict"),
@@ -312,6 +317,11 @@ def test_what_cannot_be_diagnosed_is_one_line(tmp_path, monkeypatch, capsys, arg
     torch.save({}, "empty.pt")
     torch.save(torch.nn.BatchNorm1d(3), "module.pt")
     (tmp_path / "notes.txt").write_text("Words, and no numbers.")
+    (tmp_path / "hello.txt").write_text("hello")
+    (tmp_path / "table.csv").write_text("size,price")
+    (tmp_path / "nothing.pt").write_bytes(b"")
+    (tmp_path / "half.pt").write_bytes((tmp_path / "module.pt").read_bytes()[:1000])
+    (tmp_path / "random.pt").write_bytes(bytes(range(130, 256)) * 20)
     assert call(monkeypatch, *arguments) == 2
     assert message in capsys.readouterr().err
     call(monkeypatch, *arguments)

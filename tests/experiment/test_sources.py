@@ -135,8 +135,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ({}, None, "say which column to predict with --target; its columns are a, b, kind"),
         ({}, "c", "no column 'c'; its columns are a, b, kind"),
         ({}, "a", "column 'kind' holds text, such as 'red'"),
-        ({"b": [None, 2.0, 3.0] * 20}, "kind", "column 'b' has 20 missing values"),
-        ({"kind": [None, "x", "y"] * 20}, "kind", "the target 'kind' has 20 missing values"),
+        ({"b": [None, 2.0, 3.0] * 20}, "kind", "column 'b' has no value in 20 rows, first in row 1;"),
+        ({"kind": [None, "x", "y"] * 20}, "kind", "the target 'kind' has no value in 20 rows, first in row 1;"),
         ({"kind": ["same"] * 60}, "kind", "only one class"),
     ],
 )

@@ -84,7 +84,10 @@ def test_an_installation_without_the_page(
 ) -> None:
     play.BUILT.unlink()
     assert run(monkeypatch) == 2
-    assert "this installation has no page to play with: install batchnorm from" in capsys.readouterr().err
+    assert (
+        "this installation has no page to play with: it was made from a checkout before `make play`"
+        in capsys.readouterr().err
+    )
     assert opened == []
 
 

@@ -25,6 +25,19 @@ def test_every_claim_has_a_row_that_fits(width: int) -> None:
     assert ("effect ± spread" in text) == (width == 160)
 
 
+def test_verdicts_that_need_it_are_explained() -> None:
+    result = quick().to_dict()
+    claims = [claim | {"verdict": "holds", "reason": None} for claim in result["claims"]]
+    text = shown(result | {"claims": claims}, 160)
+    assert "true by construction: the arithmetic of the layer" in text
+    assert "within its spread" not in text
+    claims[0] |= {"verdict": "within its spread"}
+    claims[1] |= {"verdict": "not measured", "sentence": "", "reason": "there is one seed only"}
+    text = shown(result | {"claims": claims}, 160)
+    assert "within its spread: other seeds could give the opposite answer." in text
+    assert "There is one seed only." in text
+
+
 def test_names_are_text_and_not_markup() -> None:
     result = quick().to_dict() | {"network": "[bold]mine[/bold]"}
     assert "[bold]mine[/bold]" in shown(result, 120)

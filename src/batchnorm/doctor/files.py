@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import pickle
 import sys
 import warnings
 import zipfile
@@ -103,7 +102,9 @@ def _load(path: Path) -> Any:
     """The content of a file of torch.save, read without executing anything."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError) as error:
+    except PermissionError:
+        raise
+    except Exception as error:  # the unpickler raises errors of many kinds on bytes that are no pickle
         text = str(error)
         if "Unsupported global" in text or "Unsupported class" in text or "GLOBAL" in text:
             raise ValueError(
@@ -111,7 +112,7 @@ def _load(path: Path) -> Any:
                 "torch.save(model.state_dict(), path) saves the numbers alone, which can be read safely"
             ) from error
         if path.suffix in TORCH_SUFFIXES:
-            raise
+            raise ValueError("it is damaged, incomplete, or not a file of torch.save") from error
         raise ValueError(
             "it is none of the files that can be read: a state dict of torch.save (.pt), .safetensors or .onnx"
         ) from error

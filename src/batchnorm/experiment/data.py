@@ -19,7 +19,10 @@ class InputError(ValueError):
 
 
 def needs(package: str) -> InputError:
-    return InputError(f"this needs {package}: pip install 'batchnorm[study]'")
+    return InputError(
+        f"this needs {package}: pip install 'batchnorm[study]', or in a checkout "
+        "pip install -c constraints.txt -e '.[study]'"
+    )
 
 
 def first_line(error: Exception) -> str:

@@ -33,10 +33,10 @@ class Lap:
     fast_reached: bool
 
 
-def need_learning(sweep: Sweep) -> None:
-    """Raises NotMeasured unless one of the two arms learned."""
+def need_learning(sweep: Sweep, otherwise: str = NOTHING) -> None:
+    """Raises NotMeasured unless one of the two arms learned; `otherwise` is the reason."""
     if not any(sweep.learned(arm) for arm in sweep.pair):
-        raise NotMeasured(NOTHING)
+        raise NotMeasured(otherwise)
 
 
 def steps_to(run: Run, target: float) -> int | None:

@@ -14,7 +14,7 @@ WITH = {"batch norm": "with batch norm", "plain": "without", "raw": "on the raw 
 
 
 def headline(data: Data, scores: dict[str, Any], claims: list[Claim]) -> str:
-    """Sentences about the networks that learned, the test scores, and the number of claims that hold."""
+    """Sentences about the networks that learned, the test scores, the number of benefits that hold, and the cost."""
     if not scores:
         return "The study was interrupted before there was anything to compare."
     pair = {arm: scores[arm] for arm in ("batch norm", "plain")}
@@ -28,9 +28,11 @@ def headline(data: Data, scores: dict[str, Any], claims: list[Claim]) -> str:
     only = [arm for arm, found in pair.items() if found["learned"]]
     word = WITH[only[0]] + " batch norm" * (only[0] == "plain")
     alone = "" if len(only) == 2 else f"Only the network {word} learned. "
-    judged = [c for c in claims if c.verdict != "not measured" and not c.by_construction]
+    judged = [c for c in claims if c.verdict != "not measured" and c.kind == "benefit"]
     holds = sum(c.verdict == "holds" for c in judged)
-    return f"{alone}{result} {holds} of the {len(judged)} claims about training that could be judged hold here."
+    costs = any(c.verdict == "holds" and c.kind == "cost" for c in claims)
+    cost = " Small batches cost it more than the network without." if costs else ""
+    return f"{alone}{result} {holds} of the {len(judged)} benefits that could be judged hold here.{cost}"
 
 
 def _mean(values: list[float]) -> str:

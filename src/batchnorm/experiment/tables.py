@@ -49,7 +49,7 @@ def load_table(
     features = _filled(path, _numbers(path, features), fill)
     if labels.isna().any():
         raise InputError(
-            f"{path.name}: the target '{target}' has {int(labels.isna().sum())} missing values; remove those rows"
+            f"{path.name}: the target '{target}' has no value in {_rows(labels.isna())}; remove these rows"
         )
     x = torch.from_numpy(features.to_numpy(dtype="float64", copy=True))
     return split(path.name, x, _labels(path, labels, task), task, seed=seed)
@@ -104,15 +104,21 @@ def _numbers(path: Path, features: Any) -> Any:
     return features
 
 
+def _rows(missing: Any) -> str:
+    """The number of rows without a value, and the first of them, counted from 1 below the header."""
+    first, count = int(missing.to_numpy().argmax()) + 1, int(missing.sum())
+    return f"row {first}" if count == 1 else f"{count} rows, first in row {first}"
+
+
 def _filled(path: Path, features: Any, fill: str | None) -> Any:
     for column in features.columns:
-        missing = int(features[column].isna().sum())
-        if missing and fill is None:
+        missing = features[column].isna()
+        if missing.any() and fill is None:
             raise InputError(
-                f"{path.name}: column '{column}' has {missing} missing values; --fill median fills them, "
+                f"{path.name}: column '{column}' has no value in {_rows(missing)}; --fill median fills them, "
                 f"--drop {column} leaves it out"
             )
-        if missing == len(features):
+        if missing.all():
             raise InputError(f"{path.name}: column '{column}' has no values at all; leave it out with --drop {column}")
     if fill is None:
         return features

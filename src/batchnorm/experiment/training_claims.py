@@ -28,7 +28,10 @@ def scales(evidence: Evidence) -> Claim:
     sweep = evidence.scales
     if sweep is None:
         raise NotMeasured(evidence.scales_missing)
-    need_learning(sweep)
+    need_learning(
+        sweep,
+        f"the two networks of this claim, on {sweep.data.name} with raw and with normalised columns, learned nothing",
+    )
     claim = _race(6, sweep, "raw", "plain", ("on the normalised table", "on the raw one"))
     deviations = sweep.data.train.x.double().std(0, correction=0)
     claim.detail |= {
@@ -207,8 +210,8 @@ def _need_enough(main: Sweep, small: int, reached: float, best: float) -> None:
     chance = chance_score(main.data)
     if reached - chance < ENOUGH * (best - chance):
         raise NotMeasured(
-            f"with batches of {small} the network without batch norm reaches {reached:.2f}, {best:.2f} in the sweep: "
-            "the runs are too short to tell what small batches cost"
+            f"with batches of {small}, even the network without batch norm only reaches {reached:.2f} instead of "
+            f"{best:.2f}: the runs are too short to tell what small batches cost"
         )
 
 

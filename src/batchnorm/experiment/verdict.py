@@ -6,7 +6,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from .wording import WORDING
+from .wording import WORDING, Kind
 
 Verdict = Literal["holds", "within its spread", "does not hold here", "not measured"]
 
@@ -43,9 +43,9 @@ class Claim:
         return WORDING[self.number].unit
 
     @property
-    def by_construction(self) -> bool:
-        """True if the layer's arithmetic guarantees the claim: it is measured, but is no discovery."""
-        return WORDING[self.number].kind == "construction"
+    def kind(self) -> Kind:
+        """A benefit, a cost, or true by construction: guaranteed by the layer's arithmetic, so no discovery."""
+        return WORDING[self.number].kind
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | asdict(WORDING[self.number])

@@ -35,9 +35,8 @@ def write_page(folder: Path, lang: str = "en", docs: str = "", say: Callable[[st
     if lang not in LANGUAGES:
         raise ValueError(f"lang={lang!r}: expected one of {', '.join(LANGUAGES)}")
     if is_stale():
-        say("building the page, with npm")
         try:
-            build()
+            build(say)
         except NoPageError as error:
             if not BUILT.exists():
                 raise
@@ -59,12 +58,16 @@ def is_stale() -> bool:
     return any(path.stat().st_mtime > built for path in _sources())
 
 
-def build() -> None:
+def build(say: Callable[[str], None] = print) -> None:
     """Fetch the two npm packages of the lockfile and build the page; raises NoPageError if that fails."""
     if not SOURCES.exists():
-        raise NoPageError("this installation has no page to play with: install batchnorm from a wheel, or from a clone")
+        raise NoPageError(
+            "this installation has no page to play with: it was made from a checkout before `make play`. In the "
+            "checkout, run `make play` and install again, or install with `pip install -e .`"
+        )
     if shutil.which("npm") is None:
         raise NoPageError("the page is built with npm, which is not here: install Node.js 20 or newer and try again")
+    say("building the page, with npm")
     for command in (["npm", "ci", "--no-audit", "--no-fund", "--loglevel=error"], ["node", "build.mjs"]):
         done = subprocess.run(command, cwd=SOURCES, capture_output=True, text=True, stdin=subprocess.DEVNULL)
         if done.returncode:

@@ -10,8 +10,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+# Verdicts that need a word of explanation.
+LEGEND = {
+    "true by construction": "the arithmetic of the layer guarantees it.",
+    "within its spread": "other seeds could give the opposite answer.",
+}
+
+
 def show(result: dict[str, Any], console: Console) -> None:
-    """Prints a table with one row per claim, then the headline and the notes.
+    """Prints a table with one row per claim, the meaning of some verdicts, the headline and the notes.
 
     A row has a sentence, the effect with its spread over seeds (if there is room), and the verdict in its colour.
     """
@@ -27,11 +34,15 @@ def show(result: dict[str, Any], console: Console) -> None:
         table.add_column("effect ± spread")
     table.add_column("verdict")
     for claim in result["claims"]:
-        found = Text(claim["sentence"] or claim["reason"])
+        found = Text(claim["sentence"] or f"{claim['reason'][:1].upper()}{claim['reason'][1:]}.")
         verdict = Text(badge(claim), style=STYLES[tone(claim)])
         effect = [Text(_effect(claim))] if roomy else []
         table.add_row(str(claim["number"]), Text(claim["title"]), found, *effect, verdict)
     console.print(table)
+    badges = {badge(claim) for claim in result["claims"]}
+    for name, meaning in LEGEND.items():
+        if name in badges:
+            console.print(Text(f"{name}: {meaning}", style="dim"))
     console.print(Text(result["headline"]))
     for note in result["notes"]:
         console.print(Text(note, style="dim"))
