@@ -93,6 +93,12 @@ def test_holds_where_planted_and_not_where_the_opposite_is(number: int) -> None:
     assert same.verdict == "does not hold here"
 
 
+def test_drift_in_words() -> None:
+    wide = [40 * place for place in MOVING]
+    found = claim(3, {"places": MOVING}, {"places": wide}).sentence
+    assert "shifts by 0.71 of its width with batch norm, and by 28 times its width without." in found
+
+
 def steadier(norm_works: list[float], plain_works: list[float], norm_diverges: list[float] = []) -> Claim:  # noqa: B006
     runs = []
     for arm, works in (("batch norm", norm_works), ("plain", plain_works)):

@@ -26,8 +26,8 @@ def same_distribution(evidence: Evidence) -> Claim:
     return judge(
         Claim(
             3,
-            sentence=f"Through training, a layer's inputs drift by {_widths(with_norm)} widths of their distribution "
-            f"with batch norm, by {_widths(without)} without.",
+            sentence=f"Through training, the distribution of a layer's inputs shifts by {_widths(with_norm)} with "
+            f"batch norm, and by {_widths(without)} without.",
             effects=[
                 math.log2(max(b, 1e-12) / max(a, 1e-12))
                 for a, b in zip(per_seed["batch norm"], per_seed["plain"], strict=True)
@@ -38,7 +38,7 @@ def same_distribution(evidence: Evidence) -> Claim:
 
 
 def _widths(drift: float) -> str:
-    return f"{drift:.2f}" if drift < 10 else f"{float(f'{drift:.2g}'):,.0f}"
+    return f"{drift:.2f} of its width" if drift < 10 else f"{float(f'{drift:.2g}'):,.0f} times its width"
 
 
 def _drifts(runs: list[Run]) -> dict[str, list[float]]:
