@@ -52,7 +52,7 @@ def test_all_norms_convert_and_most_fuse(name: str) -> None:
     row = networks.measure(entry(name), train=False)
     assert row.norms > 10
     assert row.converted == row.norms, row.left
-    assert row.fused / row.could >= FEWEST[name], row.left
+    assert row.fused / row.fusible >= FEWEST[name], row.left
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -204,7 +204,7 @@ def test_errors() -> None:
         ("at least 0", lambda: bn.adapt(model, [], prior=-1)),
         ("no batch", lambda: bn.adapt(model, [])),
         ("no batches", lambda: bn.adapt(model, [], online=True)),
-        ("no batch norm here", lambda: bn.adapt(nn.Linear(1, 1), [])),
+        ("the model has no batch norm", lambda: bn.adapt(nn.Linear(1, 1), [])),
         ("entropy=True needs several", lambda: bn.adapt(model, iter([]), online=True, entropy=True)),
         ("ranks share", lambda: bn.adapt(model, [], online=True, process_group=True)),
         ("logits", lambda: bn.adapt(model, [torch.randn(4, 4).double()], entropy=True, feed=lambda m, x: [m(x)])),

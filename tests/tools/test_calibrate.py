@@ -447,7 +447,7 @@ def test_errors_say_what_is_wrong_and_change_nothing() -> None:
     one_channel = torch.tensor([[1.0, 2.0], [3.0, torch.inf]])
     with pytest.raises(FloatingPointError, match="NaN or Inf"):
         bn.calibrate(nn.BatchNorm1d(2), [one_channel])
-    with pytest.raises(ValueError, match="no batch norm here"):
+    with pytest.raises(ValueError, match="the model has no batch norm"):
         bn.calibrate(nn.Linear(2, 2), [])
     with pytest.raises(ValueError, match="one value has no variance"):
         bn.calibrate(nn.BatchNorm1d(3), [torch.randn(1, 3)])
