@@ -88,8 +88,8 @@ def _call(nested: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 class Stream:
     """The micro-batches of a loader, and its targets. Items that are larger than `size` are cut further.
 
-    If `paired`, the items are pairs of inputs and targets, or single tensors and dicts without targets; otherwise inputs
-    alone. `targets` is complete after the last micro-batch.
+    If `paired`, the items are pairs of inputs and targets, or single tensors and dicts without targets; otherwise they
+    are inputs alone. `targets` is complete after the last micro-batch.
     """
 
     def __init__(self, items: Iterable[Any], size: int | None, paired: bool) -> None:
