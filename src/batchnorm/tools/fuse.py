@@ -312,7 +312,7 @@ def _called_once(module: nn.Module, graph: fx.Graph, node: fx.Node) -> nn.Module
 
 
 def _next_user(module: nn.Module, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-    """The node before the only user of `node`, and that user, identities skipped; None without or with several users."""
+    """The node before the only user of `node`, and that user, identities skipped; no user if there are several."""
     while (user := _only_user(node)) is not None:
         if not (user.op == "call_module" and _is_nothing(module.get_submodule(str(user.target)))):
             break

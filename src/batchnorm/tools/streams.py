@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROWS = 65_536  # of a file or a memory map that are read at a time
+ROWS = 65_536  # rows of a file or a memory map that are read at a time
 
 
 def several(batches: Any, limit: int | None = None) -> Iterable[Any]:

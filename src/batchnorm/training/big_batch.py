@@ -40,7 +40,7 @@ def big_batch(
         model: torch's batch norms in it are `bn.convert`-ed for the call. In `DistributedDataParallel`, gradients are
             reduced once, at the end.
         loss_fn: called as loss_fn(outputs, targets), or loss_fn(outputs) without targets, with the outputs and targets
-            of the whole batch. It returns one value, such as their mean or sum.
+            of the whole batch. It returns one value, such as a mean or a sum.
         inputs: a tensor (N, *), or tensors in tuples, lists, dicts and named tuples, which are cut along dimension 0;
             everything else in them is the same for each micro-batch. The model is called as model(*inputs) if they
             are a tuple, model(**inputs) if a dict, else model(inputs). Or any other iterable, such as a `DataLoader`:

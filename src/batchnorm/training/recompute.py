@@ -32,7 +32,7 @@ def recompute(model: nn.Module, chain: bool = False) -> Iterator[None]:
     does the same by itself. If torch's operator computes a layer, the whole operator runs once more.
 
     Args:
-        model: all of its batch norms of ours are included, except layers with ``recompute=False``.
+        model: our batch norms in it are recomputed, except layers with ``recompute=False``.
         chain: True to allow that a block's output is computed from another one that is computed again.
 
     Raises:
