@@ -79,7 +79,7 @@ def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
     `torch.export` on the example. The result is a new model in evaluation mode, a `torch.fx.GraphModule` of plain torch
     modules, or of torch's operators; `model` stays as it is. The result's `report` (a `Folded`) lists the batch norms
     that were folded, and those that were not with the reason: another operation in between, a module used several
-    times, statistics of the batch. Arguments of `forward` with defaults are fixed to them, unless the example has them.
+    times, statistics of the batch. Arguments of `forward` that have defaults keep these, unless the example has them.
 
     Args:
         model: in evaluation mode. Of averaged weights (`torch.optim.swa_utils.AveragedModel`), the model inside is

@@ -14,7 +14,7 @@ def accumulate(model: nn.Module, steps: int | None = None) -> Iterator[None]:
     """Update the running statistics once for every `steps` micro-batches, by their exactly merged moments.
 
     With gradient accumulation the running statistics are then the same as in training on the one big batch (`momentum`
-    is per step of the optimizer). Outputs and gradients are still those of micro-batches, each normalised by its own
+    counts steps of the optimizer). Outputs and gradients are still those of micro-batches, each normalised by its own
     statistics. An incomplete window at the end counts too; a window that an exception interrupts does not.
 
     Args:

@@ -1,4 +1,4 @@
-"""Copy the settings that change how torch computes from one thread to another."""
+"""Copy settings from one thread to another: those that change how torch computes."""
 
 import contextvars
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ class ThreadState:
         self.stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
 
     def run(self, function: Callable[[], Any]) -> Any:
-        """Call `function` with these settings; to be called in a new thread, which has none of its own."""
+        """Call `function` with these settings. Call `run` in a new thread, which has no settings yet."""
         return self.variables.copy().run(self._inside, function)
 
     def _inside(self, function: Callable[[], Any]) -> Any:
