@@ -1,4 +1,4 @@
-"""Adapt a trained model to a new domain from unlabelled inputs, with a way to undo it."""
+"""Adapt a trained model to a new domain from unlabelled inputs. The change can be undone."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,7 @@ class Adaptation:
     """The result of `adapt`; `restore` undoes it.
 
     `entropy` is the mean entropy of the predictions per batch, in nats, if it was minimised; `drift` is
-    ‖change‖ / ‖start‖ of γ and β; `resets` counts how often they were set back to their start.
+    ‖change‖ / ‖start‖ of γ and β; `resets` counts how often they were set back to the start.
     """
 
     layers: dict[str, _BatchNorm]
@@ -59,13 +59,13 @@ def adapt(
 
     With n samples of the new domain, each statistic s (mean and variance) becomes
     N/(N + n)·s_old + n/(N + n)·s_new, where N is the `prior`: how many samples the old statistics are worth. All
-    batches count as one, level by level as in `calibrate` (the layers before a layer normalise by their blends).
-    With ``online=True`` the batches come one after another, a moving average in one pass:
-    each batch is blended in before the next one comes; a batch of one sample has the weight 1/(N + 1).
+    batches together count as one, and the layers are adapted level by level as in `calibrate` (the layers before a
+    layer normalise by their blended statistics). With ``online=True`` the batches are blended in one by one, as in a
+    moving average, in a single pass; a batch of one sample has the weight 1/(N + 1).
 
-    With ``entropy=True`` γ and β then descend the mean entropy of the softmax of the model's output (dimension 1), one
-    step of gradient descent per batch (TENT). If they have changed by more than `max_drift` of their norm, or the
-    entropy is not finite, they are set back to their start.
+    With ``entropy=True`` γ and β are then trained to minimise the mean entropy of the softmax of the model's output
+    (dimension 1), with one step of gradient descent per batch (TENT). If they have changed by more than `max_drift` of
+    their norm, or the entropy is not finite, they are set back to their values at the start.
 
     Args:
         model: its running statistics change in place; with `entropy` γ and β too.
@@ -73,8 +73,8 @@ def adapt(
         online: True to blend batch after batch, in one pass.
         entropy: True to train γ and β as well.
         max_drift: the largest ‖change‖ / ‖start‖ of γ and β.
-        lr: the step of the descent; with momentum 0.9.
-        batches, feed, limit, process_group, progress: as in `calibrate`; ranks share statistics, not descents.
+        lr: the learning rate of the gradient descent, which has momentum 0.9.
+        batches, feed, limit, process_group, progress: as in `calibrate`; ranks share statistics only.
 
     Returns:
         An `Adaptation`: before, after, `restore()`.
@@ -82,7 +82,7 @@ def adapt(
     Raises:
         TypeError: a single batch in place of batches.
         ValueError: a negative prior, no batches, nothing to adapt, ranks together with `online` or `entropy`.
-        FloatingPointError: NaN or Inf in the input of a layer. Then, and when interrupted, the model is as it was.
+        FloatingPointError: NaN or Inf in the input of a layer. After it, or an interrupt, the model is as before.
 
     Examples:
         >>> import torch, batchnorm as bn
@@ -139,7 +139,7 @@ def _all_at_once(sweep: Sweep, prior: float) -> int:
 
 
 def _one_by_one(sweep: Sweep, prior: float) -> int:
-    """Each layer blends a batch in just before it normalises it."""
+    """Each layer blends in the statistics of a batch just before it normalises that batch."""
     seen = dict.fromkeys(sweep.layers, 0)
 
     def before(name: str, layer: _BatchNorm, moments: Moments, samples: int) -> None:
@@ -162,7 +162,7 @@ def _affine(layer: _BatchNorm) -> list[Tensor]:
 
 
 def _descend(sweep: Sweep, done: Adaptation, lr: float, max_drift: float) -> None:
-    """Entropy minimisation of γ and β by gradient descent with momentum; nobody's `.grad` is touched."""
+    """Entropy minimisation of γ and β by gradient descent with momentum; no `.grad` is changed."""
     wanted = [(p, p.requires_grad) for p in sweep.model.parameters()]
     parameters = list(done.affine)
     speed = [torch.zeros_like(p) for p in parameters]

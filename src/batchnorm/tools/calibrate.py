@@ -1,4 +1,4 @@
-"""Running statistics computed exactly from data, in place of a moving average."""
+"""Running statistics computed exactly from data, instead of by a moving average."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ class Calibration:
     """The result of `calibrate`; `restore` undoes it.
 
     `before` and `after` hold (running_mean, running_var, num_batches_tracked) per layer; `unused` names the layers
-    that no batch reached, which are as they were. `converged` is None where no tolerance was given.
+    that no batch reached, which are unchanged. `converged` is None if no tolerance was given.
     """
 
     layers: dict[str, _BatchNorm]
@@ -38,7 +38,7 @@ class Calibration:
 
     @property
     def shift(self) -> dict[str, float]:
-        """Per layer, by how many σ the mean of the channel that moved most has moved."""
+        """Per layer, the largest change of a channel's mean, in σ."""
         return {name: shift(self.before.values[name], self.after.values[name]) for name in self.layers}
 
     def __str__(self) -> str:
@@ -65,16 +65,17 @@ def calibrate(
     """Set the running statistics of every batch norm to those of all the data (precise batch norm).
 
     The input of a layer depends on the statistics of the layers before it. Exact statistics are those of one training
-    step on all the data as one batch: level by level, each layer's mean and variance are pooled over all batches while
-    the layers before it normalise by their own pooled mean and (biased) variance. So the result does not depend on
-    how the data are split into batches or ranks, but for rounding. That takes one pass over the data per level (the
-    longest chain of batch norms), each no further than that level, at about half a forward pass on average.
+    step on all the data as one batch. They are computed level by level: each layer's mean and variance are pooled over
+    all batches, while the layers before it normalise by their own pooled mean and (biased) variance. So the result does
+    not depend on how the data are split into batches or ranks, up to rounding. This takes one pass over the data per
+    level; the longest chain of batch norms gives the number of levels. A pass ends at its level, so that it costs about
+    half a forward pass on average.
 
     ``exact=False`` takes one pass in which each batch is normalised by its own statistics, as in training: the first
     level is exact, later levels depend on the batch size.
 
-    Only batch norms change: everything else is in evaluation mode (no dropout), no gradients. Left alone are layers
-    that are frozen (`bn.freeze`, or in evaluation mode in a model in training mode) or have no running statistics.
+    Only batch norms change: everything else is in evaluation mode (no dropout), without gradients. Layers without
+    running statistics and frozen layers (`bn.freeze`, or in evaluation mode in a model in training mode) do not change.
     A layer called several times per batch gets the statistics of all calls. Weight averages
     (`torch.optim.swa_utils.AveragedModel`) need this after averaging.
 
@@ -82,15 +83,15 @@ def calibrate(
         model: its running statistics change in place.
         exact: False for one pass with statistics of single batches.
         batches: a list, a DataLoader, or a function that returns an iterator; the same data in every pass (an
-            iterator serves with ``exact=False``).
-        feed: called as feed(model, batch). By default model(batch); of a tuple or list the first element; a dict as
-            keywords.
-        limit: at most so many batches.
+            iterator works with ``exact=False`` only).
+        feed: called as feed(model, batch). By default it calls model(batch), with the first element of a tuple or list,
+            and with a dict as keywords.
+        limit: the largest number of batches to use.
         tolerance: stop a pass when doubling the data changed no mean by more than `tolerance`·σ and no variance by
-            more than that share; `converged` is True if every pass stopped so.
+            more than that share; `converged` is True if every pass stopped early.
         process_group: True (all ranks) or a group: every rank has its own batches, or none; all get the statistics
-            of everything.
-        progress: a progress bar; by default where stderr is a terminal and rich is installed.
+            of all the data.
+        progress: True for a progress bar; None for one if stderr is a terminal and rich is installed.
 
     Returns:
         A `Calibration`: before, after, `restore()`.
@@ -98,7 +99,7 @@ def calibrate(
     Raises:
         TypeError: a single batch in place of batches.
         ValueError: no batches, nothing to calibrate, one value per channel in all the data, an iterator when exact.
-        FloatingPointError: NaN or Inf in the input of a layer. Then, and when interrupted, the model is as it was.
+        FloatingPointError: NaN or Inf in the input of a layer. After it, or an interrupt, the model is as before.
 
     Examples:
         >>> import torch, batchnorm as bn
@@ -140,6 +141,6 @@ def set_running_statistics(name: str, layer: _BatchNorm, moments: Moments, batch
 
 
 def shift(before: tuple[Tensor, Tensor, Any], after: tuple[Tensor, Tensor, Any]) -> float:
-    """By how many σ (after) the channel that moved most has moved."""
+    """The largest change of a channel's mean, in units of its σ after the change."""
     tiny = torch.finfo(torch.float32).tiny
     return ((after[0] - before[0]).abs().double() / after[1].double().clamp(min=tiny).sqrt()).max().item()

@@ -12,7 +12,7 @@ from batchnorm.layers import BatchNorm
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Group a model's parameters for an optimizer: weights decay; biases, γ and β do not.
 
-    Without decay are all parameters of fewer than two dimensions. Weight decay on γ pulls the scale of the layer's
+    All parameters of fewer than two dimensions have no decay. Weight decay on γ pulls the scale of the layer's
     output towards 0. A weight before a batch norm is different: its scale does not change the output, so decay only
     changes its effective learning rate.
 

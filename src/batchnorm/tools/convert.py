@@ -1,7 +1,7 @@
 """Convert the batch norms of a model to ours, and revert the conversion.
 
 A layer changes its class in place: it stays the same object with the same parameters, buffers, hooks, names and flags,
-so optimizers, shared modules and references to it go on as they were.
+so optimizers, shared modules and references to it stay valid.
 """
 
 import warnings
@@ -32,18 +32,18 @@ def convert(
 ) -> Model:
     """Turn every batch norm of `model` into ours, in place; returns the model.
 
-    Layers of exactly the registered classes are converted: torch's four, and those of `register`. So are, by the names
-    of their classes, timm's batch norms with an activation, and the frozen ones of torchvision, timm, detectron and
-    transformers, as frozen layers. Other subclasses may behave in their own way: they are left as they are and named in
-    one warning, grouped by class.
+    Layers of exactly the registered classes are converted: torch's four, and those of `register`. Layers of other
+    packages that are recognised by class name are converted too: timm's batch norms with an activation, and the frozen
+    ones of torchvision, timm, detectron and transformers, as frozen layers. Other subclasses may compute something
+    else: they stay as they are and are named in one warning, grouped by class.
 
     Args:
         model: changed in place.
         fuse: True to have the batch norms also apply the activations and residual additions that follow them.
         sync: share statistics between all ranks; short for ``process_group=True``.
-        recompute: put the hooks of `bn.recompute` on the model, until `revert`; "chain" for its longer chains.
-        **options: options of `BatchNorm`, set on layers that are ours already too. One that is not given stays as it
-            is.
+        recompute: True to apply `bn.recompute` to the model until `revert`; "chain" for its option ``chain=True``.
+        **options: options of `BatchNorm`, also set on layers that are ours already. An option that is not given stays
+            as it is.
 
     Raises:
         TypeError, ValueError: a bad option, or a class in place of a model; then nothing is changed.
@@ -83,12 +83,12 @@ def revert(model: Model, *, expand: bool = False) -> Any:
 
     Args:
         model: changed in place.
-        expand: a layer with an activation becomes a small module that does the same with torch's layers,
+        expand: True to replace a layer with an activation by a small module that does the same with torch's layers,
             `batchnorm.tools.expanded.Expanded`; its keys in the `state_dict` begin with "norm.". Tools that look for
-            torch's layers, as for quantisation, then see all of them.
+            torch's layers, for example for quantisation, then find all of them.
 
     Raises:
-        ValueError: a layer computes what torch's class cannot, an activation say; then nothing is changed.
+        ValueError: a layer computes what torch's class cannot, such as an activation; then nothing is changed.
 
     Examples:
         >>> import batchnorm as bn
@@ -119,13 +119,13 @@ def revert(model: Model, *, expand: bool = False) -> Any:
         for name in BatchNorm.__annotations__:  # all that our class adds to torch's
             module.__dict__.pop(name, None)
         module.__class__ = theirs[module]  # type: ignore[assignment]
-        if isinstance(module, nn.SyncBatchNorm):  # there it is torch's
+        if isinstance(module, nn.SyncBatchNorm):  # torch's class takes a group or None
             module.process_group = None if group is True else group
     return model
 
 
 def require_model(model: Any) -> None:
-    """Raise a TypeError if this is no model."""
+    """Raise a TypeError if `model` is not a model."""
     if not isinstance(model, nn.Module):
         what = f"the class {model.__name__}: make one first" if isinstance(model, type) else repr(model)
         raise TypeError(f"expected a model, an nn.Module, got {what}")

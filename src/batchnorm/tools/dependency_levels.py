@@ -1,4 +1,4 @@
-"""The order of the batch norms of a model in the dataflow, in which exact statistics are taken.
+"""The order in which the batch norms of a model depend on each other, for exact statistics.
 
 Each tensor has a level: the largest number of batch norms on a path from the input to it. Levels are recorded at every
 operator that runs, with or without gradients, so the order is that of the calls that were made.
@@ -18,7 +18,7 @@ Use = tuple[str, int]  # a layer's name, and the number of the call in one forwa
 
 
 def levels(model: nn.Module, layers: dict[str, _BatchNorm], run: Callable[[], Any]) -> list[list[Use]]:
-    """The uses of `layers` in `run()`, grouped so that each depends on those of earlier groups only."""
+    """The calls of `layers` in `run()`, grouped so that each call depends only on calls of earlier groups."""
     tracker = _Levels({_storage(t) for t in [*model.parameters(), *model.buffers()]})
     found: dict[Use, int] = {}
     calls = dict.fromkeys(layers, 0)
@@ -81,5 +81,5 @@ class _Levels(TorchDispatchMode):
 
 
 def _storage(t: Tensor) -> StorageWeakRef:
-    """The storage by a weak reference, which keeps its address (not its data) from going to the next one."""
+    """A weak reference to the storage: it keeps no data, but while it lives no other storage gets the same address."""
     return StorageWeakRef(t.untyped_storage())

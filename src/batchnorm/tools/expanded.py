@@ -1,4 +1,4 @@
-"""A batch norm with an activation or a residual as separate modules, for tools that know torch's layers only."""
+"""A batch norm with an activation or a residual as separate modules, for tools that support torch's layers only."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ MODULES: dict[str | None, Any] = {
 
 
 class Expanded(nn.Module):
-    """activation(norm(input) + residual), each a step of its own."""
+    """activation(norm(input) + residual), as separate steps."""
 
     def __init__(self, norm: nn.Module, activation: nn.Module) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The dataflow of a model as torch.export records it on an example, in operators of torch and the model's tensors."""
+"""The graph that torch.export records of a model on an example: operators of torch and the model's tensors."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Batch norm folded into the convolution or linear layer next to it, for deployment."""
+"""Fold batch norms into the convolution or linear layer next to them, for deployment."""
 
 import copy
 import inspect
@@ -37,9 +37,10 @@ TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-3, torch.float16: 2e-2, torc
 
 @dataclass
 class Folded:
-    """The result of `fold`: folded batch norms → the layer they were folded into; the others → the reason; the error.
+    """The report of `fold`.
 
-    `error` is the largest difference of an output over the largest output, or None without an example.
+    `into` maps each folded batch norm to the layer that it was folded into, `left` each other batch norm to the reason.
+    `error` is the largest difference of an output, divided by the largest output; None without an example.
     """
 
     into: dict[str, str] = field(default_factory=dict)
@@ -63,7 +64,7 @@ class _Norm:
     activation: str | None
     a: Tensor
     b: Tensor
-    rank: int | None  # of the input, where the class of the layer says
+    rank: int | None  # of the input, if the class of the layer determines it
     behind: tuple[nn.Module, ...] = ()  # called on the output by the layer itself
 
 
@@ -71,19 +72,20 @@ def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
     """Fold every batch norm into the convolution, transposed convolution or linear layer before or after it.
 
     With a = γ/√(σ² + eps) and b = β − μ·a: conv(x)·a + b is a convolution with weight W·a and bias c·a + b; and
-    conv(x·a + b) is one with weight W·a and bias c + ΣW·b, where conv pads with nothing (or b is 0). In float64.
+    conv(x·a + b) is one with weight W·a and bias c + ΣW·b, if conv does not pad with zeros (or b is 0). The new weights
+    are computed in float64.
 
-    The order of operations is taken from the traced dataflow (`torch.fx`), not from names; where torch.fx cannot trace,
-    from `torch.export` on the example. The result is a new model in evaluation mode, a `torch.fx.GraphModule` of plain
-    torch modules, or of torch's operators; `model` stays as it is. Its `report` (a `Folded`) names what was folded, and
-    what was left with the reason: another operation in between, a module used several times, statistics of the batch.
-    Arguments of `forward` that have defaults keep them, unless in the example.
+    The order of operations is taken from the traced graph (`torch.fx`), not from names; if torch.fx cannot trace, from
+    `torch.export` on the example. The result is a new model in evaluation mode, a `torch.fx.GraphModule` of plain torch
+    modules, or of torch's operators; `model` stays as it is. The result's `report` (a `Folded`) lists the batch norms
+    that were folded, and those that were not with the reason: another operation in between, a module used several
+    times, statistics of the batch. Arguments of `forward` that have defaults keep these, unless the example has them.
 
     Args:
-        model: in evaluation mode. An average of weights, `torch.optim.swa_utils.AveragedModel`, is folded as the model
-            that it averages.
-        example: an input, or a tuple of inputs. It tells the shapes, which folding into linear and one-dimensional
-            layers needs (their channels may be elsewhere), and both models are compared on it.
+        model: in evaluation mode. Of averaged weights (`torch.optim.swa_utils.AveragedModel`), the model inside is
+            folded.
+        example: an input, or a tuple of inputs. It gives the shapes, without which nothing can be folded into linear
+            and one-dimensional layers (their channels may be in another dimension). Both models are compared on it.
 
     Raises:
         ValueError: the model is in training mode, has a batch norm that was never trained, or its dataflow depends
@@ -137,7 +139,7 @@ def fold(model: nn.Module, example: Any = None) -> fx.GraphModule:
 
 
 class _Tracer(fx.Tracer):
-    """Traces through every module but torch's own and our batch norms, which are recorded as one node each."""
+    """Traces through every module except torch's own and our batch norms, which are recorded as one node each."""
 
     def is_leaf_module(self, m: nn.Module, name: str) -> bool:
         return isinstance(m, BatchNorm) or super().is_leaf_module(m, name)
@@ -149,7 +151,7 @@ def _traced(model: nn.Module, inputs: tuple[Any, ...] | None) -> tuple[nn.Module
     fixed = {p.name: p.default for p in parameters[given:] if p.default is not p.empty}
     tracer = _Tracer()
     try:
-        # A single leaf is wrapped: a module is traced through its forward, and a leaf has to be seen from outside.
+        # torch.fx always traces the forward of the outermost module: a model that is a leaf is wrapped to stay one.
         root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
         return root, fx.GraphModule(root, tracer.trace(root, fixed if root is model else None)).eval()
     except Exception as error:
@@ -277,7 +279,7 @@ def _fold_after(graph: fx.GraphModule, norm: _Norm) -> Linear | str:
 
 
 def _elsewhere(norm: _Norm, map: Linear) -> str | None:
-    """The reason if the channels of the two may not be the same dimension."""
+    """The reason if the channels of the norm and the map may be in different dimensions, or None."""
     meta = norm.input.meta.get("tensor_meta") if isinstance(norm.input, fx.Node) else None
     rank = norm.rank if meta is None else len(meta.shape)
     if rank is None:
@@ -316,7 +318,7 @@ def _refuse_untrained(root: nn.Module, graph: fx.GraphModule) -> None:
     used |= {str(n.target).rpartition(".")[0] for n in graph.graph.nodes if n.op == "get_attr"}
     untrained = [
         name
-        for name, m in root.named_modules()  # of a norm that calls a function, the graph has the tensors alone
+        for name, m in root.named_modules()  # of a call of F.batch_norm, the graph has the tensors only
         if name in used
         and isinstance(m, _BatchNorm)
         and m.running_mean is not None

@@ -18,14 +18,14 @@ from batchnorm.layers import BatchNorm
 
 # A forward that uses these asks for the type of its input, or does more than compute.
 SUSPECT = ("isinstance", "type", "super", "print")
-MOST_CHOICES = 16  # of optional inputs
-RESIDUAL = "residual"  # the further input of a forward that hands a residual on
+MOST_CHOICES = 16  # combinations of values of optional inputs
+RESIDUAL = "residual"  # the added input of a forward that passes a residual on
 
 
 class _TensorProxy(fx.Proxy):
-    """A proxy that is a tensor to `isinstance`."""
+    """A proxy that `isinstance` takes for a tensor."""
 
-    _is_param = False  # asked by `isinstance(x, nn.Parameter)`
+    _is_param = False  # read by `isinstance(x, nn.Parameter)`
 
     __class__: Any = property(lambda self: Tensor)
 
@@ -48,9 +48,9 @@ class _OneModule(fx.Tracer):
 
 
 def trace(module: nn.Module) -> fx.Graph | None:
-    """The graph of the module's forward if it surely computes the same; None otherwise.
+    """The graph of the module's forward if the graph certainly computes the same; None otherwise.
 
-    It is None if forward has optional inputs, asks for types, differs between training and evaluation, or changes
+    It is None if forward has optional inputs, checks types, differs between training and evaluation, or changes
     attributes.
     """
     function = _forward_of(module)
@@ -79,7 +79,8 @@ def trace(module: nn.Module) -> fx.Graph | None:
 def sightings(module: nn.Module) -> list[fx.Graph]:
     """The graphs of every path through the module's forward; none if one of them cannot be traced.
 
-    In training and in evaluation, with a tensor or a list of one, with and without each optional input.
+    The paths are those in training and in evaluation, with a tensor or a list of one, with and without each optional
+    input.
     """
     function = _forward_of(module)
     if function is None:
@@ -107,7 +108,7 @@ def sightings(module: nn.Module) -> list[fx.Graph]:
 
 
 def _choices(name: str, default: Any) -> list[dict[str, Any]]:
-    """The values of an optional input to try; an empty one stands for a tensor."""
+    """The values of an optional input to try; an empty dict stands for a tensor."""
     if default is None:
         return [{name: None}, {}]
     return [{name: True}, {name: False}] if isinstance(default, bool) else [{name: default}]
@@ -120,7 +121,7 @@ def _forward_of(module: nn.Module) -> FunctionType | None:
 
 
 def _inputs(function: FunctionType) -> tuple[list[str], dict[str, Any]]:
-    """The required and the optional inputs of a forward; neither if it takes *args or **kwargs."""
+    """The required and the optional inputs of a forward; both empty if it takes *args or **kwargs."""
     inputs = list(inspect.signature(function).parameters.values())[1:]
     if any(p.kind is not p.POSITIONAL_OR_KEYWORD for p in inputs):
         return [], {}
@@ -129,7 +130,7 @@ def _inputs(function: FunctionType) -> tuple[list[str], dict[str, Any]]:
 
 
 class _State:
-    """The attributes of a module, and what its lists, dicts and sets hold."""
+    """The attributes of a module, and the contents of its lists, dicts and sets."""
 
     def __init__(self, module: nn.Module) -> None:
         self.attributes = dict(vars(module))
@@ -164,7 +165,7 @@ def _in_mode(module: nn.Module, training: bool) -> nn.Module:
 
 
 def _names(code: CodeType) -> Iterator[str]:
-    """The names that a function uses, those of functions inside it too."""
+    """The names that a function uses, and those that functions inside it use."""
     yield from code.co_names
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
@@ -172,15 +173,15 @@ def _names(code: CodeType) -> Iterator[str]:
 
 
 def _is_method(module: nn.Module, name: str) -> bool:
-    """True for a method of the module's class: called by itself, it would run the norms with what they took."""
+    """True for a method of the module's class: called directly, it would run the norms with their new activations."""
     own = getattr(type(module), name, None)
     return isinstance(own, FunctionType) and own is not getattr(nn.Module, name, None)
 
 
 def joined(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor:
-    """layer(x, residual); where the residual is not like x, the operations that this stands for.
+    """layer(x, residual); if shape or dtype of the residual differ from those of x, the same as separate operations.
 
-    The layer is a batch norm of ours, or a module that ends in one and hands the residual on to it.
+    The layer is a batch norm of ours, or a module that ends in one and passes the residual on to it.
     """
     if isinstance(x, fx.Proxy) and isinstance(x.tracer, _OneModule):  # a rewritten forward is traced again
         node = x.tracer.create_proxy("get_attr", x.tracer.path_of_module(layer), (), {})
@@ -196,7 +197,7 @@ def joined(layer: Any, x: Tensor, residual: Tensor | None) -> Tensor:
 
 
 def source_of(graph: fx.Graph) -> str | None:
-    """The forward that a graph stands for; None where it calls what is neither torch's nor Python's."""
+    """The source of a forward that computes the graph; None if it calls anything outside of torch and Python."""
     code = graph.python_code("self")
     return code.src if code.globals.keys() <= {*SCOPE, *dir(builtins)} else None
 
@@ -207,7 +208,7 @@ def with_forward(base: Any, source: str) -> Any:
 
 
 def without_forward(module: nn.Module) -> type[nn.Module]:
-    """The class that the module had before `with_forward`, or has."""
+    """The class of the module without the forward that `with_forward` gave it."""
     return getattr(type(module), "_unfused", type(module))
 
 

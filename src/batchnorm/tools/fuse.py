@@ -1,12 +1,13 @@
 """Have batch norms apply the activations and residual additions that follow them.
 
-There are two ways. Where an activation module runs once, right after a batch norm that runs once, a `Fused` takes its
-place and passes its input on: forward stays as it was written. Where an activation is a function, or serves several
-batch norms, or a residual is added, the module gets a subclass of its class. Its forward is the traced one, without the
-operations that the batch norms do now. This is done only if the trace surely holds everything that forward does.
+There are two ways. If an activation module runs once, right after a batch norm that runs once, it is replaced by a
+`Fused`, which returns its input: the forward stays as it was written. If an activation is a function, or follows
+several batch norms, or if a residual is added, the module that contains them gets a subclass of its class. The forward
+of the subclass is the traced one, without the operations that the batch norms now apply. This is done only if the trace
+certainly contains everything that the forward does.
 
-A batch norm may be the last in a module of its own (`nn.Sequential(conv, norm)`): it takes what follows that module,
-and the residual is handed on to it.
+A batch norm may be the last layer of another module (`nn.Sequential(conv, norm)`). Then it applies the operations that
+follow that module, and the module passes the residual on to it.
 """
 
 import operator
@@ -43,12 +44,12 @@ MODULES: dict[type[nn.Module], str] = {
 FUNCTIONS: dict[Any, str] = {getattr(F, name): name for name in ACTIVATIONS}
 FUNCTIONS |= dict.fromkeys((torch.relu, torch.relu_, "relu", "relu_"), "relu")
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-# Settings under which an activation is ours. (In place or not, nobody else sees the values.)
+# Settings of an activation with which ours is the same. (`inplace` may be either: no other code reads the values.)
 SETTINGS = {"inplace": (True, False), "negative_slope": (0.01,), "approximate": ("none",)}
 
 
 class Fused(nn.Identity):
-    """Placeholder for an activation that the batch norm before it applies now."""
+    """Placeholder for an activation that the batch norm before it now applies."""
 
     replaced: nn.Module
     taken_by: BatchNorm
@@ -69,7 +70,7 @@ def fuse(model: nn.Module) -> None:
 
 
 def take_own_activation(layer: NormAct) -> None:
-    """Have a batch norm with an activation module of its own apply it in its own pass, if it can."""
+    """Have a batch norm that contains an activation module apply the activation in its own pass, if it can."""
     drop, act = layer._modules.get("drop"), layer._modules.get("act")
     activation = _activation_of(act)
     if activation and layer.activation is None and _is_nothing(drop):
@@ -77,7 +78,7 @@ def take_own_activation(layer: NormAct) -> None:
 
 
 def fused(model: nn.Module) -> set[nn.Module]:
-    """The norms of `model` whose activation `unfuse` brings back. (In a graph traced from a fused model it cannot.)"""
+    """The norms of `model` whose activations `unfuse` restores. (It cannot in a graph traced from a fused model.)"""
     found: set[nn.Module] = set()
     for module in model.modules():
         found.update(vars(module).get("_taken_in", ()))
@@ -89,7 +90,7 @@ def fused(model: nn.Module) -> set[nn.Module]:
 
 
 def unfuse(model: nn.Module) -> None:
-    """Undo `fuse`, but for the options of the norms, which `revert` takes off."""
+    """Undo `fuse`, except for the options of the norms, which `revert` removes."""
     for module in list(model.modules()):
         module.__class__ = without_forward(module)
         vars(module).pop("_taken_in", None)
@@ -103,7 +104,7 @@ Chain = tuple[Carriers, BatchNorm]
 
 
 class _Fusion:
-    """One run over a model: which batch norms are free, and the graphs seen so far."""
+    """One run over a model: the modules that occur once in it, and the graphs traced so far."""
 
     def __init__(self, model: nn.Module) -> None:
         held = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
@@ -112,7 +113,7 @@ class _Fusion:
         self.seen: dict[int, list[fx.Graph]] = {}
 
     def within(self, module: nn.Module) -> None:
-        """Fuse what a module calls by itself."""
+        """Fuse the layers that the forward of a module calls directly."""
         if not any(isinstance(m, BatchNorm) for m in module.modules()) or isinstance(module, BatchNorm):
             return
         if _is_sequence(module):
@@ -125,7 +126,7 @@ class _Fusion:
     # ---- which batch norm a module ends with
 
     def chain(self, module: nn.Module | None) -> Chain | None:
-        """The way to the free batch norm whose output is the module's."""
+        """The free batch norm that computes the module's output, and the modules around it; None if there is none."""
         if module is None or id(module) not in self.once:
             return None
         if isinstance(module, BatchNorm):
@@ -179,7 +180,7 @@ class _Fusion:
                 parent = module.get_submodule(after.rpartition(".")[0])
                 parent._modules[after.rpartition(".")[2]] = Fused(act, _take(chain[1], activation))
 
-    # ---- a forward without what the batch norms do now
+    # ---- a forward without the operations that the batch norms now apply
 
     def _rewrite(self, module: nn.Module, graph: fx.Graph) -> None:
         taken = [found for node in list(graph.nodes) if (found := self._absorb(module, graph, node))]
@@ -195,7 +196,10 @@ class _Fusion:
     def _absorb(
         self, module: nn.Module, graph: fx.Graph, node: fx.Node
     ) -> tuple[BatchNorm, str | None, Carriers] | None:
-        """Let a free batch norm do what follows its node; returns it, its activation, and what hands on a residual."""
+        """Let a free batch norm apply the operations after its node.
+
+        Returns the norm, its activation, and the modules that pass a residual on to it.
+        """
         chain = self.chain(_called_once(module, graph, node))
         if chain is None:
             return None
@@ -222,7 +226,7 @@ class _Fusion:
         return all(_is_sequence(m) or self._graph(m) is not None for m in carriers)
 
     def _carry(self, carrier: nn.Module) -> None:
-        """Give a module an input for a residual, handed on to its last child."""
+        """Give a module an input for a residual, which it passes on to its last child."""
         if _is_sequence(carrier):
             last = next(name for name, m in reversed(carrier._modules.items()) if not _is_nothing(m))
             _become(carrier, SEQUENCE.format(last=last), [])
@@ -256,7 +260,7 @@ def _is_sequence(module: nn.Module) -> bool:
 
 
 def _is_free(layer: BatchNorm) -> bool:
-    """True if a batch norm does nothing after its own formula yet, and nothing listens in between."""
+    """True if a batch norm applies nothing after its own formula yet, and has no hooks."""
     if layer.activation is not None or _is_watched(layer):
         return False
     if isinstance(layer, NormAct):
@@ -292,7 +296,7 @@ def _take(layer: Any, activation: str | None) -> BatchNorm:
 
 
 def _become(module: nn.Module, source: str, norms: list[BatchNorm]) -> None:
-    """Give a module another forward, and list the batch norms that took something, for `revert`."""
+    """Give a module another forward, and list the batch norms that took over operations, for `revert`."""
     vars(module)["_taken_in"] = [*vars(module).get("_taken_in", []), *norms]
     module.__class__ = with_forward(without_forward(module), source)
 
@@ -308,7 +312,7 @@ def _called_once(module: nn.Module, graph: fx.Graph, node: fx.Node) -> nn.Module
 
 
 def _next_user(module: nn.Module, node: fx.Node) -> tuple[fx.Node, fx.Node | None]:
-    """The only user of a node that does something, and the node before it; no user if there are several."""
+    """The node before the only user of `node`, and that user, identities skipped; no user if there are several."""
     while (user := _only_user(node)) is not None:
         if not (user.op == "call_module" and _is_nothing(module.get_submodule(str(user.target)))):
             break
@@ -330,7 +334,7 @@ def _only_user(node: fx.Node) -> fx.Node | None:
 
 
 def _pairs(module: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, str]]:
-    """The modules that run once and are followed by nothing but a module that runs once."""
+    """Pairs of modules that both run once: the second is the only user of the first."""
     for node in graph.nodes:
         if _called_once(module, graph, node) is not None:
             _, after = _next_user(module, node)
@@ -339,7 +343,7 @@ def _pairs(module: nn.Module, graph: fx.Graph) -> Iterator[tuple[str, str]]:
 
 
 def _end(module: nn.Module, graph: fx.Graph) -> str | None:
-    """The child that runs once and whose output is nothing but the module's output."""
+    """The child that runs once and returns the module's output, which nothing else uses."""
     for node in graph.nodes:
         last, user = _next_user(module, node)
         child = _called_once(module, graph, node)
@@ -349,14 +353,14 @@ def _end(module: nn.Module, graph: fx.Graph) -> str | None:
 
 
 def _residual(last: fx.Node, addition: fx.Node, norm: fx.Node) -> fx.Node | None:
-    """The other operand of an addition to the norm's output, if it is a plain addition that can wait with the norm."""
+    """The other operand of an addition to the norm's output, if the norm can be called where the addition is."""
     if addition.op == "call_module" or addition.target not in ADDITIONS or addition.kwargs or len(addition.args) != 2:
         return None
     others = [value for value in addition.args if value is not last]
     if not others or not isinstance(others[0], fx.Node):
         return None
     source = norm.args[0]
-    # the norm is called later now: nothing in between may change its input
+    # the norm would be called later than now: nothing in between may change its input
     waits = isinstance(source, fx.Node) and (_only_user(source) is norm or others[0] < norm)
     return others[0] if waits else None
 

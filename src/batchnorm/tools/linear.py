@@ -37,11 +37,11 @@ class Linear:
     weight: Tensor
     bias: Tensor | None
     groups: int
-    pads: bool  # with zeros, which a shift before it would have to shift as well
+    pads: bool  # with zeros, which a shift before the map does not change
 
     @property
     def rank(self) -> int:
-        """Of its input, with a batch dimension and the channels (or features) in dimension 1."""
+        """The rank of its input, with a batch dimension and the channels (or features) in dimension 1."""
         return self.weight.dim()
 
 
@@ -114,7 +114,7 @@ def _pads(padding: Any, kernel: Any) -> bool:
 
 
 def scaled_after(map: Linear, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of map(x)·a + b, computed in float64; a and b per output."""
+    """Weight and bias of map(x)·a + b, computed in float64; a and b have one value per output channel."""
     weight = map.weight.detach().double()
     if map.kind == "transposed":  # (inputs, outputs / groups, *)
         grouped = weight.unflatten(0, (map.groups, -1))
@@ -127,7 +127,7 @@ def scaled_after(map: Linear, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def scaled_before(map: Linear, a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
-    """Weight and bias of map(x·a + b), computed in float64; a and b per input. Not for transposed convolutions."""
+    """Weight and bias of map(x·a + b), computed in float64; a and b per input channel. Not for transposed ones."""
     weight = (
         map.weight.detach().double().unflatten(0, (map.groups, -1))
     )  # (groups, outputs / groups, inputs / groups, *)

@@ -22,7 +22,7 @@ def merge(models_or_states: Sequence[Thing], weights: Sequence[float] | None = N
 
     Args:
         models_or_states: all models of one architecture, or all state_dicts with the same keys; not changed.
-        weights: how much each counts, say its number of samples; equal by default.
+        weights: the weight of each, for example its number of samples; equal by default.
 
     Returns:
         A copy of the first model with the merged state, or a state_dict; the arguments stay as they are.

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 def populations(model: nn.Module) -> dict[str, _BatchNorm]:
     """Every batch norm of `model` with running statistics that are not frozen, by name.
 
-    Frozen are ours after `bn.freeze`, and any layer in evaluation mode while the model is in training. (Where nothing
-    but the outermost module is, as in an `AveragedModel` of a model in evaluation, it is not.)
+    A layer is frozen after `bn.freeze`, or if it is in evaluation mode while the model is in training mode. (If only
+    the outermost module is in training mode, as in an `AveragedModel` of a model in evaluation mode, the model is not.)
     """
     training = model.training and any(module.training for module in model.modules() if module is not model)
     return {
@@ -41,11 +41,11 @@ class Populations:
 
     @classmethod
     def of(cls, layers: dict[str, _BatchNorm]) -> "Populations":
-        """Copy them."""
+        """Copy the running statistics of `layers`."""
         return cls({name: tuple(_copy(t) for t in _buffers(layer)) for name, layer in layers.items()})  # type: ignore[misc]
 
     def restore(self, layers: dict[str, _BatchNorm]) -> None:
-        """Write them back, bit for bit."""
+        """Write the copies back, bit for bit."""
         with torch.no_grad():
             for name, layer in layers.items():
                 for buffer, value in zip(_buffers(layer), self.values[name], strict=True):

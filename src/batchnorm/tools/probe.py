@@ -22,7 +22,7 @@ def bare_copy(module: nn.Module) -> nn.Module:
         for name, tensor in twin.state_dict().items():
             if tensor.is_floating_point():
                 values = torch.rand(tensor.shape, generator=draw, dtype=torch.float64)
-                # a small variance shows eps
+                # with a small variance, another eps changes the output
                 tensor.copy_(values * 1e-4 + 1e-5 if name.endswith("running_var") else values + 0.5)
     return twin
 
@@ -59,10 +59,10 @@ def _accepts(ours: nn.Module, shape: tuple[int, ...]) -> bool:
 
 
 def _results(module: nn.Module, x: Tensor) -> Iterator[tuple[str, Tensor]]:
-    torch.manual_seed(0)  # of a dropout
+    torch.manual_seed(0)  # for dropout
     leaf = x.clone().requires_grad_()
     module.zero_grad()
-    y = module(leaf * 1)  # an activation in place may write to it
+    y = module(leaf * 1)  # a copy: an activation in place may write to it
     (y * x.sin()).sum().backward()
     yield "the output", y.detach()
     assert leaf.grad is not None

@@ -6,7 +6,7 @@ from typing import Any
 
 
 def track(batches: Iterable[Any], label: str, wanted: bool | None) -> Iterator[Any]:
-    """`batches`, with a bar on the terminal: if `wanted`, or by default when stderr is one and rich is installed."""
+    """`batches`, with a progress bar if `wanted`; None: if stderr is a terminal and rich is installed."""
     if wanted is None:
         wanted = sys.stderr.isatty()
     if not wanted:

@@ -1,7 +1,8 @@
 """The classes that `convert` and `revert` turn into one another.
 
-torch's four classes and those of `register` change their class and nothing else. Layers of other packages are known by
-name, so that nothing is imported, and the first of each class is compared with ours on a probe.
+Layers of torch's four classes and of those of `register` change their class and nothing else. Layers of other packages
+are recognised by class name, so that nothing is imported, and the first of each class is compared with ours on small
+inputs.
 """
 
 import copy
@@ -53,8 +54,8 @@ _found_different: dict[type[nn.Module], str | None] = {}  # classes of KNOWN tha
 def register(theirs: type[nn.Module], ours: type[BatchNorm], *, example: nn.Module | None = None) -> None:
     """Have `convert` turn layers of exactly the class `theirs` into `ours`, and `revert` turn them back.
 
-    `theirs` must keep its state as torch's batch norms do, and `ours` must compute what it computes: outputs, gradients
-    and statistics of both are compared on a small input.
+    `theirs` must keep its state as torch's batch norms do, and `ours` must compute the same as `theirs`: outputs,
+    gradients and statistics of both are compared on small inputs.
 
     Args:
         theirs: a subclass of torch's batch norms, not of ours.
@@ -97,7 +98,7 @@ def knows(module: nn.Module) -> bool:
 def make_ours(module: Any) -> str | None:
     """Convert a known layer to ours, in place; returns the reason if it was left as it is, or None.
 
-    A module that is no batch norm is left without a reason.
+    For a module that is not a batch norm, it returns None too.
     """
     theirs = type(module)
     if theirs in _ours:
@@ -125,7 +126,7 @@ def make_ours(module: Any) -> str | None:
 
 
 def counterpart(layer: BatchNorm) -> type[nn.Module] | None:
-    """The class that a layer of ours goes back to, or None."""
+    """The class that `revert` gives to a layer of ours, or None."""
     if layer._theirs is not None:
         module, name = layer._theirs
         found: Any = importlib.import_module(module)
@@ -136,7 +137,7 @@ def counterpart(layer: BatchNorm) -> type[nn.Module] | None:
 
 
 def leave(layer: BatchNorm) -> None:
-    """Remove the attributes that a known layer got when it became ours."""
+    """Remove the attributes that a layer of another package got when it was converted."""
     for known in KNOWN:
         if known.ours is type(layer):
             known.leave(layer)

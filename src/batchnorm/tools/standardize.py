@@ -12,34 +12,34 @@ from batchnorm.core.moments import Moments
 from batchnorm.core.sharing import Group, pooled_over_ranks, resolve
 from batchnorm.tools import streams
 
-# Values at a time. On a CPU their float64 copy stays in cache and torch starts no threads: 10⁶×20 float32 took 0.08 s
-# in pieces of 20,000 values and 1.4 s in pieces of 320,000 on 2 busy cores.
+# Values that are processed at a time. On a CPU their float64 copy stays in cache and torch starts no threads: 10⁶×20
+# float32 took 0.08 s in pieces of 20,000 values and 1.4 s in pieces of 320,000 on 2 busy cores.
 PIECE = {"cpu": 20_480}
 PIECE_ELSEWHERE = 1 << 24
 
 
 class Standardize(nn.Module):
-    """Bring every feature of the data to mean 0 and standard deviation 1; `inverse` takes it back.
+    """Bring every feature of the data to mean 0 and standard deviation 1; `inverse` undoes this.
 
     y = (x − mean) / σ per feature, with the mean and the standard deviation σ (biased, √(m2/count)) of the values
-    seen by `fit` or `partial_fit`. Order and relative distances are kept. NaN is a missing value: it takes no part
-    and stays NaN. A feature that is constant, or was never seen, has σ = 1 (`constant` names them).
+    seen by `fit` or `partial_fit`. Order and relative distances are kept. NaN is a missing value: it is left out of the
+    statistics and stays NaN. A feature that is constant, or was never seen, has σ = 1 (`constant` names them).
 
-    The statistics are float64 buffers, in any dtype of the model, and do not move in a forward pass: the layer is
-    frozen inside a network, in training too, and ships with it (state_dict, export, ONNX). With ``running=True`` each
-    forward pass in training takes its input in before it normalises, until `freeze`.
+    The statistics are float64 buffers, whatever the dtype of the model. A forward pass does not change them: inside a
+    network the layer is frozen, in training too, and it is saved and exported with the network (state_dict, export,
+    ONNX). With ``running=True`` each forward pass in training first adds its input to the statistics, until `freeze`.
 
     Args:
         num_features: C, the size of dimension `axis`; None takes it from the first batch of `fit` or `partial_fit`, or
             from a state_dict.
         axis: the dimension of the features; 1 for (N, C) and (N, C, H, W), −1 for (N, L, C).
-        clip: the largest |y|, or None; what was clipped is not restored by `inverse`.
-        running: True to update the statistics in `forward` while training, as observations in reinforcement learning
-            need.
+        clip: the largest |y|, or None; `inverse` cannot restore clipped values.
+        running: True to update the statistics in `forward` while training, for example for the observations in
+            reinforcement learning.
         device: of the statistics; None for torch's default device.
 
     Shape:
-        input and output of `forward` and `inverse`: any with C at `axis`; same dtype (integers become the default). A
+        input and output of `forward` and `inverse`: any with C at `axis`; same dtype (integers: the default dtype). A
         NumPy array gives a NumPy array.
 
     Raises:
@@ -94,24 +94,24 @@ class Standardize(nn.Module):
 
     @property
     def constant(self) -> list[int] | list[str]:
-        """The features whose σ is set to 1: by name where the data had names, by number otherwise."""
+        """The features whose σ is set to 1: by name if the data had names, by number otherwise."""
         flat = self.moments.variance.sqrt() <= torch.finfo(self.mean.dtype).eps * self.mean.abs()
         numbers = flat.nonzero().flatten().tolist()
         return numbers if self.names is None else [self.names[i] for i in numbers]
 
     def fit(self, batches: Any, *, columns: list[str] | None = None, process_group: Group | None = None) -> Self:
-        """Take the statistics of `batches` in one pass, in place of any before; constant features raise a warning.
+        """Replace the statistics by those of `batches`, in one pass; constant features cause a warning.
 
         Args:
             batches: an array, a tensor, a data frame, a path (.parquet, .csv, .npy; read in pieces), or an iterable
-                of those, a DataLoader say (of a batch that is a tuple, the first element).
+                of those, such as a DataLoader (of a batch that is a tuple, the first element).
             columns: of a file or data frame, the columns to use, in this order.
-            process_group: True (all ranks) or a process group, each rank with batches of its own, or none: all get
-                the statistics of everything.
+            process_group: True (all ranks) or a process group: each rank has its own batches, or none; all get the
+                statistics of all the data.
 
         Raises:
-            ValueError: no values at all, infinite ones, another number of features. Then, and when interrupted, the
-                layer is as it was.
+            ValueError: no values at all, infinite ones, another number of features. After it, or an interrupt, the
+                layer is as before.
 
         Examples:
             >>> import numpy as np, batchnorm as bn
@@ -137,7 +137,7 @@ class Standardize(nn.Module):
         return self
 
     def partial_fit(self, x: Any, mask: Any = None) -> Self:
-        """Add the values of one batch to the statistics; where `mask` (it broadcasts) is false they are left out.
+        """Add the values of one batch to the statistics, without those for which `mask` (it broadcasts) is false.
 
         Examples:
             >>> import torch, batchnorm as bn
@@ -146,7 +146,7 @@ class Standardize(nn.Module):
             2.0
         """
         pieces = streams.tensors(x)
-        if mask is not None:  # whole, since the two belong together
+        if mask is not None:  # in one piece, so that each value keeps its mask
             mask, x = (torch.cat(list(values)) for values in (streams.tensors(mask), pieces))
             pieces = iter([x])
         total = self.moments if self.num_features is not None else None
@@ -198,7 +198,7 @@ class Standardize(nn.Module):
     @overload
     def inverse(self, y: np.ndarray) -> np.ndarray: ...
     def inverse(self, y: Tensor | np.ndarray) -> Tensor | np.ndarray:
-        """y·σ + mean: standardised values, of `forward` or predicted by a network, in the units of the data."""
+        """y·σ + mean: brings outputs of `forward`, or predictions of a network, back to the units of the data."""
         if isinstance(y, np.ndarray):
             return self._on_array(self.inverse, y)
         high, low, scale, dtype = self._constants(y)
@@ -246,7 +246,7 @@ class Standardize(nn.Module):
             raise RuntimeError("Standardize has not seen any data: call fit or partial_fit, or load a state_dict")
 
     def _fitted(self) -> bool:
-        """True once any value was seen. The answer is kept, so that a GPU is waited for only once."""
+        """True once any value was seen. The answer is cached: the CPU waits for a GPU only once."""
         if not self.__dict__.get("_seen"):
             self._seen = bool(self.count.any())
         return self._seen
@@ -337,7 +337,7 @@ def _piece(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _sum(x: Tensor) -> Tensor:
-    """Over all but the features of (A, C, B), by the routine that is fast for the layout."""
+    """The sum over A and B of (A, C, B), by the routine that is fast for the layout."""
     if x.shape[2] == 1:
         return x.new_ones(x.shape[0]) @ x[:, :, 0]
     return x.sum(2).sum(0)

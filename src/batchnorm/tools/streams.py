@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-ROWS = 65_536  # of a file or a memory map at a time
+ROWS = 65_536  # rows of a file or a memory map that are read at a time
 
 
 def several(batches: Any, limit: int | None = None) -> Iterable[Any]:
     """The batches for a model, at most `limit`: of an iterable, or of a function that returns one.
 
     Raises:
-        TypeError: a single batch, whose rows would be taken for batches, or something that has no batches.
+        TypeError: a single batch (its rows would be taken for batches), or something that is not an iterable.
     """
     batches = batches() if callable(batches) else batches
     kind = type(batches).__name__
@@ -113,7 +113,7 @@ def _table(batch: Any) -> Tensor:
 
 
 def _array(array: np.ndarray) -> Iterator[Tensor]:
-    """A writable array as it is; a memory map, or what torch has no type for, piece by piece as a copy."""
+    """A writable array without a copy; a memory map, or an array that torch cannot share, as copies of its pieces."""
     if array.dtype.kind not in "fiub" or array.dtype.itemsize > 8:
         raise TypeError(f"expected numbers of at most 64 bits, got an array of {array.dtype}")
     signed = array.dtype.kind != "u" or array.dtype.itemsize == 1

@@ -35,13 +35,13 @@ class Sweep:
     tolerance: float | None = None
     process_group: Any = None
     progress: bool | None = None
-    seen: int = 0  # batches, in the longest pass, of all ranks
+    seen: int = 0  # number of batches in the longest pass, over all ranks
     passes: int = 0
-    stopped: list[bool] = field(default_factory=list)  # per pass: before the data ended
+    stopped: list[bool] = field(default_factory=list)  # per pass: True if it converged before the data ended
 
     @property
     def device(self) -> torch.device:
-        """The place of the statistics."""
+        """The device of the statistics."""
         return bank(next(iter(self.layers.values()))).running_mean.device
 
     def stream(self) -> Iterable[Any]:
@@ -57,14 +57,14 @@ class Sweep:
             )
 
     def one_pass(self) -> dict[str, Moments]:
-        """The moments per layer, each batch as the model takes it now."""
+        """The moments per layer, in one pass with the present modes and statistics of the model."""
         found = self._pass(dict.fromkeys(self.layers), None, "calibrating")
         pooled = self._over_ranks({(name, 0): found.get((name, 0)) for name in self.layers})
         self._finish()
         return {name: moments for (name, _), (moments, _) in pooled.items() if torch.as_tensor(moments.count).any()}
 
     def level_by_level(self, settle: Settle) -> dict[str, Moments]:
-        """The moments per layer; layers before it normalise by the result of `settle` for their own moments.
+        """The moments per layer; the layers before it normalise by what `settle` returns for their own moments.
 
         `settle` takes a layer's name, moments and number of samples, and returns a mean and a variance.
         """
@@ -113,7 +113,7 @@ class Sweep:
         return plan
 
     def _pass(self, known: dict[Any, Any], wanted: set[Use] | None, label: str) -> dict[Use, tuple[Moments, int]]:
-        """One pass: `known` uses normalise by the values given, those `wanted` (None: all) are measured."""
+        """One pass: calls in `known` normalise by the values given, calls in `wanted` (None: all) are measured."""
         watch = _Watch(self.layers, known, wanted)
         number, converged = 0, False
         with watch, torch.no_grad():
@@ -157,7 +157,7 @@ class EnoughError(BaseException):
 
 
 class _Watch:
-    """Hooks that measure the inputs of some batch norms and set what the others normalise by."""
+    """Hooks that measure the inputs of some batch norms and set the statistics by which the others normalise."""
 
     def __init__(self, layers: dict[str, _BatchNorm], known: dict[Any, Any], wanted: set[Use] | None) -> None:
         self.layers, self.known, self.wanted = layers, known, wanted
@@ -205,7 +205,7 @@ class _Watch:
         self.found[use] = moments if old is None else old.merge(moments), samples + x.shape[0]
 
     def settled_within(self, tolerance: float) -> bool:
-        """True if since the last call no mean moved by more than `tolerance`·σ, and no variance by that share."""
+        """True if since the last call no mean changed by more than `tolerance`·σ, and no variance by that share."""
         earlier, self.earlier = self.earlier, {use: moments for use, (moments, _) in self.found.items()}
         return bool(earlier) and all(
             use in earlier and _change(earlier[use], moments) <= tolerance for use, moments in self.earlier.items()
@@ -228,7 +228,7 @@ def measured(name: str, x: Tensor, kwargs: dict[str, Any]) -> Moments:
 
 
 def feed_by_default(model: nn.Module, batch: Any) -> Any:
-    """model(batch), of a tuple or list the first element, of a dict its items as keywords; on the model's device."""
+    """model(batch) on the model's device, with the first element of a tuple or list, or a dict's items as keywords."""
     place = next(iter([*model.parameters(), *model.buffers()]), None)
 
     def there(value: Any) -> Any:

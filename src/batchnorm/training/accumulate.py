@@ -13,16 +13,16 @@ from batchnorm.training.own_layers import require_own_layers
 def accumulate(model: nn.Module, steps: int | None = None) -> Iterator[None]:
     """Update the running statistics once for every `steps` micro-batches, by their exactly merged moments.
 
-    With gradient accumulation the running statistics are then those of training on the one big batch (momentum counts
-    steps of the optimizer). The outputs and gradients are still those of micro-batches: each is normalised by itself.
-    A window that is not full at the end counts as it is; one that an exception interrupts is dropped.
+    With gradient accumulation the running statistics are then the same as in training on the one big batch (`momentum`
+    counts steps of the optimizer). Outputs and gradients are still those of micro-batches, each normalised by its own
+    statistics. An incomplete window at the end counts too; a window that an exception interrupts does not.
 
     Args:
         model: has batch norms of ours; convert torch's first (`bn.convert`).
-        steps: micro-batches of a window; None for one window of all micro-batches in the block.
+        steps: the number of micro-batches in a window; None for one window of all micro-batches in the block.
 
     Raises:
-        ValueError: `steps` is no whole number ≥ 1, a window is open already, or the model has no batch norm of ours.
+        ValueError: `steps` is not a whole number ≥ 1, a window is open already, or the model has no batch norm of ours.
 
     Examples:
         >>> import torch, batchnorm as bn
@@ -60,7 +60,7 @@ def have_windows(model: nn.Module) -> bool:
 
 
 def close_windows(model: nn.Module) -> None:
-    """End the window: what it holds counts as one batch."""
+    """End the window: its micro-batches together count as one batch."""
     for layer in require_own_layers(model):
         layer.close_window()
 

@@ -1,4 +1,4 @@
-"""Coroutines as threads: a function runs in a thread of its own, and only while its caller waits for it."""
+"""Coroutines as threads: a function runs in its own thread, and only while its caller waits for it."""
 
 import threading
 from collections.abc import Callable
@@ -17,10 +17,10 @@ class Ended(NamedTuple):
 
 
 class Coroutine:
-    """A function that may wait at any depth of its calls for an answer from its caller.
+    """A function that can wait for an answer from its caller, at any depth of nested calls.
 
-    A generator can wait in its own frame only, and a model is not written as one. Either the caller's thread or the
-    function's runs, never both, so they need no locks between them.
+    A generator can wait in its own frame only, and the forward of a model is not a generator. The two threads never run
+    at the same time, so they need no locks.
     """
 
     def __init__(self, function: Callable[["Coroutine"], Any], name: str) -> None:
@@ -28,24 +28,24 @@ class Coroutine:
         self._messages: SimpleQueue[tuple[Any, BaseException | None]] = SimpleQueue()
         self._abandoned = False
         self._function: Callable[[Coroutine], Any] | None = function
-        # a daemon: a model that never returns after a second Ctrl-C does not keep the process
+        # a daemon, so that the process can exit although a model does not return after a second Ctrl-C
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._started = False
 
     def resume(self, answer: Any = None) -> Any:
-        """Run until the function waits, and return its message, or `Ended`. Its error is raised here."""
+        """Run the function until it waits or ends; return its message, or `Ended`. Its errors are raised here."""
         if self._started:
             self._answers.put(answer)
         else:
             self._started = True
             self._thread.start()
-        message, error = self._messages.get()  # Ctrl-C ends this wait
+        message, error = self._messages.get()  # Ctrl-C interrupts this wait
         if error is not None:
             raise error
         return message
 
     def wait(self, message: Any) -> Any:
-        """Called by the function: let the caller go on with `message`, and wait for its answer."""
+        """Called by the function: send `message` to the caller, which continues, and wait for its answer."""
         if not self._abandoned:
             self._messages.put((message, None))
             answer = self._answers.get()
@@ -54,7 +54,7 @@ class Coroutine:
         raise Abandoned
 
     def abandon(self) -> None:
-        """Raise `Abandoned` in the function where it waits, or when it next does. `join` waits for its end."""
+        """Raise `Abandoned` in the function at its current or next `wait`. `join` waits until the thread ends."""
         self._abandoned = True
         self._answers.put(None)
 

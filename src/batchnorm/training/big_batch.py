@@ -1,4 +1,4 @@
-"""One big batch, exactly, from micro-batches."""
+"""Train on one big batch exactly, one micro-batch at a time."""
 
 from collections.abc import Callable
 from typing import Any
@@ -28,40 +28,40 @@ def big_batch(
     offload: Any = None,
     progress: bool | None = False,
 ) -> Tensor:
-    """Forward and backward pass of one big batch, exactly, while the model runs on one micro-batch at a time.
+    """Run the exact forward and backward pass of one big batch, while the model runs on one micro-batch at a time.
 
-    Gradient accumulation is not a big batch for a network with batch norm: each micro-batch is normalised by itself.
-    Here all micro-batches wait for one another at every batch norm that normalises by the batch, and are normalised by
-    their merged moments; in the backward pass they wait for the sums of the gradients. So the loss, every gradient and
-    the running statistics are those of the whole batch, to rounding. Running statistics are updated once. If
-    anything fails or is interrupted, buffers and gradients are as before.
+    With batch norm, gradient accumulation is not the same as a big batch: each micro-batch is normalised by its own
+    statistics. Here all micro-batches wait for one another at every batch norm that normalises by the batch, and are
+    normalised by their merged moments. In the backward pass they wait for the sums of the gradients. So the loss, every
+    gradient and the running statistics are those of the whole batch, up to rounding. Running statistics are updated
+    once. After an error or an interrupt, buffers and gradients are as before.
 
     Args:
         model: torch's batch norms in it are `bn.convert`-ed for the call. In `DistributedDataParallel`, gradients are
             reduced once, at the end.
-        loss_fn: called as loss_fn(outputs, targets), or loss_fn(outputs) without targets, with those of the whole
-            batch. It returns one value, its own way of averaging included.
+        loss_fn: called as loss_fn(outputs, targets), or loss_fn(outputs) without targets, with the outputs and targets
+            of the whole batch. It returns one value, such as a mean or a sum.
         inputs: a tensor (N, *), or tensors in tuples, lists, dicts and named tuples, which are cut along dimension 0;
             everything else in them is the same for each micro-batch. The model is called as model(*inputs) if they
-            are a tuple, model(**inputs) if a dict, else model(inputs). Or an iterable that is none of these, a
-            `DataLoader` say: of pairs (inputs, targets), or of inputs where `targets` are given.
+            are a tuple, model(**inputs) if a dict, else model(inputs). Or any other iterable, such as a `DataLoader`:
+            of pairs (inputs, targets), or of inputs if `targets` are given.
         targets: whatever `loss_fn` takes.
-        micro_batch_size: samples of a micro-batch; the last may be smaller. The items of an iterable are cut further
-            where they are larger, or left whole by None.
+        micro_batch_size: the number of samples in a micro-batch; the last may be smaller. Larger items of an iterable
+            are cut further; None leaves them whole.
         offload: where to keep the tensors of micro-batches that wait: "cpu" for tensors of an accelerator, or a folder
             for a temporary file. By default they stay where they are.
-        progress: a progress bar; None for one where stderr is a terminal and rich is installed.
+        progress: True for a progress bar; None for one if stderr is a terminal and rich is installed.
 
     Returns:
         The loss, detached. Gradients are added to `.grad`.
 
     Raises:
-        TypeError, ValueError: a `micro_batch_size` that is no number ≥ 1; inputs without samples, or of different
-            numbers of samples; outputs without the samples along dimension 0; a loss that is not one value.
+        TypeError, ValueError: a `micro_batch_size` that is not a whole number ≥ 1; inputs without samples, or of
+            different numbers of samples; outputs without the samples along dimension 0; a loss that is not one value.
         RuntimeError: micro-batches that call different batch norms; the call is inside `no_grad`.
 
     Dropout and other random draws: between two batch norms, the micro-batches draw from torch's generators one after
-    another. A seed gives the same numbers each time, which are not those of the big batch.
+    another. A seed gives the same numbers in every run, but not the numbers of the big batch.
 
     Examples:
         >>> import torch, batchnorm as bn

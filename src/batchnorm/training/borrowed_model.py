@@ -1,4 +1,4 @@
-"""Prepare a model for `big_batch`: convert and name its batch norms, switch compilation off, take wrappers away."""
+"""Prepare a model for `big_batch`: convert and name its batch norms, switch compilation off, refuse wrappers."""
 
 import sys
 from collections.abc import Iterator
@@ -20,8 +20,8 @@ def borrowed(model: nn.Module) -> Iterator[None]:
     Compiled code cannot wait for other micro-batches in the middle of a graph.
 
     Raises:
-        TypeError: a wrapper that runs the model in its own way.
-        ValueError: a batch norm by the batch that is neither ours nor one that `convert` knows.
+        TypeError: a wrapper that moves parameters or samples by itself (DataParallel, FSDP).
+        ValueError: a batch norm that normalises by the batch and is neither ours nor one that `convert` converts.
     """
     _refuse_wrappers(model)
     _refuse_strangers(model)

@@ -46,7 +46,7 @@ class Crew:
         self.model, self.state, self.parking = model, ThreadState(), parking
         self.coroutines: list[Coroutine] = []
         self.batches: list[MicroBatch] = []
-        self._parked: list[Parked] = []  # by micro-batch, if anything is
+        self._parked: list[Parked] = []  # by micro-batch; empty without `parking`
         self._waiting = iter(batches)
         self._outputs: list[Outputs] = []
 
@@ -60,7 +60,7 @@ class Crew:
             coroutine.join()
 
     def forward(self) -> Iterator[None]:
-        """Forward passes, a round at a time."""
+        """Run the forward passes, one round at a time."""
         messages = []
         for number, (batch, last) in enumerate(_with_last(self._waiting)):
             self.batches.append(batch)
@@ -82,12 +82,12 @@ class Crew:
         return whole
 
     def roots(self) -> list[Tensor]:
-        """The tensors that backward passes start from: the outputs, and inputs that have a graph of their own."""
+        """The tensors that backward passes start from: the outputs, and the inputs that require a gradient."""
         outputs = [leaf for found in self._outputs for leaf in found.leaves if isinstance(leaf, Tensor)]
         return outputs + [source for batch in self.batches for source in batch.sources]
 
     def backward(self, outputs: Any) -> Iterator[None]:
-        """Backward passes from the gradients of `outputs`, a round at a time."""
+        """Run the backward passes from the gradients of `outputs`, one round at a time."""
         samples = [batch.samples for batch in self.batches]
         whole = [leaf.grad if isinstance(leaf, Tensor) else None for leaf in tree_flatten(outputs)[0]]
         split = [[None] * len(samples) if grad is None else grad.split(samples) for grad in whole]
@@ -95,7 +95,7 @@ class Crew:
         messages = [self._resume(n, list(grads)) for n, grads in enumerate(zip(*split, strict=True))]
         yield from self._until(Ended, messages)
         leaves = [pair for batch in self.batches for pair in zip(batch.sources, batch.leaves, strict=True)]
-        _backward([(source, leaf.grad) for source, leaf in leaves])  # the caller's graph, at once
+        _backward([(source, leaf.grad) for source, leaf in leaves])  # the caller's own graph, in one pass
 
     def _until(self, end: type, messages: list[Any]) -> Generator[None, None, list[Any]]:
         """Run rounds until all micro-batches have sent an `end`; returns these messages."""

@@ -17,9 +17,9 @@ def domain(model: nn.Module, name: str, affine: bool = False) -> Iterator[None]:
 
     Args:
         model: has batch norms of ours; convert torch's first (`bn.convert`).
-        name: of the domain, not empty and without dots.
-        affine: True for γ and β of each domain's own; open the domain once before the optimizer is made, so that the
-            optimizer gets them. By default all domains share γ and β.
+        name: the name of the domain, not empty and without dots.
+        affine: True to give each domain its own γ and β. Then open the domain once before you make the optimizer, so
+            that the optimizer gets them. By default all domains share γ and β.
 
     Raises:
         KeyError: in evaluation, a name that has not been trained.

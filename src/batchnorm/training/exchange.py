@@ -38,18 +38,22 @@ class MicroBatchExchange:
 
     def summed(self, values: Tensor, ranks: Group | None, label: str) -> Tensor:
         """The sum of every micro-batch's `values`."""
-        values = values.detach()  # one more owner: it stays in memory while this waits
+        values = values.detach()  # a second reference, so that `parked` does not move it out
         return self._meet("backward", label, values, lambda owns: _summed(owns, ranks, label))
 
     def holds(self, *tensors: Tensor | None) -> None:
-        """Tensors that wait out of memory, if anything does."""
+        """Allow these tensors to be moved out of memory while the micro-batch waits."""
         if self.parked is not None:
             for t in tensors:
                 if t is not None:
                     self.parked.see(t)
 
     def split(self, rows: int, size: int, label: str) -> bool:
-        """True if virtual batches of `size` rows divide the big batch, and no micro-batch's rows end within one."""
+        """True if the big batch is divided into virtual batches of `size` rows.
+
+        Raises:
+            ValueError: a virtual batch would have rows of two micro-batches.
+        """
         return self._meet("forward", label, rows, lambda owns: _split(owns, size, label))
 
     def _meet(self, where: str, label: str, own: Any, combine: Callable[[Sequence[Any]], Any]) -> Any:
@@ -63,7 +67,7 @@ class MicroBatchExchange:
 
 
 def combined(meetings: Sequence[Meeting]) -> Any:
-    """The result of the exchange, which is the same for all."""
+    """The result of the exchange, which is the same for all micro-batches."""
     with torch.no_grad():
         return meetings[0].combine([meeting.own for meeting in meetings])
 

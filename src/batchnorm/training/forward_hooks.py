@@ -1,4 +1,4 @@
-"""Hooks on the modules of a model that open a `ForwardPass` for the length of the outermost call."""
+"""Hooks on the modules of a model: the outermost call opens a `ForwardPass` and closes it at its end."""
 
 import threading
 from typing import Any
@@ -20,7 +20,7 @@ from batchnorm.training.operations import Operations
 
 
 class _Opened(threading.local):
-    """The call that runs in this thread now."""
+    """The call in this thread that has an open `ForwardPass`, if any."""
 
     module: nn.Module | None = None
     hooks: "Hooks | None" = None
@@ -31,19 +31,19 @@ _opened = _Opened()
 
 
 class Hooks:
-    """A pair of hooks, on every module that holds a batch norm of ours: a model may be entered through any of them."""
+    """A pair of hooks for every module that contains our batch norms, since any of these may be called first."""
 
     def __init__(self, links: int, lasting: bool = False) -> None:
         self.links, self.lasting = links, lasting
 
     def put_on(self, model: nn.Module) -> None:
-        """Register the pair. The newest pair opens."""
+        """Register the pair. If there are several pairs, the newest opens the `ForwardPass`."""
         for module in _holders(model):
             module.register_forward_pre_hook(self.open, prepend=True)
             module.register_forward_hook(self.close, always_call=True)
 
     def take_off(self, model: nn.Module) -> None:
-        """Remove the pair. A call that an interrupt has left open ends."""
+        """Remove the pair, and end a call that an interrupt has left open."""
         for module in model.modules():
             for hooks in (module._forward_pre_hooks, module._forward_hooks):
                 for key in [key for key, hook in hooks.items() if _owner(hook) is self]:
@@ -64,7 +64,7 @@ class Hooks:
             return
         if recomputing() or in_checkpoint() or not saved_tensors_hooks_allowed():
             return
-        if self._opened(module):  # an interrupt went past `close`, or the module calls itself
+        if self._opened(module):  # an interrupt skipped `close`, or the module calls itself
             _end()
         if _opened.module is None:
             forward_pass = ForwardPass(self.links)
@@ -74,7 +74,7 @@ class Hooks:
             of_thread.listener = forward_pass
 
     def close(self, module: nn.Module, args: Any, output: Any) -> None:
-        """After the forward pass that opened, or its error."""
+        """After the call that opened a `ForwardPass`, also after its error: close it."""
         if not torch.compiler.is_compiling() and self._opened(module):
             _end()
 

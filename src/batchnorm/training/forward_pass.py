@@ -41,12 +41,12 @@ class ForwardPass:
     """Hands autograd a recipe for each saved tensor that has one.
 
     Tensors are found by their storage, so views, reshapes and detached aliases of an output count as well. A recipe is
-    left out where it would compute more than `links` outputs of residual blocks, one after the other.
+    left out if it would compute more than `links` outputs of residual blocks, one after the other.
     """
 
     def __init__(self, links: int) -> None:
         self.links = links
-        self._outputs: dict[int, Output] = {}  # by the address of their memory, as `_kept`
+        self._outputs: dict[int, Output] = {}  # by the address of their memory; so is `_kept`
         self._kept: weakref.WeakValueDictionary[int, Kept] = weakref.WeakValueDictionary()
         self._latest: deque[tuple[Tensor, Saved]] = deque()
         before = saved_tensors_hooks_on_top()
@@ -104,10 +104,10 @@ class ForwardPass:
         links = max((s.links for s in sources if s is not None), default=0) + is_block
         if links <= self.links:
             recipe, outputs, address = Recipe(compute, sources, links), self._outputs, _address(output)
-            removal = weakref.ref(output, lambda _: outputs.pop(address, None))  # its inputs may go with it
+            removal = weakref.ref(output, lambda _: outputs.pop(address, None))  # to free its inputs too
             facts = output.dtype, geometry(output), version(output)
             outputs[address] = Output(TensorWeakRef(output), removal, *facts, recipe)
-            for tensor, saved in self._latest:  # its own node saved the output before there was a recipe
+            for tensor, saved in self._latest:  # the output's own node saved it before the recipe existed
                 if tensor is output:
                     saved.replace(recipe)
         self._forget_all_but(0)
@@ -123,7 +123,7 @@ class ForwardPass:
         return type(tensor) is nn.Parameter or (kept is not None and kept.covers(tensor)) or self.computes(tensor)
 
     def _pack(self, tensor: Tensor) -> Saved:
-        if self._outer is None and type(tensor) is nn.Parameter:  # there anyway
+        if self._outer is None and type(tensor) is nn.Parameter:  # in memory anyway
             return Saved(Kept(tensor))
         with past_function_modes():
             saved = Saved(source := self._find(tensor))
@@ -147,7 +147,7 @@ class ForwardPass:
         output = self._outputs.get(address)
         if output is not None and (source := output.source_of(tensor, address)) is not None:
             return source
-        if self._outer is not None:  # those hooks may copy: once is enough
+        if self._outer is not None:  # the user's hooks may copy: give them a tensor only once
             kept = self._kept.get(address)
             if kept is not None and kept.is_all_of(tensor):
                 return kept

@@ -1,4 +1,4 @@
-"""Freeze batch norms so that they stay frozen after `.train()`; γ and β go on training if wanted."""
+"""Freeze batch norms so that they stay frozen after `.train()`; γ and β still train unless `affine`."""
 
 from typing import TypeVar
 

@@ -33,11 +33,10 @@ Gradients = dict[int, Tensor]  # by the id of the leaf
 
 @contextmanager
 def as_one_backward(leaves: Iterable[Tensor], reduce: Callable[[Gradients], Gradients] | None = None) -> Iterator[None]:
-    """Gradients that backward passes inside give to `leaves` are added to `.grad` when all are done.
+    """Within a `with`, several backward passes act as one: gradients of `leaves` are added to `.grad` at the end.
 
-    If one fails, every `.grad` is what it was. Hooks that run after a gradient was added to
-    (`register_post_accumulate_grad_hook`) run once, at the end. `reduce` takes the sums of old and new gradients, and
-    returns the gradients in place of them.
+    If one fails, every `.grad` is as before. Hooks of `register_post_accumulate_grad_hook` run once, at the end.
+    `reduce` takes the sums of old and new gradients, and returns the gradients that are stored instead.
     """
     leaves = [leaf for leaf in leaves if leaf.requires_grad and leaf.is_leaf]
     before = [leaf.grad for leaf in leaves]
@@ -72,9 +71,9 @@ def as_one_backward(leaves: Iterable[Tensor], reduce: Callable[[Gradients], Grad
 
 
 class _Owned:
-    """Makes `.grad` of a leaf a tensor of its own from the first addition on.
+    """A hook that copies the first gradient of a leaf, so that `.grad` shares memory with no other tensor.
 
-    torch keeps the first gradient as it comes, and adds the second one in place. The first may be a view of a tensor
+    torch keeps the first gradient without a copy, and adds the second one in place. The first may be a view of a tensor
     that is still read or added to. (So torch itself is wrong for a + b, both unsqueezed, and two backward passes.)
     """
 
@@ -92,7 +91,7 @@ def _sum(old: Tensor | None, new: Tensor | None) -> Tensor | None:
     return old + new if old is not None and new is not None else new if old is None else old
 
 
-# As torch adds: in place, so that references to `.grad` see the sum; a sparse gradient becomes a new tensor.
+# Both add as torch does: in place, so that references to `.grad` see the sum; a sparse gradient becomes a new tensor.
 
 
 @torch.no_grad()

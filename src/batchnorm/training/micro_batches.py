@@ -1,4 +1,4 @@
-"""Nested inputs are cut into micro-batches, and nested outputs are joined again, along dimension 0."""
+"""Cut nested inputs into micro-batches, and join nested outputs again, along dimension 0."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,10 +12,10 @@ from batchnorm.core.torch_internals import keystr, tree_flatten, tree_flatten_wi
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """Arguments of the model for some samples.
+    """The arguments of the model for one micro-batch.
 
-    `sources` are the caller's inputs that require a gradient. The arguments hold a leaf in place of each: `leaves`,
-    whose gradients are passed on once all micro-batches are done.
+    `sources` are the caller's inputs that require a gradient. The arguments have a detached leaf instead of each:
+    `leaves`. Their gradients are passed on to `sources` when all micro-batches are done.
     """
 
     args: tuple[Any, ...]
@@ -36,18 +36,18 @@ def check_size(size: Any, streamed: bool) -> None:
 
 
 def is_stream(inputs: Any) -> bool:
-    """True for a loader, an iterator and the like; False for tensors in tuples, lists, dicts and what torch nests."""
+    """True for a loader or another iterable of batches; False for tensors and the containers that torch flattens."""
     leaves, _ = tree_flatten(inputs)
     return len(leaves) == 1 and leaves[0] is inputs and not isinstance(inputs, Tensor) and isinstance(inputs, Iterable)
 
 
 def cut(inputs: Any, size: int | None, what: str = "inputs") -> Iterator[MicroBatch]:
-    """The inputs in pieces of at most `size` samples; None: in one piece.
+    """The inputs in pieces of at most `size` samples, or in one piece if `size` is None.
 
-    Tensors of one dimension or more are cut along the first. Everything else is the same for all.
+    Tensors of one dimension or more are cut along the first. Everything else is the same in all pieces.
 
     Raises:
-        ValueError: there is no such tensor, they disagree about the number of samples, or there are none.
+        ValueError: there is no such tensor, the tensors have different numbers of samples, or no samples.
     """
     paths, spec = tree_flatten_with_path(inputs)
     lengths = {f"{what}{keystr(path)}": len(t) for path, t in paths if isinstance(t, Tensor) and t.dim()}
@@ -71,7 +71,7 @@ def cut(inputs: Any, size: int | None, what: str = "inputs") -> Iterator[MicroBa
 
 
 def _piece(leaf: Any, start: int, stop: int) -> tuple[Any, Any]:
-    """The part of the caller's value, and the same detached from the caller's graph, which the model gets."""
+    """A part of the caller's value, and that part detached from the caller's graph, for the model."""
     if not isinstance(leaf, Tensor):
         return leaf, leaf
     source = leaf[start:stop] if leaf.dim() else leaf
@@ -86,10 +86,10 @@ def _call(nested: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 class Stream:
-    """The micro-batches of a loader, cut further if they are larger than `size`; and the targets, once all are out.
+    """The micro-batches of a loader, and its targets. Items that are larger than `size` are cut further.
 
-    Its items are inputs where the targets are known already; else pairs of inputs and targets, or single tensors and
-    dicts, without targets.
+    If `paired`, the items are pairs of inputs and targets, or single tensors and dicts without targets; otherwise they
+    are inputs alone. `targets` is complete after the last micro-batch.
     """
 
     def __init__(self, items: Iterable[Any], size: int | None, paired: bool) -> None:
@@ -116,10 +116,10 @@ class Stream:
 
 
 def joined(parts: Sequence[Any], what: str) -> Any:
-    """Nested tensors of several micro-batches as those of the whole batch; anything else must be equal in all.
+    """Join the nested tensors of several micro-batches; other values must be equal in all.
 
     Raises:
-        ValueError: parts that are nested differently, or differ in something that is no tensor.
+        ValueError: parts that are nested differently, or that differ in a value that is not a tensor.
     """
     flat = [tree_flatten(part) for part in parts]
     specs = [spec for _, spec in flat]

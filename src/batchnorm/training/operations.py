@@ -1,8 +1,8 @@
 """Recipes for cheap operations on outputs of batch norms, so that their results are computed again as well.
 
-Concatenations (DenseNet, Inception, U-Net) are rebuilt from their parts. Products with something small
-(squeeze-and-excitation) are multiplied again. Sums (residual blocks), activations that the norms do not do themselves
-and maxima in windows are computed again.
+Concatenations (DenseNet, Inception, U-Net) are rebuilt from their parts. Products with a small factor
+(squeeze-and-excitation) are multiplied again. Sums (residual blocks), activations that the norms do not apply
+themselves and max pooling are computed again.
 """
 
 from collections.abc import Callable, Sequence
@@ -21,7 +21,7 @@ from batchnorm.training.saved_tensors import Recipe, Source
 CONCATENATIONS = {torch.cat, torch.concat, torch.concatenate}
 PRODUCTS = {torch.mul, torch.multiply, Tensor.mul, Tensor.multiply, Tensor.__mul__, Tensor.__rmul__}
 SUMS = {torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__}
-# Functions of one tensor, and the same out of place.
+# Functions of one tensor, each with its version that is not in place.
 OF_ONE: dict[Callable[..., Any], Callable[..., Tensor]] = {
     **{f: f for f in (F.relu, F.relu6, F.hardtanh, F.leaky_relu, F.silu, F.gelu, F.hardswish, F.elu, F.mish)},
     **dict.fromkeys((torch.relu, torch.relu_, F.relu_, Tensor.relu, Tensor.relu_), torch.relu),
@@ -29,13 +29,13 @@ OF_ONE: dict[Callable[..., Any], Callable[..., Tensor]] = {
     **{f: f for f in (F.max_pool1d, F.max_pool2d, F.max_pool3d)},
 }
 SEEN = CONCATENATIONS | PRODUCTS | SUMS | OF_ONE.keys()
-SMALL = 16  # a factor with at most one value for so many of the result's
+SMALL = 16  # a small factor has at most one value for this many values of the result
 
 Plan = tuple[Callable[..., Tensor], list[Source], bool]  # of a recipe: function, inputs, whether it is a block's output
 
 
 class Operations(TorchFunctionMode):
-    """Sees the operations of a forward pass and records the results that are cheap to compute again."""
+    """A mode that stores recipes for those results of a forward pass that are cheap to compute again."""
 
     def __init__(self, forward_pass: ForwardPass) -> None:
         super().__init__()
@@ -67,7 +67,7 @@ class Operations(TorchFunctionMode):
         if func in OF_ONE and passing.computes(args[0]):
             settings = {**kwargs, "inplace": False} if "inplace" in kwargs else kwargs
             return partial(_of_one, OF_ONE[func], args[1:], settings), [passing.source(args[0])], False
-        # the sum takes the place of what a block adds to: one of the terms has to be a recipe for it to pay
+        # the output of a residual block: a recipe for it pays only if one of its terms has a recipe
         same = func in SUMS and len(args) == 2 and not kwargs and args[0].shape == args[1].shape
         if same and any(map(passing.computes, args)) and all(map(passing.holds, args)):
             return torch.add, [passing.source(t) for t in args], True
@@ -76,14 +76,14 @@ class Operations(TorchFunctionMode):
     def _concatenation(
         self, result: Tensor, tensors: Sequence[Tensor], dim: int = 0, *, axis: int | None = None, out: Any = None
     ) -> Plan | None:
-        """Record a concatenation: its parts need no more memory than the result."""
+        """The recipe of a concatenation: its parts need no more memory than the result."""
         passing = self.forward_pass
         if out is not None or not passing.awaits(result, tensors):
             return None
         compute = partial(_joined, dim if axis is None else axis)
         sources: list[Source] = []
         for part in tensors:
-            # a part without a gradient may be a buffer that its owner writes again before the backward pass
+            # a copy of a part without a gradient: it may be a buffer that is written to before the backward pass
             source = passing.source(part if part.requires_grad or passing.holds(part) else part.clone())
             nested = isinstance(source, Recipe) and _are_the_same(source.compute, compute)
             sources.extend(source.inputs if nested else [source])  # type: ignore[attr-defined]

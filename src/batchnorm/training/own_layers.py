@@ -11,7 +11,7 @@ def own_layers(model: nn.Module) -> list[BatchNorm]:
 
 
 def require_own_layers(model: nn.Module) -> list[BatchNorm]:
-    """The same layers, for a tool that would do nothing without one.
+    """Our batch norms in the model, for a tool that would do nothing without one.
 
     Raises:
         ValueError: the model has none.

@@ -1,4 +1,4 @@
-"""Move the tensors of a waiting micro-batch out of memory: those that its graph has saved and its code still holds."""
+"""Move the tensors of a waiting micro-batch out of memory: those that its graph or its code still refers to."""
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -30,7 +30,7 @@ class Parking:
         self.stays |= {t.untyped_storage().data_ptr() for t in tensors if _is_plain(t)}
 
     def close(self) -> None:
-        """Free everything; nothing may be read any more."""
+        """Free everything; no tensor can be read after this."""
         self.pool.shutdown(cancel_futures=True)
         self.shelf.close()
 
@@ -42,7 +42,7 @@ class Parking:
 
 @contextmanager
 def parking(offload: Any, model: nn.Module) -> Iterator[Parking | None]:
-    """The `Parking` that `big_batch(offload=)` asks for, within a `with`; None to wait in memory."""
+    """The `Parking` that `big_batch(offload=)` asks for, within a `with`; None if tensors stay in memory."""
     shelf = shelf_for(offload)
     if shelf is None:
         yield None
@@ -61,11 +61,11 @@ class Parked:
 
     def __init__(self, parking: Parking) -> None:
         self.parking = parking
-        self._seen: dict[int, weakref.ref[Tensor]] = {}  # that the code may hold
-        self._known: dict[int, tuple[StorageWeakRef, int, Kept]] = {}  # copies of what is in memory, by address
+        self._seen: dict[int, weakref.ref[Tensor]] = {}  # tensors that the code may still refer to
+        self._known: dict[int, tuple[StorageWeakRef, int, Kept]] = {}  # copies of tensors in memory, by address
         self._out: list[tuple[Tensor, Kept]] = []
-        self._last: weakref.ref[Kept] | None = None  # that was saved last
-        self._next: weakref.ref[Kept] | None = None  # that the backward pass asks for next
+        self._last: weakref.ref[Kept] | None = None  # the tensor that was saved last
+        self._next: weakref.ref[Kept] | None = None  # the tensor that the backward pass needs next
 
     @contextmanager
     def watching(self, hooks: SavedTensorHooks | None) -> Iterator[None]:
@@ -84,7 +84,7 @@ class Parked:
             self._seen[id(t)] = weakref.ref(t)
 
     def leave(self) -> None:
-        """Move out every tensor that is still held and has its memory to itself."""
+        """Move out every noted tensor that is still alive and shares its memory with no other."""
         self._forget_next()
         with past_function_modes():
             self._leave()
@@ -148,7 +148,7 @@ class Parked:
     def _unpack(self, saved: Any, unpack: Callable[[Any], Tensor] | None) -> Tensor:
         if isinstance(saved, Kept):
             self._forget_next(but=saved)
-            self._next = saved.before  # backward passes go the other way
+            self._next = saved.before  # the backward pass reads in the opposite order
             self._fetch_next()
             with past_function_modes():
                 kept, saved = saved, saved.get()

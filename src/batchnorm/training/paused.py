@@ -16,8 +16,8 @@ _lock = threading.Lock()
 def paused(model: nn.Module) -> Iterator[None]:
     """Batch norms of `model` normalise by the batch, and their running statistics are not updated.
 
-    Use it for a forward pass that is not a training step of its own, as in sharpness-aware minimisation and virtual
-    adversarial training. It may be nested and used from several threads: updates go on when the last context has ended.
+    Use it for a forward pass that is not itself a training step, as in sharpness-aware minimisation and virtual
+    adversarial training. It may be nested and used from several threads: updates resume when the last context ends.
 
     Args:
         model: has batch norms of ours; convert torch's first (`bn.convert`).

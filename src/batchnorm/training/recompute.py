@@ -1,4 +1,4 @@
-"""Compute outputs of batch norms again in the backward pass, and do not keep them."""
+"""Compute outputs of batch norms again in the backward pass instead of keeping them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,19 +26,19 @@ def recompute(model: nn.Module, chain: bool = False) -> Iterator[None]:
     output, so at most one other block is computed first. With `chain` up to 64 blocks are computed one from another:
     less is kept, but the backward pass holds the outputs of a whole stage at once.
 
-    It takes effect in calls of the model, or of any of its modules, with gradients; the backward pass may run outside
-    the `with`. Activations that are those of the norms, as ``bn.convert(model, fuse=True)`` makes them, cost no pass of
-    their own. Nothing changes inside activation checkpoints, under backend "reference", and under torch.compile, whose
-    partitioner does the same by itself. Where torch's operator serves, it runs once more as a whole.
+    It works in calls of the model, or of any of its modules, with gradients; the backward pass may run outside the
+    `with`. An activation that a norm applies itself, as after ``bn.convert(model, fuse=True)``, needs no extra pass.
+    Nothing changes inside activation checkpoints, under backend "reference", and under torch.compile, whose partitioner
+    does the same by itself. If torch's operator computes a layer, the whole operator runs once more.
 
     Args:
-        model: its batch norms of ours count, but for layers with ``recompute=False``.
-        chain: True if a block's output may be computed from another one that is computed again.
+        model: our batch norms in it are recomputed, except layers with ``recompute=False``.
+        chain: True to allow that a block's output is computed from another one that is computed again.
 
     Raises:
         ValueError: the model has no batch norm of ours.
-        RuntimeError: in the backward pass, where a tensor was written to in place that a gradient needs, or a part of
-            a concatenation after it was concatenated.
+        RuntimeError: in the backward pass, if a tensor that a gradient needs was changed in place, or a part of a
+            concatenation after it was concatenated.
 
     Examples:
         >>> import torch, batchnorm as bn
@@ -68,7 +68,7 @@ def check(mode: Any) -> None:
 
 
 def attach(model: nn.Module, mode: Mode) -> None:
-    """Do as `recompute` until `detach`; the hooks are copied and pickled with the model.
+    """Apply `recompute` to the model until `detach`; the hooks are copied and pickled with the model.
 
     Raises:
         ValueError: an unknown mode.

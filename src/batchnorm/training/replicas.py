@@ -11,7 +11,7 @@ from batchnorm.core import torch_internals
 
 
 class Replicas:
-    """The model within its wrapper, and the actions of the wrapper before a forward and after a backward pass.
+    """The model in a DistributedDataParallel, and what this wrapper does before a forward and after a backward pass.
 
     Without a wrapper nothing is done.
 

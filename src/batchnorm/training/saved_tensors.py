@@ -24,16 +24,16 @@ class Source(Protocol):
 
 
 class Kept:
-    """A tensor that is kept.
+    """A tensor that is kept in memory.
 
-    torch looks for changes in place of saved tensors only where there are no hooks, so `get` does it.
+    With saved-tensor hooks, torch does not check saved tensors for changes in place, so `get` does.
     """
 
     __slots__ = ("__weakref__", "facts", "original", "outer", "tensor", "version")
     links = 0
 
     def __init__(self, tensor: Tensor) -> None:
-        # detached: a saved output would otherwise hold the node that holds it
+        # detached: otherwise a saved output and its node would keep each other alive
         self.tensor: Any = tensor if tensor.is_leaf and tensor.requires_grad else tensor.detach()
         self.version = version(tensor)
         self.outer: OuterHooks | None = None
@@ -45,15 +45,15 @@ class Kept:
             self.tensor = outer.pack(tensor)
 
     def covers(self, tensor: Tensor) -> bool:
-        """True if the memory of a tensor at the same address is kept here, as it is now."""
+        """True if the memory of `tensor`, which has the same address, is kept here with its present values."""
         if version(tensor) != self.version:
             return False
         original = None if self.outer is None else self.original()
-        # a tensor that lives may have been given other memory (`.data`, `bn.big_batch(offload=)`)
+        # a live tensor may have other memory by now (`.data`, `bn.big_batch(offload=)`)
         return self.outer is None or (original is not None and _address(original) == _address(tensor))
 
     def is_all_of(self, tensor: Tensor) -> bool:
-        """True if a tensor at the same address is this one."""
+        """True if `tensor`, which has the same address, equals the kept one: values, dtype and geometry."""
         facts = self.facts if self.outer is not None else (self.tensor.dtype, *geometry(self.tensor))
         return self.covers(tensor) and facts == (tensor.dtype, *geometry(tensor))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class Shelf(Protocol):
-    """Bytes of tensors, by their place."""
+    """Storage for the bytes of tensors: `write` returns a place, which `read` and `free` take."""
 
     def takes(self, t: Tensor) -> bool:
         """True for a tensor that is not stored in this kind of place already."""
@@ -24,21 +24,21 @@ class Shelf(Protocol):
         """Write the bytes from a place to a tensor of that size."""
 
     def free(self, place: Any) -> None:
-        """The place may be used for something else."""
+        """Allow the place to be used again."""
 
     def close(self) -> None:
         """Free all places."""
 
 
 class FileShelf:
-    """A temporary file in a folder, gone when it is closed.
+    """A temporary file in a folder; closing deletes it.
 
     It is read and written, not mapped into memory: mapped pages would count as memory of the process again.
     """
 
     def __init__(self, folder: Path) -> None:
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115  # closed by `close`
-        self._lock = threading.Lock()  # the one that fetches ahead reads too
+        self._lock = threading.Lock()  # the thread that fetches ahead reads too
         self._end = 0
         self._free: dict[int, list[int]] = {}  # places by size: sizes recur
 
@@ -60,7 +60,7 @@ class FileShelf:
         return place, len(view)
 
     def read(self, place: tuple[int, int], raw: Tensor) -> None:
-        """Read straight into a tensor on the CPU."""
+        """Read the bytes; without a copy if `raw` is on the CPU."""
         host = raw if raw.is_cpu else torch.empty_like(raw, device="cpu")
         view, done = host.numpy().data, 0
         with self._lock:
@@ -138,18 +138,18 @@ class Kept:
         self._place = shelf.write(_raw(t))
 
     def fetch(self, pool: ThreadPoolExecutor) -> None:
-        """Start to read it."""
+        """Start to read the tensor, in a thread of `pool`."""
         if self._coming is None:
             self._coming = pool.submit(self._read)
 
     def forget(self) -> None:
-        """Drop the tensor that was fetched; do not start to read one that has not been."""
+        """Drop the tensor that was fetched ahead, or cancel the fetch if it has not started."""
         if self._coming is not None:
             self._coming.cancel()
             self._coming = None
 
     def get(self) -> Tensor:
-        """A copy, with the strides that it had."""
+        """A copy of the tensor, with the stored strides."""
         coming, self._coming = self._coming, None
         return self._read() if coming is None else coming.result()
 

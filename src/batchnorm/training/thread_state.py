@@ -1,4 +1,4 @@
-"""Copy the settings of a thread that change how torch computes to another thread."""
+"""Copy settings from one thread to another: those that change how torch computes."""
 
 import contextvars
 from collections.abc import Callable, Iterator
@@ -11,11 +11,11 @@ from batchnorm.core import torch_internals
 
 
 class ThreadState:
-    """The settings of the thread that makes it; `run` calls a function with the same in another thread.
+    """The settings of the current thread; `run` calls a function with these settings in another thread.
 
-    Carried over are context variables (`bn.backend`), autocast, saved-tensor hooks, function modes (a default device
-    is one), dispatch modes, and the current CUDA device and stream. The default dtype, the number of threads and the
-    random generators belong to the process.
+    They are context variables (`bn.backend`), autocast, saved-tensor hooks, function modes (a default device is one),
+    dispatch modes, and the current CUDA device and stream. The default dtype, the number of threads and the random
+    generators belong to the process: they are not copied.
     """
 
     def __init__(self) -> None:
@@ -26,13 +26,13 @@ class ThreadState:
         self.stream = torch.cuda.current_stream() if torch.cuda.is_initialized() else None
 
     def run(self, function: Callable[[], Any]) -> Any:
-        """Call `function` with these settings; to be called in a new thread, which has none of its own."""
+        """Call `function` with these settings. Call `run` in a new thread, which has no settings yet."""
         return self.variables.copy().run(self._inside, function)
 
     def _inside(self, function: Callable[[], Any]) -> Any:
         with ExitStack() as stack:
-            # Every operation of a backward pass runs in the thread that asked for it, on accelerators too: a thread
-            # that waits within its backward pass would otherwise keep the device's thread from the others.
+            # A backward pass runs in the thread that calls it, on accelerators too. Otherwise a micro-batch that waits
+            # in its backward pass would block autograd's thread of the device for the other micro-batches.
             stack.enter_context(torch.autograd.set_multithreading_enabled(False))
             if self.stream is not None:
                 stack.enter_context(torch.cuda.stream(self.stream))

@@ -14,9 +14,9 @@ COUNTS = ("_skips", "_skips_reported", "_window")
 
 @contextmanager
 def unchanged_unless_finished(model: nn.Module) -> Iterator[None]:
-    """If the block fails or is interrupted, all buffers of `model` are as before, bit for bit.
+    """If the block fails or is interrupted, restore all buffers of `model`, bit for bit.
 
-    So are the windows of `bn.accumulate` and the counts of skipped batches.
+    The windows of `bn.accumulate` and the counts of skipped batches are restored too.
     """
     buffers = [
         (module, name, buffer, buffer.detach().clone())

@@ -1,8 +1,8 @@
-// Frames only while they are seen: none off screen, none for readers who asked their system for less motion.
+// Draws frames only while the element is on screen, and none for readers who asked their system for less motion.
 
 const reduced = matchMedia("(prefers-reduced-motion: reduce)");
 
-/** True where nothing may move by itself: offer a button for one step instead. */
+/** True if nothing may move by itself: then offer a button for one step instead. */
 export function still() {
   return reduced.matches;
 }

@@ -1,4 +1,4 @@
-// Charts by uPlot: colours from CSS variables, sizes from the page, a text for those who cannot see them.
+// Charts by uPlot: colours from CSS variables, sizes from the page, a text for screen readers.
 import uPlot from "uplot";
 import { el, short } from "./dom.js";
 
@@ -6,7 +6,7 @@ const dark = matchMedia("(prefers-color-scheme: dark)");
 
 /**
  * Lines over one x axis. `series`: [{ label, color: "--blue", dash, width, points }], colours by CSS variable.
- * `log` makes the y axis logarithmic, without what is not above 0; `whole` has ticks of x at whole numbers only;
+ * `log` makes the y axis logarithmic, without values that are not above 0; `whole` has ticks of x at whole numbers only;
  * `yRange` and `xRange` fix an axis: [low, high], where null means "by the data", and y is log₁₀ of a value with `log`.
  * Returns { set(x, ys, text), destroy() }; `text` describes the picture to a screen reader.
  */

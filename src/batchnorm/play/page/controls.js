@@ -1,4 +1,4 @@
-// Controls made of real <input>, <select> and <button> elements with labels: keyboards and screen readers know them.
+// Controls made of real <input>, <select> and <button> elements with labels, so that they work with keyboards and screen readers.
 // Each is appended to `parent`; `set(value)` changes it without calling the listener.
 import { el } from "./dom.js";
 
@@ -37,7 +37,7 @@ export function toggle(parent, { label, value = false, onchange }) {
   return { element, input, set(next) { input.checked = next; }, get value() { return input.checked; } };
 }
 
-/** A button; `primary` for the one that a panel is about. `set(text)` changes its words. */
+/** A button; `primary` for the main button of a panel. `set(text)` changes its words. */
 export function button(parent, { label, primary = false, onclick }) {
   const element = el("button", { type: "button", class: primary ? "primary" : "", onclick }, label);
   parent.append(element);

@@ -19,7 +19,7 @@ const page = document.getElementById("page");
 const asked = new URLSearchParams(location.search).get("lang");
 let mounted = [];
 
-/** Words of a panel in one language, with the shell's behind them; {name} in a text is filled from `values`. */
+/** Words of a panel in one language, and the shell's if it has none for a key; {name} in a text is filled from `values`. */
 function translator(lang, own = {}) {
   return (key, values = {}) => {
     const text = own[lang]?.[key] ?? words[lang][key];
@@ -28,7 +28,7 @@ function translator(lang, own = {}) {
   };
 }
 
-/** "In the docs: Tools, Calibrate", a link where the page is part of the docs site. */
+/** "In the docs: Tools, Calibrate", a link if the page is part of the docs site. */
 function docs(t) {
   const base = document.querySelector("meta[name=docs]").content;
   return (path, title) => {

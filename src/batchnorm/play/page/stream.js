@@ -1,11 +1,11 @@
-// Batches that one channel of a network sees while the layers before it learn, and what batch norm remembers. No DOM.
+// Batches that one channel of a network sees while the layers before it learn, and the running statistics of batch norm. No DOM.
 import { channelMoments, forward, moments, random, running, update } from "./normalise.js";
 
 export const STEPS = 200;
 export const EPOCH = 20; // steps; an epoch may end with a batch of one
 const TEST = 2000;
 
-/** Mean and standard deviation of the layer's input after so many steps: they move while the network learns. */
+/** Mean and standard deviation of the layer's input after so many steps: they change while the network learns. */
 export function truth(step) {
   const learned = 1 - Math.exp(-step / 60);
   return { mean: 4 * learned, deviation: 1 + 1.5 * learned };

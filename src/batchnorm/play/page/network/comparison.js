@@ -1,11 +1,11 @@
-/** The same network with and without batch norm, trained side by side on the same batches, and what there is to see of it. */
+/** The same network with and without batch norm, trained side by side on the same batches, and the values that the page shows. */
 import { DATASETS, dataset } from "./data.js";
 import { softmax } from "./layers.js";
 import { Trainer, build, mostLikely } from "./training.js";
 
 export const ARMS = ["plain", "norm"];
 export const BINS = 41;
-export const RANGE = 4; // histograms span ±4; what is beyond counts in the outer bins
+export const RANGE = 4; // histograms span ±4; values beyond count in the outer bins
 export const FIELD = 32; // the decision boundary is drawn from so many rows and columns
 export const EXTENT = 1.8; // the plane shown is ±1.8 each way
 const SMOOTHING = 0.9;
@@ -52,7 +52,7 @@ export class Comparison {
     this.#record();
   }
 
-  // Every stride-th step is kept; when that is too many, every second goes.
+  // Every stride-th step is kept; when these are too many, every second one is dropped.
   #record() {
     const { history } = this;
     if (this.steps % history.stride !== 0) return;

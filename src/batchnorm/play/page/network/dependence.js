@@ -20,7 +20,7 @@ export function passes(x, dy, options = {}) {
   return { y: outputs[0], dx, normalised: saved.normalised[0], scale: saved.scale[0] };
 }
 
-/** matrix[i][j] = ∂y_j/∂x_i: row i is what sample i's gradient takes from the gradient at each output j. */
+/** matrix[i][j] = ∂y_j/∂x_i: row i has the weight of each output j's gradient in the gradient of sample i. */
 export function dependences(x, options = {}) {
   const columns = Array.from(x, (_, j) => passes(x, Array.from(x, (_, k) => (k === j ? 1 : 0)), options).dx);
   return Array.from(x, (_, i) => columns.map((column) => column[i]));

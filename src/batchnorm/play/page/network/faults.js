@@ -46,8 +46,9 @@ export function padding({ shortest = 3, seed = 3 } = {}) {
 }
 
 /**
- * Accuracies of a small network trained for some epochs on batches of one class each, and on shuffled ones; of the
- * second after one pass over sorted batches in training mode, in which only its statistics move; and calibrated then.
+ * Accuracies of a small network: trained for some epochs on batches of one class each; trained on shuffled batches;
+ * the second one after a pass over sorted batches in training mode, which changes only its running statistics; and that
+ * one after calibration.
  */
 export function sortedClasses({ epochs = 10, batchSize = 16, seed = 3 } = {}) {
   const data = dataset("clusters", seed);

@@ -96,9 +96,9 @@ export function mergeMoments(a, b) {
 /**
  * Batch normalization (Ioffe and Szegedy 2015, algorithm 1): y = γ x̂ + β with x̂ = (x − μ) / √(σ² + eps), per channel.
  *
- * In training μ and σ² are the batch's, and the running statistics move. In evaluation, or frozen, the running
- * statistics take the batch's place. `nonfinite`: "propagate" as torch, or "skip" as batchnorm's layers: a channel
- * whose batch is not finite keeps its running statistics.
+ * In training μ and σ² are those of the batch, and the running statistics are updated. In evaluation, or if frozen, μ
+ * and σ² are the running statistics. `nonfinite`: "propagate" as torch, or "skip" as batchnorm's layers: a channel with
+ * NaN or Inf in the batch keeps its running statistics.
  */
 export class BatchNorm {
   constructor(channels, { eps = EPS, momentum = 0.1, nonfinite = "propagate" } = {}) {

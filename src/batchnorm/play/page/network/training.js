@@ -3,7 +3,7 @@ import { random } from "../normalise.js";
 import { permutation, rowsOf } from "./data.js";
 import { ACTIVATIONS, BatchNorm, Linear, crossEntropy } from "./layers.js";
 
-/** Layers in a row. A pass leaves a tape: what each layer gave, and what its backward pass needs. */
+/** Layers in a row. A forward pass returns a tape: each layer's outputs, and the values that its backward pass needs. */
 export class Network {
   constructor(layers) {
     this.layers = layers;
@@ -41,7 +41,7 @@ export class Network {
   }
 }
 
-/** How weights begin: from the number of inputs of a layer, a function that draws one weight, and whether biases are drawn too. */
+/** Initial weights: for a layer's number of inputs, a function that draws one weight, and whether biases are drawn too. */
 export const STARTS = {
   // torch's nn.Linear: uniform in ±1/√inputs, a variance of 1/(3·inputs), too small for deep networks of ReLU
   torch: ({ uniform }, inputs) => ({ weight: () => (2 * uniform() - 1) / Math.sqrt(inputs), bias: true }),
@@ -103,7 +103,7 @@ export class Batches {
   }
 }
 
-/** A network in training. Once its loss is not finite it has diverged, and stands still. */
+/** A network in training. Once its loss is not finite it has diverged, and its training stops. */
 export class Trainer {
   constructor(data, network, { rate, momentum, batchSize, seed, order }) {
     Object.assign(this, { data, network, steps: 0, loss: NaN, tape: null, divergedAt: null });

@@ -1,4 +1,4 @@
-// Panel 5: the gradient of a sample takes something from every sample of its batch.
+// Panel 5: the gradient of a sample depends on every sample of its batch.
 import { code } from "../code.js";
 import { button, slider, toggle } from "../controls.js";
 import { el, number, short } from "../dom.js";

@@ -116,7 +116,7 @@ exact = layer(test)
 print(stale.mean().item(), exact.mean().item())`;
 }
 
-/** What the panel shows for its settings: the run, both modes' outputs of the test data, and their moments. */
+/** The values that the panel shows for its settings: the run, both modes' outputs of the test data, and their moments. */
 export function result({ steps, momentum, batchSize, single, calibrated: isCalibrated }) {
   const run = train({ steps, momentum, batchSize, single });
   const { batches, test } = after(run.history.length, batchSize);
@@ -192,7 +192,7 @@ export function mount(root, { t, docs }) {
   }
 
   function change(next) {
-    // Any other setting is another training: its running statistics are those that it collected.
+    // Any other setting needs a new training, with its own running statistics.
     Object.assign(state, { calibrated: false }, next);
     if (!frames.running) trained = state.steps;
     draw();

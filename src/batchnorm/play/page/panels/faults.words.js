@@ -2,7 +2,7 @@
 export const words = {
   en: {
     title: "Break it, cure it",
-    see: "Five ways in which batch norm goes wrong in practice. Choose one, make it worse with the slider, and compare the numbers with and without the cure. Both are computed here, now.",
+    see: "Five ways in which batch norm goes wrong in practice. Choose one, make it worse with the slider, and compare the numbers with and without the cure. Both are computed live in your browser.",
     choose: "Fault",
     theirs: "without the cure",
     ours: "with the cure",
@@ -13,13 +13,13 @@ export const words = {
     none: "–",
 
     nan: "A NaN batch",
-    nanSee: "One value in one batch is NaN: a corrupt sample, or an overflow in mixed precision. torch's layer keeps the NaN in its running statistics for good, and every evaluation after it is NaN. This package's layer leaves that channel's running statistics alone and counts the batch.",
+    nanSee: "One value in one batch is NaN: a corrupt sample, or an overflow in mixed precision. torch's layer keeps the NaN in its running statistics for good, and every evaluation after it is NaN. This package's layer does not update that channel's running statistics and counts the batch as skipped.",
     nanSlider: "The batch with the NaN",
     nanChart: "Running mean of channel 2 after each batch",
     nanMean: "running mean of channel 2 at the end",
     nanOutput: "output in evaluation for (1, 2, 3)",
     nanSkipped: "batches skipped",
-    nanVerdict: "One NaN in batch {bad} of 40: without the cure, the running mean is NaN for ever after. With it, {n} batch is skipped in that channel.",
+    nanVerdict: "One NaN in batch {bad} of 40: without the cure, the running mean stays NaN from then on. With it, {n} batch is skipped in that channel.",
     nanCode: "nonfinite=\"skip\" is the default",
 
     padding: "Padding",
@@ -31,13 +31,13 @@ export const words = {
     paddingSigma: "standard deviation that is divided by",
     paddingOutMean: "mean of the real outputs (right: 0)",
     paddingOutSigma: "standard deviation of the real outputs (right: 1)",
-    paddingVerdict: "{p} % of the cells are padding. It moves the mean from {right} to {wrong}.",
+    paddingVerdict: "{p} % of the cells are padding. This changes the mean from {right} to {wrong}.",
     paddingNone: "There is no padding now, so both columns agree. Move the slider to the left.",
     paddingCode: "x: (8, 1, 12), lengths: (8,); or mask=",
     paddingCodeMean: "of real values alone",
 
     sorted: "Classes in order",
-    sortedSee: "The data is sorted by class and not shuffled, so each batch holds one class. The running mean follows the class that came last. The cure in training is to shuffle. Statistics that were moved afterwards, by one pass over sorted data in training mode, are made exact again by calibrate; it cannot bring back what was never learned.",
+    sortedSee: "The data is sorted by class and not shuffled, so each batch holds one class. The running mean follows the class that came last. The cure during training is to shuffle. If a trained network makes one pass over sorted data in training mode, its running statistics become wrong, and calibrate makes them exact again. It cannot bring back what was never learned.",
     sortedSlider: "Epochs of training",
     sortedChart: "Running mean over one epoch: first all samples around −2, then all around 2",
     sortedOrder: "sorted",
@@ -46,7 +46,7 @@ export const words = {
     sortedMean: "running mean after the epoch",
     sortedAccuracy: "accuracy of a small network, new data",
     sortedPass: "trained well, then one sorted pass in training mode; cure: calibrate",
-    sortedVerdict: "Trained on sorted batches, the network gets {a} % right; on shuffled ones, {b} %. One sorted pass in training mode takes the good network to {c} %, and calibrate back to {d} %.",
+    sortedVerdict: "Trained on sorted batches, the network gets {a} % right; on shuffled ones, {b} %. After one sorted pass in training mode, the good network gets {c} %, and after calibrate {d} %.",
     sortedCode: "while training",
     sortedCodeAfter: "afterwards: exact statistics",
 
@@ -57,7 +57,7 @@ export const words = {
     microAxis: "weight",
     microWhole: "batch of 32 at once",
     microError: "distance from the gradient of 32, relative to its size",
-    microVerdict: "Micro-batches of {s}: the added gradient is off by {a} % of the right one's size. Shared moments leave {b}, which is rounding.",
+    microVerdict: "Micro-batches of {s}: the added-up gradient differs from the right one by {a} % of its size. With shared moments the difference is {b}, which is rounding.",
     microSame: "One micro-batch holds all 32 samples, so there is nothing to cure.",
 
     frozen: "Freezing",

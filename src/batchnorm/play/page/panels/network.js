@@ -230,7 +230,7 @@ function armView(arm, t) {
 
 const percent = (share) => number(100 * share, 0);
 
-/** The tone and the sentence for what the networks show so far. */
+/** The tone and the sentence of the verdict on the networks so far. */
 export function judge({ steps, arms: [plain, norm] }, settings, chance, t) {
   const values = { n: steps, a: percent(plain.accuracy), b: percent(norm.accuracy), s: settings.batchSize };
   if (plain.divergedAt && norm.divergedAt) return ["bad", t("bothDiverged")];

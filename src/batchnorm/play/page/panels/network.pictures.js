@@ -53,7 +53,7 @@ export function drawAnswers(canvas, answers, { test, features }) {
   });
 }
 
-/** A histogram a row, from the first layer at the top to the last; darker means more values. */
+/** One histogram per row, from the first layer at the top to the last; darker means more values. */
 export function drawStrip(canvas, histograms, name) {
   const height = 8 * histograms.length;
   const context = sized(canvas, SIDE, height);
@@ -68,7 +68,7 @@ export function drawStrip(canvas, histograms, name) {
   context.globalAlpha = 1;
 }
 
-// A canvas has more pixels than points on a fine screen. Its size changes only when it must: that clears it.
+// A canvas has more pixels than points on a fine screen. Its size is set only when it changes, since that clears it.
 function sized(canvas, width, height) {
   const ratio = Math.min(window.devicePixelRatio || 1, 2);
   const [w, h] = [Math.round(width * ratio), Math.round(height * ratio)];

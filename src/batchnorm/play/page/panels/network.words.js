@@ -2,7 +2,7 @@
 export const words = {
   en: {
     title: "A network learns",
-    see: "Two copies of one network start with the same weights and train on the same batches. The only difference is batch norm before each activation. Watch the gradients by layer: where the line falls steeply, the first layers hardly learn.",
+    see: "Two copies of one network start with the same weights and train on the same batches. The only difference is batch norm before each activation. Watch the gradients by layer: if the line falls steeply, the first layers hardly learn.",
     plain: "without batch norm",
     norm: "with batch norm",
     play: "Play",
@@ -47,7 +47,7 @@ export const words = {
     describeLayers: "First hidden layer: {a} without batch norm, {b} with it.",
     diverged: "Without batch norm the training diverged at step {n}: the loss is no longer a number.",
     bothDiverged: "Both networks diverged: at this learning rate batch norm does not help either.",
-    normDiverged: "With batch norm the training diverged at step {n}. Batch norm is no licence for every learning rate.",
+    normDiverged: "With batch norm the training diverged at step {n}. Batch norm does not make every learning rate work.",
     better: "After {n} steps: {b} % right with batch norm, {a} % without.",
     reached: "With batch norm, {b} % are right after {n} steps.",
     vanishing: "Without batch norm, the gradient at the first layer is {g} of the one at the last layer, so the first layers hardly learn.",
