@@ -68,7 +68,7 @@ def enter(module: Any, ours: type[BatchNorm]) -> None:
 
 
 def leave(module: Any) -> None:
-    """Undo `enter`, but for the class."""
+    """Undo `enter`, except for the class."""
     for name in ("weight", "bias"):
         module._buffers[name] = module._parameters.pop(name).detach()
     buffers = module._buffers

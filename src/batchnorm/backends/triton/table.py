@@ -16,7 +16,7 @@ Kind = Literal["plain", "fused", "composed"]  # torch's own; with an activation 
 
 
 class Row(NamedTuple):
-    """Triton serves these calls on cards of this capability, as a measurement of that date says."""
+    """Triton serves these calls on cards of this capability, because of the measurement of that date."""
 
     capability: tuple[int, int]
     layout: Literal["planes", "rows"]
