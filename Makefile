@@ -27,7 +27,7 @@ play:      ## build the page of `batchnorm play` with npm, and run its own tests
 test: $(VENV)/dev.ready             ## every test, in parallel; in CI also which lines of the package no test runs
 	@$(BIN)/python -m pytest -n $(JOBS) $(if $(CI),--cov --cov-report=term-missing) $(ARGS)
 
-# Tests left out: those of pages, commands and studies, which do not compute batch norms themselves, and of the native kernels.
+# Left out: tests of pages, commands and studies, which compute no batch norms themselves, and of the native kernels.
 COMPUTES_NOTHING := report play experiment doctor benchmark backends/native test_cli.py test_import.py
 test-without-compiler: $(VENV)/dev.installed   ## the same on torch's operator and the reference, as without a C++ compiler
 	@BATCHNORM_NATIVE=0 $(BIN)/python -m pytest -n $(JOBS) $(COMPUTES_NOTHING:%=--ignore=tests/%) $(ARGS)
@@ -82,7 +82,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("batchnorm needs Python 3.11 or newer; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV)
 
-# Networks and tools for tests, without their requirements, which would install another build of torch and clients of a hub.
+# Networks and tools for tests. Their requirements would install another build of torch, and clients of a hub.
 ALONE_dev := timm torchao torchvision
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 $(VENV)/%.installed: $(BIN)/python pyproject.toml constraints.txt

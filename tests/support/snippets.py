@@ -24,12 +24,12 @@ class Snippet:
 
     @property
     def includes(self) -> list[str]:
-        """The files that the block is made of, in place of code of its own."""
+        """The files that the block includes instead of its own code."""
         return INCLUDE.findall(self.code)
 
 
 def snippets(page: Path) -> list[Snippet]:
-    """All of a page, in its order."""
+    """All snippets of a page, in order."""
     found, setup, above = [], "", ""
     for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
         if token.type == "fence" and re.match(r"\s*(\{ \.)?python\b", token.info):

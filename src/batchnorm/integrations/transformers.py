@@ -42,7 +42,7 @@ class BatchNormCallback(Outcome, TrainerCallback):
         self._companion.begin(model, self._writer)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self._companion.epoch_begins(model, int((state.epoch or 0) + 1e-6))  # a float that includes the share of a started epoch
+        self._companion.epoch_begins(model, int((state.epoch or 0) + 1e-6))  # a float: 1.5 within the second epoch
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._companion.micro_batch_begins(model, args.gradient_accumulation_steps)
@@ -61,6 +61,6 @@ class BatchNormCallback(Outcome, TrainerCallback):
         self._companion.end(model, self._companion.settings.calibrate)
 
     def _before_evaluation(self, control: Any, model: Any) -> None:
-        """Calibrate if the Trainer's own callback, which runs first, has decided to evaluate: no event is in between."""
+        """Calibrate if the Trainer's own callback, which runs first, has decided to evaluate; no event is between."""
         if control.should_evaluate:
             self._companion.calibrate(model, self._companion.settings.calibrate)
