@@ -72,7 +72,7 @@ def batch_norm(
         activation: "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "gelu" or "hardswish".
         mask: which values count: booleans, or weights ≥ 0, that broadcast over `input`, or over (N, *) for all
             channels alike. Where it is 0 the output is 0 and no gradient passes.
-        lengths: (N,) how many positions of each sample of an (N, C, L) input count, in place of a mask.
+        lengths: (N,) the number of positions that count in each sample of an (N, C, L) input, instead of a mask.
         virtual_batch_size: size of the ghost batches (arXiv:1705.08741): in training, each is normalised by its own
             statistics. The running statistics are updated by the whole batch.
         process_group: share the statistics with these ranks in training; True for all.
@@ -309,7 +309,7 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
             recipes.by_torch(y, partial(_again_by_batch, call.eps, call.rules.activation), *inputs)
         return y, rest
     x, (residual,) = dense(call.input, call.residual)
-    wide = reference.widen(x)  # once: autograd would round what each use of x passes back
+    wide = reference.widen(x)  # once: autograd would round the gradient of each conversion
     batch = Moments(*reference.moments(wide))
     details = Details(residual, call.rules.activation)
     standard = Standard.of_batch(batch, call.eps)
@@ -356,7 +356,7 @@ def _composed(
         _cannot_serve(x, "aten", "torch has no batch norm with masks, virtual batches, shared statistics or renorm")
     inputs = x, residual, call.weight, call.bias, mask
     if route == "open":
-        wide = reference.widen(x)  # once: autograd would round what each use of x passes back
+        wide = reference.widen(x)  # once: autograd would round the gradient of each conversion
         y, _, batch = composition.in_plain_operations(reference, wide, *inputs[1:], towards, decisions)
         y = y.to(x.dtype)
     else:

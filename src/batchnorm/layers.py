@@ -356,8 +356,8 @@ class BatchNorm(_BatchNorm):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         counter = f"{prefix}num_batches_tracked"
         if self.frozen and counter in destination and not keep_vars:
-            # the counter's dtype and shape mark the frozen layer: files of tensors alone keep both, torch's layers load
-            # such a counter
+            # the counter's dtype and shape mark the frozen layer: files of tensors alone keep both, and torch's layers
+            # accept them
             shape = (1,) if self.frozen == "all" else ()
             destination[counter] = destination[counter].to(torch.int32).reshape(shape)
         if self.frozen and hasattr(destination, "_metadata"):  # torch's layers ignore this entry

@@ -3,7 +3,7 @@
 `python tests/support/faults.py` writes the table.
 
 The layer has three channels and has seen one good batch; faults go into channel 1. `test_faults.py` injects
-each on both backends, and checks what no fault may touch: the other channels, the modes, the next step.
+each on both backends, and checks what no fault may change: the other channels, the modes, the next step.
 """
 
 import copy

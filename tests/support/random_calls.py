@@ -252,7 +252,7 @@ def operator_call(r: random.Random) -> None:
 
 
 def one(seed: int) -> str:
-    """Make the call of this number; returns what it ended in."""
+    """Make the call of this number; returns its result in words."""
     torch.manual_seed(seed)
     r = random.Random(seed)
     try:

@@ -14,13 +14,13 @@ NOT_RUN = re.compile(r"<!-- not run: (.+?) -->")
 
 @dataclass(frozen=True)
 class Snippet:
-    """A fenced block of Python: `setup` is the page's block with the title "Set-up", if one stands above."""
+    """A fenced block of Python: `setup` is the page's block with the title "Set-up", if there is one above."""
 
     page: Path
     line: int
     code: str
     setup: str = ""
-    not_run: str | None = None  # the reason of a mark `<!-- not run: reason -->` right above
+    not_run: str | None = None  # the reason in a mark `<!-- not run: reason -->` right above
 
     @property
     def includes(self) -> list[str]:

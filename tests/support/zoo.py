@@ -78,5 +78,5 @@ def build(entry: Entry, classes: int = 10) -> nn.Module:
 
 
 def pictures(entry: Entry, count: int = 6) -> Tensor:
-    """A batch. With two pictures, the last layers would normalise to ±1, and a rounding error would grow without end."""
+    """A batch. With two pictures, the last layers normalise to ±1, and rounding errors grow without bound."""
     return torch.randn(count, 3, entry.side, entry.side)

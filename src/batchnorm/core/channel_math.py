@@ -53,7 +53,7 @@ class Standard(NamedTuple):
         scale = self.rstd if self.r is None else self.rstd * self.r
         shift = torch.zeros_like(self.rstd) if self.d is None else self.d
         if weight is not None:
-            weight = weight.to(scale.dtype)  # once: autograd would round what each use passes back to weight's dtype
+            weight = weight.to(scale.dtype)  # once: autograd would round the gradient of each conversion
             scale, shift = scale * weight, shift * weight
         return self.mean, scale, shift if bias is None else shift + bias
 

@@ -112,7 +112,7 @@ def _where_served(kernel: Any, otherwise: Any, position: int) -> Any:
 
 
 def _empty_for_none(backward_apply: Any) -> Any:
-    """An empty tensor in place of None: an operator has no optional results."""
+    """`backward_apply` with an empty tensor instead of None: an operator has no optional results."""
 
     def implementation(*arguments: Any) -> tuple[Tensor, Tensor]:
         dx, dresidual = backward_apply(*arguments)

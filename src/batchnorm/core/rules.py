@@ -47,7 +47,7 @@ class Renorm:
             raise ValueError(f"expected r_max ≥ 1, d_max ≥ 0 and warmup ≥ 0, got {self}")
 
     def limits(self, batches: Tensor | None) -> tuple[float | Tensor, float | Tensor]:
-        """(r_max, d_max) after `batches` batches; None for those at the end of the warm-up."""
+        """(r_max, d_max) after `batches` batches; with None, after the warm-up."""
         if batches is None or not self.warmup:
             return self.r_max, self.d_max
         part = (batches / self.warmup).clamp(max=1)

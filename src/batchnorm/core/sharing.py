@@ -23,7 +23,7 @@ Group = Any  # a torch.distributed.ProcessGroup, or MicroBatches; True stands fo
 class Exchange(Protocol):
     """The connection of one micro-batch to the others of its big batch. A call waits until all have made the same call.
 
-    `ranks` share as well, each with micro-batches of its own. `label` names the layer in errors.
+    `ranks` share as well; each has its own micro-batches. `label` names the layer in errors.
     """
 
     first: bool  # True for the micro-batch that updates the running statistics

@@ -128,7 +128,7 @@ def function_mode_on_top() -> Any:
     """The TorchFunctionMode that handles the next call, or None.
 
     Without `torch.overrides._get_current_function_mode`, an interrupted forward pass under `bn.recompute` could end a
-    mode of the user in place of its own.
+    mode of the user instead of its own.
     """
     return torch.overrides._get_current_function_mode()
 

@@ -104,9 +104,9 @@ def check_number(name: str, value: Any) -> None:
 
 
 def in_words(error: Exception, input: Any, label: str | None) -> Exception | None:
-    """A clearer error in place of `error` from a call with `input`, or None to keep `error`.
+    """A clearer error for `error` from a call with `input`, or None to keep `error`.
 
-    `label` is the layer's path in the model, if that is known.
+    `label` is the layer's path in the model, or None.
     """
     if not isinstance(input, Tensor) and isinstance(error, AttributeError):
         error = TypeError(f"expected a tensor (N, C, *), got {type(input).__name__}; pass torch.as_tensor(input)")

@@ -1,4 +1,4 @@
-"""Batch norms with an activation of their own, as in timm, which is not imported."""
+"""Batch norms with a built-in activation, as in timm, which is not imported."""
 
 from typing import Any
 

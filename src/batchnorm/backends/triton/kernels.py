@@ -1,8 +1,8 @@
 """The kernels: two that add up, two that read and write, and two that hold all values of a channel tile on chip.
 
-One more updates running statistics by those of a batch that torch's operator saved.
+One more kernel updates the running statistics by the batch statistics that torch's operator saved.
 
-Arguments that all share: A, C, S and GROUP are those of a `View`, SPLITS, PER, P, Q, WIDE and MERGED those of a `Plan`
+Arguments of all kernels: A, C, S and GROUP are those of a `View`, SPLITS, PER, P, Q, WIDE and MERGED those of a `Plan`
 (plan.py). STRIDE is C if each virtual batch has its own parameters, 0 if they share them. Pointers may be None.
 """
 

@@ -4,7 +4,7 @@ A tensor is read as planes, (N, C, S) with S contiguous, or as rows, (N·S, C) w
 share: some consecutive tiles of one channel (planes) or of one block of channels (rows), within one virtual batch. A
 tile is P × Q values: samples × positions for planes, rows × channels for rows.
 
-The sizes below are reasoned, not measured: docs/gpu.md shows how to measure them on a card.
+The sizes below come from reasoning, not from measurements: docs/gpu.md shows how to measure them on a card.
 """
 
 from functools import lru_cache

@@ -24,7 +24,7 @@ class Row(NamedTuple):
     kind: Kind
     least: int  # values of the smallest input that was measured
     date: str
-    figure: str  # how many times as fast as what ran before, and where the report is
+    figure: str  # the speed relative to the default before, and the place of the report
 
 
 MEASURED: tuple[Row, ...] = ()  # no card has been measured yet
