@@ -25,7 +25,7 @@ def pairs(entries: Sequence[T], choices: Callable[[T], dict[str, Hashable]]) -> 
     while len(covered) < len(numbers):
         gain, i = heapq.heappop(heap)
         new[i] -= covered
-        if len(new[i]) < -gain:  # its pairs were counted before the last entry was taken
+        if len(new[i]) < -gain:  # it was counted before other entries were taken
             heapq.heappush(heap, (-len(new[i]), i))
             continue
         covered |= new[i]
