@@ -1,11 +1,11 @@
-# Every target sets itself up in .venv: a machine with Python 3.11 or newer, make and git is enough.
+# Every target sets itself up in .venv. The machine needs only Python 3.11 or newer, make and git.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 CI     ?=
 JOBS   ?= auto
 
-# The first line of the warning where there is no C++ compiler: the commands then go on without the native kernels.
+# The start of the warning without a C++ compiler: the commands then run without the native kernels.
 NOTICE := ignore:batchnorm runs without its native CPU kernels:RuntimeWarning
 
 .DEFAULT_GOAL := help
@@ -27,7 +27,7 @@ play:      ## build the page of `batchnorm play` with npm, and run its own tests
 test: $(VENV)/dev.ready             ## every test, in parallel; in CI also which lines of the package no test runs
 	@$(BIN)/python -m pytest -n $(JOBS) $(if $(CI),--cov --cov-report=term-missing) $(ARGS)
 
-# Left out: pages, commands and studies, which compute nothing of their own on batch norms, and the native kernels' tests.
+# Left out: tests of pages, commands and studies, which compute no batch norms themselves, and of the native kernels.
 COMPUTES_NOTHING := report play experiment doctor benchmark backends/native test_cli.py test_import.py
 test-without-compiler: $(VENV)/dev.installed   ## the same on torch's operator and the reference, as without a C++ compiler
 	@BATCHNORM_NATIVE=0 $(BIN)/python -m pytest -n $(JOBS) $(COMPUTES_NOTHING:%=--ignore=tests/%) $(ARGS)
@@ -43,14 +43,14 @@ types: $(VENV)/dev.installed        ## mypy
 wheel: $(VENV)/dev.ready            ## a wheel and an sdist: built in isolation, installed into an empty environment, tried
 	@$(BIN)/python -m pytest -m packaging tests/test_packaging.py $(ARGS)
 
-# Triton beside torch's CPU build, in a folder of its own: all other commands run as where it is not installed.
+# Triton for torch's CPU build, in a separate folder: all other commands run as if it were not installed.
 gpu: $(VENV)/dev.installed          ## the kernels for GPUs without one: interpreted against the oracle, and compiled
 	@[ -d $(VENV)/triton/triton ] || $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
 	  --constraint constraints.txt --target $(VENV)/triton triton || echo "make gpu: skipped, pip cannot install triton here"
 	@[ ! -d $(VENV)/triton/triton ] || PYTHONPATH=$(CURDIR)/$(VENV)/triton TRITON_INTERPRET=1 BATCHNORM_NATIVE=0 \
 	  BATCHNORM_COMPILE=1 $(BIN)/python -m pytest -n $(JOBS) tests/backends/triton $(ARGS)
 
-# Training frameworks, in a folder of their own too: their requirements, which would bring another torch, stay out.
+# Training frameworks, also in a separate folder, and without their requirements, which would install another torch.
 FRAMEWORKS := tests/integrations/frameworks
 frameworks: $(VENV)/dev.ready       ## the callbacks in the frameworks themselves, on two ranks too
 	@cmp -s $(FRAMEWORKS).txt $(VENV)/frameworks/installed || { rm -rf $(VENV)/frameworks; \
@@ -82,7 +82,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit("batchnorm needs Python 3.11 or newer; try make PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	@$(PYTHON) -m venv $(VENV)
 
-# Networks and tools to try ours on. Alone: their own requirements would bring another build of torch, and clients of a hub.
+# Networks and tools for tests. Their requirements would install another build of torch, and clients of a hub.
 ALONE_dev := timm torchao torchvision
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 $(VENV)/%.installed: $(BIN)/python pyproject.toml constraints.txt
@@ -91,7 +91,7 @@ $(VENV)/%.installed: $(BIN)/python pyproject.toml constraints.txt
 	@$(if $(ALONE_$*),$(PIP) --no-deps $(ALONE_$*))
 	@touch $@
 
-# The native library is in the user's cache; without a compiler the notice says what to install, and all goes on.
+# The native library is in the user's cache. Without a compiler a notice names what to install, and make continues.
 NATIVE := $(wildcard src/batchnorm/backends/native/*.cpp src/batchnorm/backends/native/*.h)
 $(VENV)/study.ready $(VENV)/dev.ready: $(VENV)/%.ready: $(VENV)/%.installed $(NATIVE)
 	@$(BIN)/batchnorm warmup >&2 && touch $@ || true

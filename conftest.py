@@ -1,8 +1,8 @@
 """Before any test or doctest: the native library is built and loaded, once for all workers.
 
-Without a compiler the run goes on as under BATCHNORM_NATIVE=0, with torch's operator and the reference. The warning
-about that is no fault of the test that comes first; tests/backends/native/test_notices.py holds it to its words. Where
-there is a compiler, a build that fails ends the run: tests that pass without the kernels would hide it.
+Without a compiler the tests run as under BATCHNORM_NATIVE=0, with torch's operator and the reference. The warning about
+that must not fail the first test; tests/backends/native/test_notices.py checks it. With a compiler, a build that fails
+ends the run, because tests that pass without the kernels would hide the failure.
 """
 
 import os
@@ -16,7 +16,7 @@ from batchnorm.backends.native import compiler
 
 def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
-        return  # a worker of pytest-xdist: its controller has been here
+        return  # a worker of pytest-xdist: its controller has loaded the library
     try:
         native.load()
     except native.SwitchedOff:

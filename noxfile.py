@@ -35,7 +35,7 @@ TIED_TO_TORCH = {"torch", "torchao", "torchvision", "triton"}
 
 
 def install(session: nox.Session, *packages: str) -> None:
-    """Install packages in the versions of constraints.txt, but for those tied to a release of torch."""
+    """Install packages in the versions of constraints.txt, except those tied to a release of torch."""
     lines = Path("constraints.txt").read_text(encoding="utf-8").splitlines()
     kept = [line for line in lines if re.split("==", line)[0] not in TIED_TO_TORCH]
     constraints = Path(session.create_tmp()) / "constraints.txt"

@@ -1,4 +1,4 @@
-"""What every test stands on: a seed of its own, poisoned memory, a fixed hypothesis profile."""
+"""The set-up of every test: its own seed, poisoned memory, a fixed hypothesis profile."""
 
 import os
 import signal

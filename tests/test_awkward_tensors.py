@@ -1,4 +1,4 @@
-"""Tensors and buffers that kernels must not read by address: each works, or is a Python error."""
+"""Tensors and buffers that kernels must not read by address: each works, or raises a Python error."""
 
 import numpy as np
 import pytest

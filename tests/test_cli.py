@@ -1,4 +1,4 @@
-"""The command line in a process of its own: wrong input is one line and status 2, Ctrl-C keeps what was finished."""
+"""The command line in a separate process: wrong input gives one line and status 2, Ctrl-C keeps what was finished."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Outputs die with their last reference, whether or not a backward pass followed."""
+"""Outputs are freed with their last reference, with and without a backward pass."""
 
 import gc
 import weakref

@@ -1,4 +1,4 @@
-"""Errors say what was expected, what came and what to do, and name the layer by its path in the model."""
+"""Errors name what was expected, what was passed, the remedy, and the layer by its path in the model."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""1,000 random calls in a process of their own: none may end it. `support/random_calls.py` makes them."""
+"""1,000 random calls in a separate process: none may end it. `support/random_calls.py` makes them."""
 
 import subprocess
 import sys

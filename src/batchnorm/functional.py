@@ -28,7 +28,7 @@ class Moving(NamedTuple):
     running_mean: Tensor
     running_var: Tensor
     batches: Tensor | None
-    skipped: Tensor | None  # counts batches that left a channel alone
+    skipped: Tensor | None  # counts batches that did not update some channel
     momentum: float | None
 
 
@@ -72,7 +72,7 @@ def batch_norm(
         activation: "relu", "relu6", "leaky_relu" (slope 0.01), "silu", "gelu" or "hardswish".
         mask: which values count: booleans, or weights ≥ 0, that broadcast over `input`, or over (N, *) for all
             channels alike. Where it is 0 the output is 0 and no gradient passes.
-        lengths: (N,) how many positions of each sample of an (N, C, L) input count, in place of a mask.
+        lengths: (N,) the number of positions that count in each sample of an (N, C, L) input, instead of a mask.
         virtual_batch_size: size of the ghost batches (arXiv:1705.08741): in training, each is normalised by its own
             statistics. The running statistics are updated by the whole batch.
         process_group: share the statistics with these ranks in training; True for all.
@@ -152,9 +152,8 @@ def normalized(
         try:  # nearly every call: the operator does its own checks
             return _by_operator(call, moving)
         except Exception:
-            _validate(
-                call, group
-            )  # raises the error in words; a valid input that the operator does not take goes on below
+            # raises a clear error, or returns if the input is valid and only the operator refuses it
+            _validate(call, group)
             if call.input.numel() > 0 and not (call.by_batch and values_per_channel(call.input) == 1):
                 raise
     route = _route(call.input, _kind(call, plain))
@@ -200,7 +199,7 @@ def _of_micro_batch(
 
 
 def is_common(x: Tensor) -> bool:
-    """True if the native operator can be called on `x` at once: it checks them, and no tracer records the call."""
+    """True if the native operator, which checks its arguments, can be called on `x` at once: no tracer records it."""
     return unwatched() and type(x) is Tensor and x.is_cpu and backends.forced() is None and _has_native()
 
 
@@ -212,7 +211,7 @@ def _exclude_one_another() -> NoReturn:
 
 
 def _as_torchs_layers() -> bool:
-    """True if a trace or an exported graph is to hold torch's own operator in training as well."""
+    """True if a trace or an exported graph must contain torch's own operator in training too."""
     return torch.jit.is_tracing() or (torch.compiler.is_exporting() and _aten_is_forced())
 
 
@@ -222,7 +221,7 @@ def _aten_is_forced() -> bool:
 
 
 def _validate(call: Call, group: Any) -> None:
-    if not torch.jit.is_tracing():  # sizes are tensors there: to compare them would warn, and fix them
+    if not torch.jit.is_tracing():  # sizes are tensors in a trace: comparing them would warn, and make them constants
         validate(call, shared=group is not None)
 
 
@@ -264,7 +263,7 @@ def _has_native() -> bool:
 
 
 def _is_distributed(x: Tensor) -> bool:
-    """True for a DTensor: torch shards plain operations itself, and so their statistics are shared."""
+    """True for a DTensor: torch shards plain operations itself, so the statistics are shared."""
     return hasattr(x, "placements")
 
 
@@ -282,7 +281,7 @@ def _by_operator(call: Call, moving: Moving | None) -> tuple[Tensor, Moments | N
     rules = call.rules
     if (call.mean is None) is not (call.var is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")
-    given: tuple[Any, ...] = (None,) * 7  # the population to normalise by, or the one to move
+    given: tuple[Any, ...] = (None,) * 7  # running statistics: to normalise by, or to update
     if not call.by_batch:
         given = *_population(call), *(None,) * 5
     elif moving is not None:
@@ -303,14 +302,14 @@ def _by_batch(call: Call, moving: Moving | None, route: Route) -> tuple[Tensor, 
     if route == "operators":
         return _by_operator(call, moving)
     count = values_per_channel(call.input)
-    if route == "aten":  # it takes any layout, and its result for a copy would be another
+    if route == "aten":  # takes any layout; a copy in another layout would change the result
         y, rest = _by_torch(call, moving, count)
         if not torch.compiler.is_compiling() and call.rules.recompute:
             inputs = call.input, call.residual, call.weight, call.bias
             recipes.by_torch(y, partial(_again_by_batch, call.eps, call.rules.activation), *inputs)
         return y, rest
     x, (residual,) = dense(call.input, call.residual)
-    wide = reference.widen(x)  # once: autograd would round what each use of x passes back
+    wide = reference.widen(x)  # once: autograd would round the gradient of each conversion
     batch = Moments(*reference.moments(wide))
     details = Details(residual, call.rules.activation)
     standard = Standard.of_batch(batch, call.eps)
@@ -322,14 +321,14 @@ def _by_torch(call: Call, moving: Moving | None, count: int) -> tuple[Tensor, Mo
     x, rules = call.input, call.rules
     operands = x, call.residual, call.weight, call.bias
     asked = None if torch.compiler.is_compiling() else backends.forced()
-    launches = not x.is_cpu or asked == "aten"  # a CPU launches nothing: float64 costs little there
+    launches = not x.is_cpu or asked == "aten"  # a CPU has no launches to save, and float64 costs little there
     if moving is None or not launches:
         y, mean, var = aten.by_batch(*operands, call.eps, rules.activation)
         dtype = reference.statistics_dtype(x)
         return y, Moments(count, mean.to(dtype), var.to(dtype) * (count - 1))
     running_mean, running_var, batches, skipped, momentum = moving
     own_precision = running_mean.dtype is running_var.dtype is torch.promote_types(x.dtype, torch.float32)
-    if rules.nonfinite == "propagate" and momentum is not None and own_precision:  # torch's own rule
+    if rules.nonfinite == "propagate" and momentum is not None and own_precision:  # torch's own update
         y = aten.moving_by_batch(*operands, running_mean, running_var, momentum, call.eps, rules.activation)
         if batches is not None:
             batches.add_(1)
@@ -357,7 +356,7 @@ def _composed(
         _cannot_serve(x, "aten", "torch has no batch norm with masks, virtual batches, shared statistics or renorm")
     inputs = x, residual, call.weight, call.bias, mask
     if route == "open":
-        wide = reference.widen(x)  # once: autograd would round what each use of x passes back
+        wide = reference.widen(x)  # once: autograd would round the gradient of each conversion
         y, _, batch = composition.in_plain_operations(reference, wide, *inputs[1:], towards, decisions)
         y = y.to(x.dtype)
     else:
@@ -383,7 +382,7 @@ def _by_population(call: Call, mask: Tensor | None, route: Route) -> Tensor:
         input, (residual, mask) = dense(input, residual, mask)
         input = torch.where(mask > 0, input, 0)  # masked values may be NaN
         residual = None if residual is None else torch.where(mask > 0, residual, 0)
-    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # a standard operator, which every exporter knows
+    if torch.compiler.is_exporting() or torch.jit.is_tracing():  # a standard operator, which every exporter supports
         y = aten.by_population(input, residual, call.weight, call.bias, mean, var, call.eps, activation)
     elif torch.compiler.is_compiling():  # plain operations, which compilers fuse with their neighbours
         y = _in_plain_operations(input, residual, call, mean, var)
@@ -412,7 +411,7 @@ def _by_population_of_torch(call: Call, mean: Tensor, var: Tensor) -> Tensor:
     constants = call.eps, call.rules.activation
     if recipes.of_thread.listener is None or not call.rules.recompute:
         return aten.by_population(*inputs, mean, var, *constants)
-    mean, var = torch.stack((mean, var)).unbind()  # the population may move before the backward pass
+    mean, var = torch.stack((mean, var)).unbind()  # the buffers may be updated before the backward pass
     y = aten.by_population(*inputs, mean, var, *constants)
     recipes.by_torch(y, partial(_again_by_population, *constants), *inputs, mean, var)
     return y
@@ -430,7 +429,7 @@ def _no_moments(x: Tensor, count: int) -> Moments:
 
 
 def _of_nothing(call: Call) -> Tensor:
-    """An empty output that still reaches the parameters: their gradients are zeros rather than None."""
+    """An empty output that depends on the parameters, so that their gradients are zeros rather than None."""
     y = call.input.clone()
     for parameter in (call.weight, call.bias):
         if parameter is not None:
@@ -440,12 +439,12 @@ def _of_nothing(call: Call) -> Tensor:
 
 def dense(x: Tensor, *others: Any) -> tuple[Tensor, list[Any]]:
     """`x` as torch lays out the result, contiguous or channels_last (copied if it is not), and the others like it."""
-    if transformed():  # plain operations follow: any layout will do, and vmap cannot say which one it is
+    if transformed():  # plain operations follow, which take any layout; under vmap the layout cannot be read
         return x, list(others)
     memory_format = torch.contiguous_format
     if x.dim() in (4, 5) and not x.is_contiguous():
         channels_last = torch.channels_last if x.dim() == 4 else torch.channels_last_3d
-        # torch's own rule: a copy with the strides preserved says whether they are those of channels_last
+        # torch's own rule: x is channels_last if a new tensor with its strides preserved is
         if x.is_contiguous(memory_format=channels_last) or torch.empty_like(x, device="meta").is_contiguous(
             memory_format=channels_last
         ):

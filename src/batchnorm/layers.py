@@ -1,4 +1,4 @@
-"""The layers: state and options. What they compute is in `functional`."""
+"""The layers: their state and options. The computation is in `functional`."""
 
 import warnings
 from typing import Any, Literal, Self, Unpack
@@ -76,7 +76,7 @@ class BatchNorm(_BatchNorm):
     (arXiv:1705.08741), algorithm 1; for `renorm`, Ioffe 2017 (arXiv:1702.03275).
     """
 
-    # States at their defaults live on the class: a layer that torch made or pickled has them too.
+    # Default states are class attributes: layers that torch made or pickled have them too.
     rules: Rules = Rules()
     activation: str | None = _option("activation")
     virtual_batch_size: int | None = _option("virtual_batch_size")
@@ -85,16 +85,16 @@ class BatchNorm(_BatchNorm):
     single: Single = _option("single")
     nonfinite: NonFinite = _option("nonfinite")
     recompute: bool = _option("recompute")
-    frozen: Literal[False, "statistics", "all"] = False  # `freeze`
+    frozen: Literal[False, "statistics", "all"] = False  # set by `freeze`
     _paused: int = 0  # number of `bn.paused` contexts that are open
-    _window: Window | None = None  # `bn.accumulate`
-    _domain: str | None = None  # `bn.domain`
+    _window: Window | None = None  # set by `bn.accumulate`
+    _domain: str | None = None  # set by `bn.domain`
     _skips: int | Tensor = 0
     _skips_reported: int = 0
-    _name: str | None = None  # in the model, as `convert` found it
+    _name: str | None = None  # the path in the model, set by `convert`
     _fused: bool = False  # `convert` gave the layer the activation or addition that followed it
-    _before_sharing: tuple[Any, Any] | None = None  # class and process group, while a tool has the layer share
-    _theirs: tuple[str, str] | None = None  # module and name of the class that `convert` found, where it is not torch's
+    _before_sharing: tuple[Any, Any] | None = None  # class and process group before `share` changed them
+    _theirs: tuple[str, str] | None = None  # module and name of the class that `convert` found, if not torch's
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class BatchNorm(_BatchNorm):
         return self
 
     def adopt_options(self) -> None:
-        """Take over options that are attributes of the layer: torch's SyncBatchNorm and old pickles keep them so."""
+        """Move options from plain attributes, as torch's SyncBatchNorm and old pickles have them, into the rules."""
         found = {name: self.__dict__.pop(name) for name in OPTIONS if name in self.__dict__}
         if found:
             self.set_options(**found)
@@ -155,7 +155,7 @@ class BatchNorm(_BatchNorm):
 
     @property
     def skipped_batches(self) -> int:
-        """The number of batches that left a channel's running statistics alone because they were not finite."""
+        """The number of batches that did not update a channel's running statistics because they were not finite."""
         return int(self._skips)
 
     def _check_input_dim(self, input: Tensor) -> None:
@@ -217,7 +217,8 @@ class BatchNorm(_BatchNorm):
     def _in_common_case(self, input: Tensor, residual: Tensor | None) -> Tensor | None:
         """The output of nearly every call, straight from the operator; None if `_in_general` has to be called.
 
-        That one takes more time than the kernel of a small tensor. It gives clear errors for what the operator refuses.
+        `_in_general` takes more time than the kernel of a small tensor. It raises clear errors for calls that the
+        operator refuses.
         """
         rules = self.rules
         if not (rules.common and self._alone and self._window is None and self._domain is None):
@@ -225,7 +226,7 @@ class BatchNorm(_BatchNorm):
         if not is_common(input) or sharing.open_exchanges:
             return None
         held, batches, skips, momentum = self._parameters, None, self._skips, self.momentum
-        try:  # nn.Module's __getattr__ costs a microsecond a name
+        try:  # nn.Module's __getattr__ costs a microsecond per name
             if residual is not None and not residual.is_floating_point():
                 return None
             weight, bias = held["weight"], held["bias"]
@@ -250,7 +251,7 @@ class BatchNorm(_BatchNorm):
                     False,
                 )  # fmt: skip
         except (AttributeError, KeyError, RuntimeError, TypeError):
-            # parametrised or pruned layers; what the operator refuses
+            # parametrised or pruned layers, and arguments that the operator refuses
             return None
         if of_thread.listener is not None and rules.recompute:
             recipes.plain(output, x, residual, weight, bias, statistics, rules.activation)
@@ -263,12 +264,12 @@ class BatchNorm(_BatchNorm):
         return self.rules.process_group
 
     def label(self) -> str:
-        """The name of the layer in errors: its path in the model if `convert` saw it there."""
+        """The name of the layer in errors: its path in the model if `convert` has set it."""
         kind = f"{type(self).__name__}({self.num_features})"
         return f"{self._name}: {kind}" if self._name else kind
 
     def _label(self) -> str:
-        """The layer and the step in errors; without the step on an accelerator, which would have to be waited for."""
+        """The layer and the step in errors; no step on an accelerator, where reading it would wait for the device."""
         name = self.label()
         batches = self.num_batches_tracked
         if batches is None or batches.device.type != "cpu" or torch.compiler.is_compiling():
@@ -308,7 +309,7 @@ class BatchNorm(_BatchNorm):
         return not isinstance(self._skips, Tensor) or self._skips.is_cpu
 
     def _count_skip(self, channels: Tensor) -> None:
-        """Count without waiting for the device. On CPU the first skip is reported, since asking costs nothing there."""
+        """Count without waiting for the device. On CPU the first skip is reported: reading costs nothing there."""
         if torch.compiler.is_compiling() or channels.device.type != "cpu":
             if not (channels.is_meta or torch.compiler.is_exporting() or transformed()):
                 self._skips = self._skips + channels.any()
@@ -355,10 +356,11 @@ class BatchNorm(_BatchNorm):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         counter = f"{prefix}num_batches_tracked"
         if self.frozen and counter in destination and not keep_vars:
-            # files of tensors alone keep the dtype and the shape, and torch's layers load both
+            # the counter's dtype and shape mark the frozen layer: files of tensors alone keep both, and torch's layers
+            # accept them
             shape = (1,) if self.frozen == "all" else ()
             destination[counter] = destination[counter].to(torch.int32).reshape(shape)
-        if self.frozen and hasattr(destination, "_metadata"):  # beside the tensors, where torch's layers look past it
+        if self.frozen and hasattr(destination, "_metadata"):  # torch's layers ignore this entry
             destination._metadata[prefix[:-1]]["frozen"] = self.frozen
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:

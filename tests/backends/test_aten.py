@@ -1,6 +1,6 @@
 """torch's own operator for the plain case, as accelerators run it: torch's passes over memory, and little beside them.
 
-On CPU `bn.backend("aten")` takes the same way, so that a dispatch mode can count what an accelerator would launch.
+On CPU `bn.backend("aten")` runs the same code, so that a dispatch mode can count what an accelerator would launch.
 """
 
 from contextlib import nullcontext

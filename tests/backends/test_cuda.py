@@ -1,7 +1,7 @@
 """Layers on a card: streams, graphs, several devices, autocast, deterministic mode and NCCL, in numbers.
 
-Tests with the fixture `device` run on CPU too: there they check themselves, and the layer's own rules. The others need
-a card and are skipped without one.
+Tests with the fixture `device` run on CPU too: this checks the tests themselves, and the layer's own rules. The others
+need a card and are skipped without one.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""The backend that runs is the one that was asked for, or else the device's; torch's profiler is the witness."""
+"""The backend that runs is the one that was asked for, or else the device's, according to torch's profiler."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The comparison on an accelerator, planned and run on CPU: what is measured, how figures follow, what is refused."""
+"""The comparison on an accelerator, planned and run on CPU: what is measured, the figures, what is refused."""
 
 from unittest import mock
 

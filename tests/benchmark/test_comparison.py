@@ -1,4 +1,4 @@
-"""The comparison: refused if a result is wrong, kept as far as it came if it is interrupted."""
+"""The comparison: refused if a result is wrong; an interrupted one keeps the finished part."""
 
 import json
 from dataclasses import replace

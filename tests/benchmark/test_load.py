@@ -1,4 +1,4 @@
-"""How busy others keep the machine: counted, and a reason for a warning."""
+"""The load of other processes: measured, and a reason for a warning."""
 
 import time
 from pathlib import Path

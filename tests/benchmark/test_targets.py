@@ -1,4 +1,4 @@
-"""The table of aims: what each row measures, what it leaves out, and its verdict."""
+"""The table of targets: what each row measures, what it leaves out, and its verdict."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""Autocast: as torch's layer, whatever dtype the layer before hands over; a gradient scaler's Infs do no harm."""
+"""Autocast: as torch's layer, whatever dtype the layer before hands over; Infs of a gradient scaler do no harm."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""torch.export: the graph holds the layer's numbers, its buffers move, its batch may have any size."""
+"""torch.export: the graph holds the layer's numbers, its buffers are updated, its batch may have any size."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""torch.func: the transforms torch's own layer supports, with the same numbers; where it raises, so do we."""
+"""torch.func: the transforms torch's own layer supports, with the same numbers; if it raises, so do our layers."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""torch.fx and torch.jit.trace: our layers are the atoms of a graph, as torch's are."""
+"""torch.fx and torch.jit.trace: our layers are single nodes of a graph, as torch's are."""
 
 import copy
 

@@ -1,6 +1,6 @@
 """Quantisation of models with our layers: by torch.ao over torch.fx, and by torchao over torch.export.
 
-tests/integrations/test_torch_tools.py has what `fuse_modules` does with our layers.
+tests/integrations/test_torch_tools.py tests `fuse_modules` with our layers.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""The conformance suite, by the command that users give: ours passes whole, torch's fails where the docs say so."""
+"""The conformance suite, by the command of the docs: our layer passes whole, torch's fails as the docs list."""
 
 import re
 import subprocess

@@ -1,4 +1,4 @@
-"""What is remembered: the running statistics' arithmetic, apart from any layer."""
+"""The arithmetic of the running statistics, without a layer."""
 
 import pytest
 import torch

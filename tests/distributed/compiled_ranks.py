@@ -1,6 +1,6 @@
 """One rank of `test_compiled.py`: `python compiled_ranks.py RANK WORLD_SIZE FOLDER`.
 
-It compiles layers that share statistics, DistributedDataParallel around them, and shards a model by FSDP, and leaves in
+It compiles layers that share statistics, also under DistributedDataParallel, and shards a model by FSDP. It writes to
 FOLDER how far each is from eager mode without sharding, and the collectives of the graphs.
 """
 

@@ -1,7 +1,7 @@
-"""What one rank does, in a process of its own: `python ddp_ranks.py RANK WORLD_SIZE FOLDER`.
+"""One rank of `test_ddp.py`: `python ddp_ranks.py RANK WORLD_SIZE FOLDER`.
 
-It trains under DistributedDataParallel over gloo, once with torch's layers and once with ours, and leaves what it saw
-in FOLDER; the assertions are in `test_ddp.py`.
+It trains under DistributedDataParallel over gloo, once with torch's layers and once with ours, and writes its results
+to FOLDER; the assertions are in `test_ddp.py`.
 """
 
 import sys

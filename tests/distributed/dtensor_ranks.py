@@ -1,7 +1,8 @@
 """One rank of `test_dtensor.py`: `python dtensor_ranks.py RANK WORLD_SIZE FOLDER`.
 
-Leaves in FOLDER, for every placement of the input, how far output, gradients and population are from those of the whole
-batch in one process, the collectives of a forward pass, and what a plain input to a distributed layer says.
+It writes to FOLDER, for every placement of the input, how far output, gradients and running statistics are from those
+of the whole batch in one process; also the collectives of a forward pass, and the error of a plain input to a
+distributed layer.
 """
 
 import sys

@@ -1,7 +1,7 @@
 """One rank of `test_losing.py`: `python losing_ranks.py RANK WORLD_SIZE FOLDER`.
 
-Four ranks meet, and two are lost on the way. Each scene is a new process group among those who are left. A survivor
-writes down how long it waited, what it was told, and which layers have moved; the assertions are in the test.
+Four ranks start, and two are lost during the test. Each scene is a new process group of the ranks that are left. A
+survivor records how long it waited, the error message, and which layers were updated; the assertions are in the test.
 """
 
 import json

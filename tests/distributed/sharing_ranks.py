@@ -1,6 +1,7 @@
-"""One rank of `test_sharing.py`, in a process of its own: `python sharing_ranks.py RANK FOLDER SPLIT…`.
+"""One rank of `test_sharing.py`: `python sharing_ranks.py RANK FOLDER SPLIT…`.
 
-Leaves in FOLDER how far its outputs, gradients (of either order) and population are from those of the whole batch.
+It writes to FOLDER how far its outputs, gradients (of both orders) and running statistics are from those of the whole
+batch.
 """
 
 import sys

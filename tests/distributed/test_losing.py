@@ -1,6 +1,6 @@
 """A rank that raises, dies or is stuck: every survivor is told which layer, rank and step, within the group's timeout.
 
-No layer is left half updated: the one before the loss has remembered the step, the one that failed has not.
+No layer is half updated: the layer before the loss has been updated by the step, the one that failed has not.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Statistics shared between real gloo processes are those of one big batch; a lost rank is an error that says where."""
+"""Statistics shared between real gloo processes are those of one big batch; a lost rank raises a clear error."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Docstrings of the package begin with a statement, and every module says what it is for."""
+"""Docstrings of the package begin with a statement, and every module has one."""
 
 import ast
 from pathlib import Path

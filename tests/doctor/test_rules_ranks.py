@@ -1,4 +1,4 @@
-"""Ranks that remember different things are found, by every rank; ranks that share are clean."""
+"""Ranks with different running statistics are found, by every rank; ranks that share statistics are clean."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""Trouble is planted while training and said as it happens, once; healthy training is quiet; no hook is left."""
+"""Faults planted during training are reported as they happen, once; healthy training is not; no hook is left."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Writers are told by their methods."""
+"""Writers are recognised by their methods."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The gate: chance does not pass for learning, and learning passes."""
+"""The check that a network has learned: chance does not pass it, and learning does."""
 
 import math
 

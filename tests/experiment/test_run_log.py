@@ -1,4 +1,4 @@
-"""What is read inside a network is right, and reading changes nothing."""
+"""The values read inside a network are right, and reading them does not change the training."""
 
 import copy
 

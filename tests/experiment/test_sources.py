@@ -1,4 +1,4 @@
-"""Every format is read as it was written; a broken file is one line."""
+"""Every format is read as it was written; a broken file gives a one-line error."""
 
 import gzip
 import struct

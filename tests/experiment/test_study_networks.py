@@ -1,4 +1,4 @@
-"""The two arms differ by batch norm and by nothing else."""
+"""The two arms differ only by batch norm."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""A sweep chooses the steadier of equal rates, and grows where its best rate is at an edge."""
+"""A sweep chooses the steadier of equal rates, and is extended if the best rate is at its edge."""
 
 import pytest
 

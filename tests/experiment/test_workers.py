@@ -1,4 +1,4 @@
-"""Runs in several processes: the same numbers, errors come back, and a stop keeps what was finished."""
+"""Runs in several processes: the same numbers, errors reach the caller, and a stop keeps finished runs."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Two clients: what travels, how it is merged, and the exact population of all their data."""
+"""Two clients: the arrays that they exchange, their merge, and the exact statistics of all their data."""
 
 import numpy as np
 import pytest

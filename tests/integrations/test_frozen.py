@@ -1,4 +1,4 @@
-"""Frozen batch norms of other packages become frozen layers of ours, and go back."""
+"""Frozen batch norms of other packages become frozen layers of ours, and can be reverted."""
 
 import copy
 import pickle

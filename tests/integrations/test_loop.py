@@ -1,4 +1,4 @@
-"""What callbacks share, without a framework."""
+"""The code that callbacks share, without a framework."""
 
 import pytest
 

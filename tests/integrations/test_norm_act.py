@@ -1,4 +1,4 @@
-"""timm's batch norms with an activation of their own."""
+"""timm's batch norms with a built-in activation."""
 
 import copy
 import pickle

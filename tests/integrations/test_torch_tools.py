@@ -1,4 +1,4 @@
-"""torch's tools that take a batch norm by its class: what our layers do besides is kept, or refused in words."""
+"""torch's tools that take a batch norm by its class: options of our layers are kept, or raise a clear error."""
 
 import copy
 

@@ -1,6 +1,6 @@
 """The ONNX project's own cases for BatchNormalization, as they ship in its wheel.
 
-ONNX remembers the biased variance, and its momentum is the share of the old value.
+ONNX keeps the biased variance, and its momentum is the share of the old value.
 """
 
 import warnings

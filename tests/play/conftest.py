@@ -1,4 +1,4 @@
-"""The built page, or a skipped test that says why."""
+"""The built page; without it, the test is skipped with the reason."""
 
 import shutil
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`batchnorm play` writes the page and opens it; where there is none, one line says what to do."""
+"""`batchnorm play` writes the page and opens it; without a page, one line names the remedy."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""The page in the docs site: it is there where it can be built, and its links lead to sections that exist."""
+"""The page in the docs site: it exists if it can be built, and its links lead to sections that exist."""
 
 import re
 from importlib.util import module_from_spec, spec_from_file_location

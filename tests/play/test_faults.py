@@ -1,4 +1,4 @@
-"""Panel 4, break it and cure it: its numbers are torch's and this package's, and its lines do what they say."""
+"""Panel 4, break it and cure it: its numbers are torch's and this package's, and its lines of Python do the same."""
 
 import copy
 from typing import Any

@@ -1,4 +1,4 @@
-"""Charts as SVG: values lie where the axes say, bars begin at 0, what is compared has equal axes."""
+"""Charts as SVG: values lie where the axes say, bars begin at 0, charts to compare have equal axes."""
 
 import itertools
 import re

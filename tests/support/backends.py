@@ -1,4 +1,4 @@
-"""Which backends this machine has, for tests of one of them."""
+"""The backends that this machine has, for tests of one of them."""
 
 from contextlib import AbstractContextManager, nullcontext
 
@@ -17,5 +17,5 @@ def on(backend: str) -> AbstractContextManager[None]:
 
 
 def as_torch() -> bool:
-    """True where a plain batch norm runs torch's operator: it is then as exact as torch, and no better."""
+    """True if a plain batch norm runs torch's operator: it is then as exact as torch, and no more."""
     return not NATIVE and forced() is None

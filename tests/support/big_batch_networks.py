@@ -85,7 +85,7 @@ class TwoBranches(nn.Module):
 
 
 class Recurrent(nn.Module):
-    """An RNN with one batch norm in its loop over time: used many times, and with memory of its own."""
+    """An RNN with one batch norm in its loop over time: used many times, and with a hidden state."""
 
     def __init__(self, features: int, hidden: int) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class Segmenter(nn.Module):
 
 
 def contrast(views: tuple[Tensor, Tensor]) -> Tensor:
-    """NT-Xent over all samples: each is told from every other of the batch."""
+    """NT-Xent over all samples: each is contrasted with every other of the batch."""
     z = F.normalize(torch.cat(views), dim=1)
     n = len(views[0])
     similar = (z @ z.T / 0.5).masked_fill(torch.eye(2 * n, dtype=torch.bool), -torch.inf)
@@ -173,7 +173,7 @@ SAMPLES = 11  # micro-batches of 4: the last has 3
 
 
 def pictures(size: int = 8, samples: int = SAMPLES) -> Tensor:
-    """Drifting, so that micro-batches have statistics of their own."""
+    """Pictures that drift, so that micro-batches have different statistics."""
     drift = torch.linspace(-2, 2, samples, dtype=torch.float64).reshape(-1, 1, 1, 1)
     return torch.randn(samples, 3, size, size, dtype=torch.float64) * (1.5 + drift.tanh()) + drift
 
@@ -249,7 +249,7 @@ def assert_same_step(ours: nn.Module, theirs: nn.Module, rtol: float = 1e-10) ->
 
 
 def compare(task: Task, size: int = 4, **options: Any) -> tuple[nn.Module, nn.Module]:
-    """A step in parts against one on the whole, from the same start; returns both models."""
+    """Compare a step in parts with one on the whole, from the same start; returns both models."""
     whole, parts = copy.deepcopy(task.model), copy.deepcopy(task.model)
     expected = task.big(whole)
     loss = task.in_parts(parts, size, **options)

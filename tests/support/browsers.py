@@ -1,4 +1,4 @@
-"""A browser without a screen, or a skipped test that says why."""
+"""A headless browser; without one, the test is skipped with the reason."""
 
 import shutil
 from collections.abc import Iterator

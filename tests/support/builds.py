@@ -1,4 +1,4 @@
-"""A build of its own for each test: tiny sources, a logging compiler, a cache, and processes that start in 50 ms."""
+"""A separate build for each test: tiny sources, a logging compiler, a cache, and processes that start in 50 ms."""
 
 import os
 import shutil
@@ -51,7 +51,7 @@ REAL = shutil.which("g++") or shutil.which("clang++") or ""
 
 
 class Place:
-    """A folder with all that a build reads and writes; the environment of the processes that build there."""
+    """A folder with all that a build reads and writes, and the environment of the processes that build there."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.sources, self.home = folder, folder / "sources", folder / "home"
@@ -93,20 +93,20 @@ class Place:
         return subprocess.Popen(command, env=self.environment | environment, stdout=pipe, stderr=pipe, text=True)
 
     def build(self, *arguments: str, **environment: str) -> tuple[Path, str]:
-        """The library that a process of its own found or built, and its notices."""
+        """The library that a separate process found or built, and its notices."""
         path, answer, notices = finish(self.start(*arguments, **environment))
         assert answer == 42
         return path, notices
 
     def refused(self, *arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> str:
-        """The message of `Unavailable` in a process of its own."""
+        """The message of `Unavailable` in a separate process."""
         out, err = self.start(*arguments, prefix=prefix, **environment).communicate(timeout=60)
         assert out == ""
         assert "UNAVAILABLE" in err, err
         return err.partition("UNAVAILABLE ")[2]
 
     def compiled(self) -> list[tuple[int, str]]:
-        """The process, which leads a group of its own, and the source of each compilation."""
+        """The process, which leads a process group, and the source of each compilation."""
         lines = self.log.read_text().splitlines() if self.log.exists() else []
         runs = [line.split() for line in lines if " -c " in line]
         return [(int(words[0]), Path(words[words.index("-c") + 1]).name) for words in runs]

@@ -1,9 +1,9 @@
-"""Faults, each injected into one training step, and what must come of it.
+"""Faults, each injected into one training step, and their expected results.
 
 `python tests/support/faults.py` writes the table.
 
-The layer has three channels and has learned from one good batch; faults go into channel 1. `test_faults.py` injects
-each on both backends, and checks what no fault may touch: the other channels, the modes, the next step.
+The layer has three channels and has seen one good batch; faults go into channel 1. `test_faults.py` injects
+each on both backends, and checks what no fault may change: the other channels, the modes, the next step.
 """
 
 import copy
@@ -42,14 +42,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Seen:
-    """What came of it: an error, or channels with values that are not finite; and what was remembered."""
+    """The result of a fault: an error, or channels with values that are not finite; and the state of the layer."""
 
     raises: type[BaseException] | None = None
     output: frozenset[int] = NONE  # channels of y that are not finite
     gradient: frozenset[int] = NONE  # channels of the gradients of x, γ and β that are not finite
-    kept: frozenset[int] = NONE  # channels whose running statistics did not move
+    kept: frozenset[int] = NONE  # channels whose running statistics were not updated
     lost: frozenset[int] = NONE  # channels whose running statistics are not finite now
-    skipped: bool = False  # counted in skipped_batches, and said in a warning that names the channels
+    skipped: bool = False  # counted in skipped_batches, and reported in a warning that names the channels
     counted: bool = True  # in num_batches_tracked
 
 
@@ -76,7 +76,7 @@ def put(name: str, value: float) -> Injection:
 
 
 def swap(name: str, make: Callable[[Tensor], Any]) -> Injection:
-    """Something else in place of a tensor of the step or of the layer, made from it, or from the input."""
+    """Replace a tensor of the step or of the layer by one made from it, or from the input."""
 
     def inject(s: Step) -> None:
         owner = s if hasattr(s, name) else s.layer
@@ -93,7 +93,7 @@ def crop(samples: int, positions: int = 4) -> Injection:
 
 
 def also(inject: Injection, **options: Any) -> Injection:
-    """A fault that meets a layer with other options."""
+    """A fault in a layer with other options."""
     return lambda s: (inject(s), s.layer.set_options(**options))
 
 
@@ -199,7 +199,7 @@ FAULTS = [
 
 
 def prepare(path: str) -> Step:
-    """A layer that has learned from one good batch, and all that a second step needs."""
+    """A layer that has seen one good batch, and all that a second step needs."""
     g = torch.Generator().manual_seed(1)
     first, x, residual, grad = torch.randn(4, 6, 3, 4, generator=g) * torch.tensor([[1.0], [2.0], [3.0]]) + 1
     mask = torch.tensor([True, True, True, False]).expand(6, 4) if path == "masked" else None
@@ -210,7 +210,7 @@ def prepare(path: str) -> Step:
 
 
 def observe(s: Step) -> tuple[Seen, str]:
-    """Take the step: what came of it, and the words of the error or the warning."""
+    """Run the step; returns its result, and the message of the error or the warning."""
     layer, error, seen = s.layer, None, Seen()
     before, batches = [copy.deepcopy(getattr(layer, name)) for name in STATISTICS], int(layer.num_batches_tracked)
     x = s.x.detach().requires_grad_(s.x.is_floating_point())
@@ -246,7 +246,7 @@ def not_finite(t: Tensor) -> frozenset[int]:
 
 
 def equal(a: Tensor, b: Tensor) -> frozenset[int]:
-    """The channels that are alike in both; nothing can be written where there are no values."""
+    """The channels that are equal in both; all of them for tensors without values, which cannot be written."""
     return EVERY if a.is_meta else frozenset(((a == b) | (a.isnan() & b.isnan())).nonzero().flatten().tolist())
 
 

@@ -1,6 +1,6 @@
-"""What follows each batch norm of a network when it runs, seen from the functions that torch is asked for.
+"""The function that follows each batch norm of a network, recorded from the calls of torch while the network runs.
 
-Independent of how `convert` looks for it: nothing is traced, the network runs.
+This is independent of `convert`, which traces the network.
 """
 
 import operator
@@ -39,17 +39,17 @@ NOT_VALUES = ("__get__", "shape", "dim", "size", "ndim", "dtype", "device", "is_
 class Use(NamedTuple):
     """A function that takes the output of a batch norm, and the number of its call."""
 
-    kind: str  # "activation" or "addition" where ours can do it, else the function's name
+    kind: str  # "activation" or "addition" if our layers can do it, else the function's name
     call: int
 
 
 class Followers(TorchFunctionMode):
-    """Records, for each call of `F.batch_norm`, the functions that take its output before one writes to it."""
+    """Records, for each call of `F.batch_norm`, the functions that take its output, until one writes to it."""
 
     def __init__(self) -> None:
         super().__init__()
         self.watched: dict[int, int] = {}  # tensor → number of the batch norm
-        self.kept: list[Tensor] = []  # so that no id comes twice
+        self.kept: list[Tensor] = []  # so that no id is used twice
         self.uses: list[list[Use]] = []
         self.calls = 0
 
@@ -73,7 +73,7 @@ class Followers(TorchFunctionMode):
 
 
 def _kind(func: Any, args: Any, kwargs: Any, tensor: Tensor) -> str:
-    """ "activation" or "addition" where ours can do it, else the function's name."""
+    """ "activation" or "addition" if our layers can do it, else the function's name."""
     func = NAMES.get(func, func)
     if func in OURS and all(kwargs.get(key, value) == value for key, value in OURS[func].items()):
         slopes = args[1:] if func in (F.leaky_relu, F.hardtanh) else ()
@@ -87,7 +87,7 @@ def _kind(func: Any, args: Any, kwargs: Any, tensor: Tensor) -> str:
 
 
 def followers(model: nn.Module, *inputs: Tensor) -> dict[str, Use]:
-    """For each batch norm what alone follows it; of the kind "several" or "nothing" where that is not one function."""
+    """Batch norm → the only function that follows it; of the kind "several" or "nothing" if there is no such one."""
     names = {id(m): name for name, m in model.named_modules()}
     calls: dict[str, list[int]] = defaultdict(list)
     starts: list[int] = []

@@ -8,9 +8,9 @@ from unittest import mock
 
 @contextmanager
 def quickly() -> Iterator[None]:
-    """The interpreter replaces Triton's functions anew in every call of every function, which takes most of its time.
+    """Have the interpreter replace Triton's functions once for each launch and module.
 
-    Here it does so once for each launch and module.
+    It replaces them in every call of every function otherwise, which takes most of its time.
     """
     from triton import language
     from triton.runtime import interpreter

@@ -1,4 +1,4 @@
-"""Start ranks as processes, and meet in a file: no port can be taken."""
+"""Start ranks as processes that meet through a file, because a port might be in use."""
 
 import os
 import subprocess
@@ -24,7 +24,7 @@ def start(program: Path, world_size: int, folder: Path) -> list[subprocess.Popen
 
 
 def finish(ranks: list[subprocess.Popen[str]], seconds: float = 400) -> list[tuple[int, str]]:
-    """What each returned, and said on stderr; none is left running."""
+    """The exit status and stderr of each rank; none is left running."""
     try:
         return [(process.returncode, said) for process in ranks for said in [process.communicate(timeout=seconds)[1]]]
     finally:
@@ -34,7 +34,7 @@ def finish(ranks: list[subprocess.Popen[str]], seconds: float = 400) -> list[tup
 
 
 def meet(folder: Path, name: str, rank: int, world_size: int, seconds: float = 60) -> None:
-    """Start a gloo group once everyone is there: its timeout is for what comes then."""
+    """Start a gloo group once all ranks have arrived, so that its timeout covers only what follows."""
     (folder / f"{name}, {rank}.here").touch()
     while not all((folder / f"{name}, {r}.here").exists() for r in range(world_size)):
         time.sleep(0.01)

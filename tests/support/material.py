@@ -1,4 +1,4 @@
-"""Data as they come in life: no two channels alike, drifting within the batch, in every layout."""
+"""Realistic data: channels that differ, a drift within the batch, and every layout."""
 
 from collections.abc import Callable
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def drifting(*shape: int, dtype: torch.dtype = torch.float32, offset: float = 3.0) -> Tensor:
-    """(N, C, *) whose channels have their own offset and scale, and whose second half of the batch has moved."""
+    """(N, C, *): channels with different offsets and scales, and a shift of the second half of the batch."""
     n, c = shape[:2]
     column = (1, c, *[1] * (len(shape) - 2))
     x = torch.randn(shape, dtype=torch.float64) * torch.linspace(0.5, 2.0, c).reshape(column)

@@ -1,4 +1,4 @@
-"""A small model of ours, and what its batch norms remember."""
+"""A small model of ours, and the buffers of its batch norms."""
 
 import torch
 from torch import Tensor, nn

@@ -45,12 +45,12 @@ class Setting:
 
     @property
     def by_torch(self) -> bool:
-        """Whether torch's own operator serves where it can."""
+        """True if torch's own operator serves every call that it can serve."""
         return self.backend == "aten" or (self.backend is None and not NATIVE)
 
     @property
     def plain(self) -> bool:
-        """Whether torch's own operator can serve."""
+        """True if torch's own operator can serve the call."""
         virtual = self.virtual is not None and self.virtual < self.shape[0]
         return not (self.by_batch and (self.mask or virtual or self.renorm))
 
@@ -88,7 +88,7 @@ def data(s: Setting, step: int = 0) -> Data:
     g = torch.Generator().manual_seed(s.seed + 7919 * step)
     normal = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)  # noqa: E731
     drift = torch.linspace(-1, 1, s.shape[0], dtype=torch.float64).reshape(-1, *[1] * (len(s.shape) - 1))
-    # the oracle is itself float64, and torch's operator loses what is far from zero
+    # the oracle itself has only float64, and torch's operator loses precision far from zero
     offset = s.offset if s.dtype is torch.float32 and not s.by_torch else min(s.offset, 3.0)
     x, residual = normal(*s.shape) * 2 + drift + offset + step, normal(*s.shape)
     mask = _mask(s, g)
@@ -196,8 +196,8 @@ def compare(
 ) -> None:
     """Steps of a layer against the oracle: output, gradients, running statistics and counters.
 
-    Ranks that share a batch see the samples `mine`, and `total` sums over them. `through` makes the function that is
-    called from the layer, say by compiling it.
+    Ranks that share a batch see the samples `mine`, and `total` sums over them. `through` turns the layer into
+    the function that is called, for example by compiling it.
     """
     layer = layer_for(s, data(s), group)
     call, learns, batches, skips = through(layer), s.state == "train", 0, 0
@@ -229,11 +229,11 @@ def compare(
 def judge_step(
     s: Setting, y: Tensor, grads: Data, right: Answer, d: Data, mine: slice = slice(None), total: Total | None = None
 ) -> None:
-    """Each result of a step within the tolerance of all tests. There is no rival, since torch has no such options.
+    """Assert that each result of a step is within the tolerance of all tests, without a rival: torch lacks the options.
 
-    Two budgets are of the matrix's own. A smooth activation is up to 1.5 times as steep as its argument, and its slope
-    errs as that does: renormalisation and groups of few values make z large. (Elsewhere the rival errs so too.) Ranks
-    round their parts of a gradient to the parameter's dtype before these are added.
+    Two budgets are special to the matrix. A smooth activation is up to 1.5 times as steep as its argument, and its
+    slope has the same error: renormalisation and groups of few values make z large. (Elsewhere the rival has this error
+    too.) Ranks round their parts of a gradient to the parameter's dtype before these are added.
     """
     smooth = s.activation in ("silu", "gelu", "hardswish")
     judge("y", y, right.y[mine], size=right.sizes["y"] * (1.5 if smooth else 1))

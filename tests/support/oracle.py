@@ -25,7 +25,7 @@ class Answer:
     """The results of a call: the output, the running statistics after it, and the gradients by argument name.
 
     `z` is the output before its activation. `sizes` holds, for each part by its name, the magnitude of the terms that
-    a right computation rounds on the way; they may cancel, and what they leave behind does not.
+    a right computation rounds on the way; the terms may cancel, their rounding errors do not.
     """
 
     y: Tensor
@@ -60,7 +60,7 @@ def exact(
     nonfinite: str = "skip",
     **options: Any,
 ) -> Answer:
-    """Everything a call should give, in float64; the gradients are those for `grad` arriving at the output.
+    """All results that a call should give, in float64; the gradients are those for the gradient `grad` of the output.
 
     `options` are the mask, virtual_batch_size, renorm and single of `before_activation`.
     """
@@ -145,19 +145,19 @@ def _normalizer(
 
 
 def moments(x: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Count, mean and the sum of squared deviations, (C,) in float64, of values that do not count as anything else."""
+    """Count, mean and sum of squared deviations, (C,) in float64; values of weight 0 are read as 0."""
     dims, w = [0, *range(2, x.dim())], weights.double()
     x = torch.where(w > 0, x.double(), 0)
     count = w.sum(dims)
     mean = (x * w).sum(dims) / _some(count)
-    mean = mean + ((x - over(mean, x)) * w).sum(dims) / _some(count)  # float64 rounds too: once more, from nearby
+    mean = mean + ((x - over(mean, x)) * w).sum(dims) / _some(count)  # float64 rounds too: again, from the estimate
     return count, mean, ((x - over(mean, x)).square() * w).sum(dims)
 
 
 def moved(
     x: Tensor, mean: Tensor, var: Tensor, momentum: float, nonfinite: str, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """The population after a batch; all groups together, and with the unbiased variance."""
+    """The running statistics after a batch: from all groups together, with the unbiased variance."""
     count, mu, m2 = moments(x, weights_like(x, mask))
     moves = count > 1
     if nonfinite == "skip":
@@ -167,7 +167,7 @@ def moved(
 
 
 def weights_like(x: Tensor, mask: Tensor | None) -> Tensor:
-    """What each value counts, in float64 and the shape of `x`, from a mask for all channels or for each."""
+    """The weight of each value, in float64 and the shape of `x`, from a mask for all channels or for each."""
     if mask is None:
         return torch.ones_like(x, dtype=torch.float64)
     mask = mask.unsqueeze(1) if mask.dim() == x.dim() - 1 else mask
@@ -175,15 +175,15 @@ def weights_like(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def over(statistic: Tensor, x: Tensor) -> Tensor:
-    """(C,) so that it broadcasts over (N, C, *)."""
+    """A statistic (C,) reshaped to broadcast over (N, C, *)."""
     return statistic.reshape(1, -1, *[1] * (x.dim() - 2))
 
 
 def _some(count: Tensor) -> Tensor:
-    return torch.where(count > 0, count, 1)  # nothing has the mean 0
+    return torch.where(count > 0, count, 1)  # the mean of no values is 0
 
 
-# ---- what others answer
+# ---- the results of the functions under test and of torch
 
 
 def answer(
@@ -210,7 +210,7 @@ def answer(
 
 
 def by_torch(*args: Any, residual: Tensor | None = None, activation: str | None = None, **keywords: Any) -> Tensor:
-    """torch's own way to a batch norm with a residual and an activation: the rival."""
+    """A batch norm with a residual and an activation by torch's own functions: the rival."""
     y = F.batch_norm(*args, **keywords)
     return ACTIVATIONS[activation](y if residual is None else y + residual)
 
@@ -227,12 +227,12 @@ def judge(
     size: float = 0.0,
     budget: float | None = None,
 ) -> None:
-    """Assert that `got` is as close to `exact` as a right answer is, and print error and budget side by side.
+    """Assert that `got` is as close to `exact` as a right result, and print error and budget side by side.
 
     The budget is twice the error of `rival` (torch's own answer from the same input) plus eps·max|exact|, with the eps
-    of the answer's dtype (eight of them in float64, where `exact` rounds as much as the answer does); or the one that
-    is given. `size` is that of terms which float32 rounds and which may cancel: in a tiny tensor they exceed what is
-    left of them, and the rival may be right by luck. NaN and Inf must stand where they stand in `exact`.
+    of the answer's dtype (eight of them in float64, where `exact` rounds as much as the answer does); or the `budget`
+    that is given. `size` is the magnitude of terms that float32 rounds and that may cancel: in a tiny tensor they
+    exceed their sum, and the rival may be right by luck. NaN and Inf must be in the same places as in `exact`.
     """
     assert got.shape == exact.shape, f"{what}: shape {tuple(got.shape)}, expected {tuple(exact.shape)}"
     if exact.numel() == 0:
@@ -260,9 +260,9 @@ def judge_all(ours: Answer, truth: Answer, torchs: Answer) -> None:
 
 
 def away_from_kinks(z: Tensor, activation: str | None, dtype: torch.dtype, stored: torch.dtype | None = None) -> Tensor:
-    """Where two right gradients must agree: further from the activation's kinks than rounding can reach.
+    """True where two right gradients must agree: further from the activation's kinks than rounding can reach.
 
-    `z` rounds in `dtype`. The derivative may be read off an output that is `stored` in a narrower one.
+    `z` rounds in `dtype`. The derivative may be computed from an output that is `stored` in a narrower dtype.
     """
     reach = 2 * torch.finfo(dtype).eps * (1 + z[z.isfinite()].abs().max())
     away = torch.ones_like(z, dtype=torch.bool)
@@ -273,7 +273,7 @@ def away_from_kinks(z: Tensor, activation: str | None, dtype: torch.dtype, store
 
 def _error(got: Tensor, exact: Tensor) -> float:
     got, exact = got.detach().double(), exact.double()
-    same = (got == exact) | (got.isnan() & exact.isnan())  # Inf − Inf is no zero
+    same = (got == exact) | (got.isnan() & exact.isnan())  # Inf − Inf is NaN, not 0
     difference = torch.where(same, 0.0, (got - exact).abs())
     return torch.where(difference.isnan(), torch.inf, difference).max().item()
 

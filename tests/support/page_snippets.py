@@ -14,14 +14,14 @@ def shown(tab: Any, panel: str) -> str:
 
 
 def run(text: str, **names: Any) -> dict[str, Any]:
-    """The names that the lines leave behind; `names` are those that they take as given."""
+    """The variables after the lines have run; `names` are the variables before."""
     space = {"torch": torch, "nn": nn, "bn": bn, "DataLoader": DataLoader, **names}
     exec(text, space)
     return space
 
 
 def call(tab: Any, expression: str, argument: Any = None) -> Any:
-    """A JavaScript function of the argument, with the engine as `network`; typed arrays come back as lists."""
+    """Call a JavaScript function of the argument, with the engine as `network`; typed arrays are returned as lists."""
     plain = "(v) => JSON.parse(JSON.stringify(v, (_, x) => ArrayBuffer.isView(x) ? Array.from(x, String) : x))"
     return numbers(
         tab.evaluate(
@@ -31,7 +31,7 @@ def call(tab: Any, expression: str, argument: Any = None) -> Any:
 
 
 def numbers(value: Any) -> Any:
-    """JSON has no NaN: numbers of typed arrays come as strings."""
+    """Numbers from strings: JSON has no NaN, so the numbers of typed arrays are sent as strings."""
     if isinstance(value, dict):
         return {name: numbers(part) for name, part in value.items()}
     if isinstance(value, list):
@@ -42,6 +42,6 @@ def numbers(value: Any) -> Any:
 
 
 def close(found: Any, expected: Any, tolerance: float = 1e-9) -> None:
-    """Both computed in float64."""
+    """Assert that two results in float64 agree."""
     found, expected = (torch.as_tensor(v, dtype=torch.float64) for v in (found, expected))
     torch.testing.assert_close(found, expected.reshape(found.shape), rtol=tolerance, atol=tolerance, equal_nan=True)

@@ -72,7 +72,7 @@ def check_primitives(kernels: Any, tensors: list[Tensor], mask: str, virtual: in
     judge("y", y, torch.where(counted, ACTIVATIONS[activation](z), 0).detach(), size=1.5 * terms)
 
     (g,) = torch.autograd.grad(ACTIVATIONS[activation](z), z, g64)
-    slope = rounding * (magnitude(g) + magnitude(g64) * terms)  # a slope errs as z does
+    slope = rounding * (magnitude(g) + magnitude(g64) * terms)  # a slope has the error of z
     inputs = grad, x, mean, scale, shift
     sums = kernels.backward_reduce(*inputs, residual, activation, virtual, weights)
     for what, sum_got, values in zip(("Σ g′", "Σ g′·(x − mean)"), sums, (g, g * deviation), strict=True):

@@ -1,7 +1,7 @@
-"""Random calls of layers and operators with tensors of every kind, in this process: it must survive them all.
+"""Random calls of layers and operators with tensors of every kind, in this process, which must survive them all.
 
 `python -m tests.support.random_calls FIRST COUNT` prints the number of each call before it begins, so that the parent
-can tell which one ended the process. A call may succeed or raise an exception; nothing else is right.
+can tell which one ended the process. A call may succeed or raise an exception; any other end is a failure.
 """
 
 import random
@@ -187,7 +187,7 @@ def layer_call(r: random.Random) -> None:
         if held is not None and r.random() < 0.08:
             kind = tensor(r, tuple(held.shape), held.dtype, calm=0.0, kinds=LAYERS_KINDS)
             if name in layer._parameters:
-                layer._parameters[name] = kind  # past the check of the type
+                layer._parameters[name] = kind  # bypasses the check of the type
             else:
                 layer._buffers[name] = kind
     if r.random() < 0.1:
@@ -208,7 +208,7 @@ def layer_call(r: random.Random) -> None:
 
 
 def operator_call(r: random.Random) -> None:
-    """An operator with tensors of shapes and kinds that nobody has checked before."""
+    """An operator with tensors of shapes and kinds that no code has checked before."""
     shape, dtype = r.choice(SHAPES), r.choice(DTYPES[:4])
     channels = shape[1] if len(shape) > 1 else 3
     ops = torch.ops.batchnorm
@@ -252,7 +252,7 @@ def operator_call(r: random.Random) -> None:
 
 
 def one(seed: int) -> str:
-    """Make the call of this number; returns what it ended in."""
+    """Make the call of this number; returns its result in words."""
     torch.manual_seed(seed)
     r = random.Random(seed)
     try:

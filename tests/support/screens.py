@@ -1,4 +1,4 @@
-"""Faults of a page that can be measured: too wide, small or faint text, drawings without a name, text in the way."""
+"""Faults of a page that can be measured: too wide, small or faint text, drawings without a name, overlapping labels."""
 
 from __future__ import annotations
 

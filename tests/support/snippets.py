@@ -14,22 +14,22 @@ NOT_RUN = re.compile(r"<!-- not run: (.+?) -->")
 
 @dataclass(frozen=True)
 class Snippet:
-    """A fenced block of Python: `setup` is the page's block with the title "Set-up", if one stands above."""
+    """A fenced block of Python: `setup` is the page's block with the title "Set-up", if there is one above."""
 
     page: Path
     line: int
     code: str
     setup: str = ""
-    not_run: str | None = None  # the reason of a mark `<!-- not run: reason -->` right above
+    not_run: str | None = None  # the reason in a mark `<!-- not run: reason -->` right above
 
     @property
     def includes(self) -> list[str]:
-        """The files that the block is made of, in place of code of its own."""
+        """The files that the block includes instead of its own code."""
         return INCLUDE.findall(self.code)
 
 
 def snippets(page: Path) -> list[Snippet]:
-    """All of a page, in its order."""
+    """All snippets of a page, in order."""
     found, setup, above = [], "", ""
     for token in MarkdownIt().parse(page.read_text(encoding="utf-8")):
         if token.type == "fence" and re.match(r"\s*(\{ \.)?python\b", token.info):

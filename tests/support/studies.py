@@ -1,4 +1,4 @@
-"""One small study, made once a session."""
+"""One small study, made once in a test session."""
 
 from functools import cache
 

@@ -1,4 +1,4 @@
-"""The tests' own instruments: they measure what they say, and they can fail."""
+"""The tools of the tests measure what they claim to measure, and they can fail."""
 
 import pytest
 import torch

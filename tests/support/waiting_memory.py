@@ -1,7 +1,7 @@
-"""The tensors of an activation's size that are left while the micro-batches of `big_batch` wait for one another.
+"""The number of tensors of an activation's size in memory while the micro-batches of `big_batch` wait for one another.
 
 `python -m tests.support.waiting_memory FOLDER` prints, for each direction, the largest number without offload and with
-it. A process of its own: tensors that other tests have left would be counted too.
+it. It runs in a separate process, because tensors that other tests have left would be counted too.
 """
 
 import gc
@@ -21,7 +21,7 @@ ACTIVATION = 4 * 6 * 32 * 32 * 4  # the bytes of a micro-batch of the first laye
 
 
 def largest(offload: Path | None) -> dict[str, int]:
-    """Direction → the most activations that were there at once when all had met."""
+    """Direction → the largest number of activations in memory when all micro-batches had met."""
     model = bn.convert(resnet().model.float())
     most: dict[str, int] = {}
     meet = crew.combined

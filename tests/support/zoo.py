@@ -1,4 +1,4 @@
-"""The networks of tests/clients/zoo.txt. timm and torchvision are imported here only."""
+"""The networks of tests/clients/zoo.txt, and the import of timm and torchvision."""
 
 import importlib
 import inspect
@@ -78,5 +78,5 @@ def build(entry: Entry, classes: int = 10) -> nn.Module:
 
 
 def pictures(entry: Entry, count: int = 6) -> Tensor:
-    """A batch. Two pictures at the last layers would normalise to ±1, and a rounding error would grow without bound."""
+    """A batch. With two pictures, the last layers normalise to ±1, and rounding errors grow without bound."""
     return torch.randn(count, 3, entry.side, entry.side)

@@ -1,4 +1,4 @@
-"""Adaptation blends as the paper says, follows a drifting domain, is guarded, and can be undone."""
+"""Adaptation blends as in the paper, follows a drifting domain, is guarded, and can be undone."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Layers from Keras and Flax compute what theirs do."""
+"""Layers from Keras and Flax compute the same as the originals."""
 
 import numpy as np
 import torch

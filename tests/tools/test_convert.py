@@ -1,4 +1,4 @@
-"""`convert` and `revert`: in place, lossless, honest about what they leave."""
+"""`convert` and `revert`: in place, lossless, and with a report of what they leave."""
 
 import copy
 import warnings

@@ -1,4 +1,4 @@
-"""Folding is exact to rounding, follows the real dataflow, and says what it left and why."""
+"""Folding is exact to rounding, follows the real dataflow, and reports what it left and why."""
 
 import copy
 import importlib.util

@@ -1,4 +1,4 @@
-"""Folding where torch.fx cannot trace: torch.export records the dataflow on the example."""
+"""Folding if torch.fx cannot trace: torch.export records the dataflow on the example."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""`convert(fuse=True)`: the same results with less in between, and everything uncertain left as it is."""
+"""`convert(fuse=True)`: the same results with fewer operations; uncertain cases stay unchanged."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""A batch norm that ends a module of its own takes what follows that module; everything uncertain stays."""
+"""A batch norm at the end of a submodule is fused with what follows the submodule; uncertain cases stay unchanged."""
 
 import copy
 import pickle

@@ -1,4 +1,4 @@
-"""One population from many, including what lies between their means."""
+"""One set of running statistics from many, including the variance between their means."""
 
 import copy
 

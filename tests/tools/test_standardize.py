@@ -1,4 +1,4 @@
-"""Standardize: one pass over anything, exact for any split, and part of the network."""
+"""Standardize: one pass over data of any kind, exact for any split, and part of the network."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Batches for a model: what is taken, and a clear error for a single batch in their place."""
+"""Batches for a model: the types accepted, and a clear error for a single batch."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Micro-batches together are one big batch: loss, every gradient, and all that is remembered, in float64."""
+"""Micro-batches together are one big batch: loss, every gradient, and every buffer, in float64."""
 
 import copy
 import threading

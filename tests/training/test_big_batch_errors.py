@@ -1,4 +1,4 @@
-"""What cannot be one big batch is an error in words; whatever ends a step, nothing has moved and no thread is left."""
+"""Steps that cannot be one big batch raise a clear error; a failed step changes no state and leaves no thread."""
 
 import _thread
 import contextlib

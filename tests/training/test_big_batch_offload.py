@@ -1,4 +1,4 @@
-"""What waits is moved out and comes back: the same step, bit for bit, in less memory."""
+"""Tensors that wait are moved out of memory and back: the same step, bit for bit, in less memory."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Named populations."""
+"""Named sets of running statistics."""
 
 import pytest
 import torch

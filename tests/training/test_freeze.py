@@ -1,4 +1,4 @@
-"""Frozen layers: what they normalise by, and what their state dict keeps."""
+"""Frozen layers: the statistics that they normalise by, and the contents of their state dict."""
 
 import pytest
 import torch

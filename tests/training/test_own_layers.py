@@ -1,4 +1,4 @@
-"""A tool that would do nothing is an error."""
+"""Tools raise an error for a model without layers of ours."""
 
 import pytest
 from torch import nn

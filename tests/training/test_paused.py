@@ -1,4 +1,4 @@
-"""Paused layers remember nothing."""
+"""Paused layers do not update their running statistics."""
 
 import copy
 

@@ -1,4 +1,4 @@
-"""Saved tensors under `recompute`: changes in place, derivatives of every kind, and when they are let go."""
+"""Saved tensors under `recompute`: changes in place, derivatives of every kind, and when they are freed."""
 
 import copy
 import gc

@@ -79,8 +79,8 @@ _forced: ContextVar[str | None] = ContextVar("batchnorm_backend", default=None)
 def backend(name: str) -> Iterator[None]:
     """Use one backend for every batch norm within a `with`, in this thread.
 
-    A call that the backend cannot serve is an error: no other backend takes its place. The backward pass uses the
-    backend of its forward pass.
+    A call that the backend cannot serve raises an error: no other backend is tried. The backward pass uses the backend
+    of its forward pass.
 
     Args:
         name: "native" for the C++ kernels, on CPU; "triton" for kernels on CUDA, ROCm and XPU devices, in float32,

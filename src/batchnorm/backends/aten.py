@@ -1,6 +1,6 @@
 """torch's own operator for the plain case: on accelerators, and on CPU without a compiler.
 
-It is as exact as torch, and autograd differentiates it. A residual and an activation follow as plain torch.
+It is as exact as torch, and autograd differentiates it. Plain torch operations add a residual and an activation.
 """
 
 import torch

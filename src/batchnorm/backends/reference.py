@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 aten = torch.ops.aten
 
-# name -> (the activation, its gradient from (grad, z)). The only list of activations.
+# name -> (the activation, its gradient from (grad, z))
 ACTIVATIONS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
     "relu": (F.relu, lambda grad, z: aten.threshold_backward(grad, z, 0)),
     "relu6": (F.relu6, lambda grad, z: aten.hardtanh_backward(grad, z, 0, 6)),
@@ -42,21 +42,21 @@ def moments(x: Tensor, virtual: int = 0, mask: Tensor | None = None) -> tuple[in
     count: int | Tensor = x.numel() // max(x.shape[1], 1)
     if virtual or weights is not None:
         count = _total(torch.ones_like(x) if weights is None else weights.expand_as(x), virtual)
-    some = count.where(count > 0, 1) if isinstance(count, Tensor) else max(count, 1)  # a mask may leave nothing
+    some = count.where(count > 0, 1) if isinstance(count, Tensor) else max(count, 1)  # a mask may leave no values
     mean = _total(x, virtual) / some if weights is None else _weighted_mean(x, weights, some, virtual)
     deviations = _centered(x, mean, virtual)
     squares = deviations.square()
     if weights is not None:
         squares = torch.where(weights > 0, squares * weights, 0)  # a square that overflows, times 0, is NaN
     m2 = _total(squares, virtual)
-    if x.dtype is torch.float64:  # a mean of 10¹² rounds at 10⁻⁴: what the deviations from it add up to is that error
+    if x.dtype is torch.float64:  # a mean of 10¹² has an error of 10⁻⁴, which the sum of the deviations shows
         left = _total(deviations if weights is None else deviations * weights, virtual)
         m2 = (m2 - left.square() / some).clamp(min=0)
     return count, mean, m2
 
 
 def _weighted_mean(x: Tensor, weights: Tensor, count: int | Tensor, virtual: int) -> Tensor:
-    """The weighted mean: a first estimate, plus the weighted mean of x minus it, whose products round less."""
+    """The weighted mean: an estimate plus the weighted mean of x − estimate, whose smaller products round less."""
     estimate = _total((x * weights).detach(), virtual) / count
     return estimate + _total(_centered(x, estimate, virtual) * weights, virtual) / count
 
@@ -112,7 +112,7 @@ def backward_apply(
     virtual: int = 0,
     mask: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """a·g′ + (b·(x − mean) + c)·mask, and g′ itself as the gradient of the residual where there is one."""
+    """a·g′ + (b·(x − mean) + c)·mask, and g′ itself as the gradient of the residual if there is one."""
     centered, grad = _before_activation(grad, x, mean, scale, shift, residual, activation, virtual, mask)
     through = centered * _over(b, grad, virtual) + _over(c, grad, virtual)
     if mask is not None:
@@ -132,7 +132,7 @@ def _before_activation(
     virtual: int,
     mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """x − mean and g′, both 0 where masked, NaN included."""
+    """x − mean and g′, both 0 where the mask is 0, even if they were NaN."""
     centered, grad = _centered(x, mean, virtual), widen(grad)
     if activation is not None:
         grad = ACTIVATIONS[activation][1](grad, _preactivation(x, centered, scale, shift, residual, virtual))
@@ -157,7 +157,7 @@ def _centered(x: Tensor, mean: Tensor, virtual: int) -> Tensor:
 
 
 def widen(x: Tensor) -> Tensor:
-    """The values in the precision that they are computed in."""
+    """`x` in the precision of the computation: half precision becomes float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

@@ -10,7 +10,7 @@ from batchnorm.conformance import oracle
 from batchnorm.conformance.conftest import Make
 
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
-# of the largest value: some rounding steps of each dtype, and for float32 those of a mean of 10⁶ that is two floats
+# As a share of the largest value: some rounding steps of each dtype; for float32 also of a mean of 10⁶ in two floats
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-5, torch.bfloat16: 1.6e-2, torch.float16: 2e-3}
 
 

@@ -1,6 +1,7 @@
 """The per-channel arithmetic between the four primitives of the kernels, the same for every kind of batch norm.
 
-moments → `Standard` (what normalises) → normalize; backward_reduce → three coefficients → backward_apply.
+Forward: moments → `Standard` (the constants of the normalisation) → normalize.
+Backward: backward_reduce → three coefficients → backward_apply.
 """
 
 from collections.abc import Callable
@@ -52,7 +53,7 @@ class Standard(NamedTuple):
         scale = self.rstd if self.r is None else self.rstd * self.r
         shift = torch.zeros_like(self.rstd) if self.d is None else self.d
         if weight is not None:
-            weight = weight.to(scale.dtype)  # once: autograd would round what each use passes back to weight's dtype
+            weight = weight.to(scale.dtype)  # once: autograd would round the gradient of each conversion
             scale, shift = scale * weight, shift * weight
         return self.mean, scale, shift if bias is None else shift + bias
 
@@ -85,7 +86,7 @@ def backward(
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
     """The gradients of x, the residual, γ and β; `reduce` sums over all that share the statistics.
 
-    With s = γ·rstd·r: dx = s·(g′ − Σg′/n − (x − mean)·rstd²·Σ(g′·(x − mean))/n). γ and β have their own values' sums.
+    With s = γ·rstd·r: dx = s·(g′ − Σg′/n − (x − mean)·rstd²·Σ(g′·(x − mean))/n). γ and β take the sums before `reduce`.
     """
     if grad.stride() != x.stride():  # the gradient may have another layout, for example an expanded scalar
         grad = torch.empty_like(x, dtype=grad.dtype).copy_(grad)
@@ -108,7 +109,7 @@ def differentiable(
     needs: tuple[bool, ...],
 ) -> list[Tensor | None]:
     """The gradients of `function`, themselves differentiable: `function` runs once more under autograd."""
-    # views: one tensor in two roles has a gradient in each
+    # views, so that one tensor in two roles gets a gradient for each
     views = [None if t is None else t.view_as(t) if t.requires_grad else t.detach().requires_grad_() for t in inputs]
     y = function(*views)
     wanted = {i: t for i, t in enumerate(views) if t is not None and needs[i]}

@@ -157,7 +157,7 @@ class Composed(torch.autograd.Function):
                 details,
                 _reduction(decisions),
             )
-        if decisions.activation is None and needs[1]:  # the output is linear in the residual, which was not kept
+        if decisions.activation is None and needs[1]:  # the output is linear in the residual, which was not saved
             dresidual = grad if mask is None else torch.where(mask > 0, grad, 0)
         return (
             dx if needs[0] else None,

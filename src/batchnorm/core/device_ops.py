@@ -15,7 +15,7 @@ from batchnorm.backends import triton
 from batchnorm.core import ops, population
 from batchnorm.core.torch_internals import below_autograd, dispatch_mode_active
 
-KEYS = {"cuda": "CUDA", "xpu": "XPU", "cpu": "CPU"}  # ROCm's devices are CUDA's to the dispatcher
+KEYS = {"cuda": "CUDA", "xpu": "XPU", "cpu": "CPU"}  # the dispatcher uses the key CUDA for ROCm too
 
 _libraries: list[torch.library.Library] = []  # a registration lasts as long as its library
 _moves: dict[torch.device, bool] = {}  # True if the device's kernel gave the same running statistics as plain torch
@@ -23,7 +23,7 @@ _moves: dict[torch.device, bool] = {}  # True if the device's kernel gave the sa
 
 @cache
 def register(device_type: str) -> None:
-    """Give the operators their kernels on a kind of device, once a process. "cpu" is for Triton's interpreter."""
+    """Give the operators their kernels on a kind of device, once per process. "cpu" is for Triton's interpreter."""
     from batchnorm.backends.triton import launch
 
     key = KEYS[device_type]
@@ -112,7 +112,7 @@ def _where_served(kernel: Any, otherwise: Any, position: int) -> Any:
 
 
 def _empty_for_none(backward_apply: Any) -> Any:
-    """An empty tensor in place of None: an operator has no optional results."""
+    """`backward_apply` with an empty tensor instead of None: an operator has no optional results."""
 
     def implementation(*arguments: Any) -> tuple[Tensor, Tensor]:
         dx, dresidual = backward_apply(*arguments)

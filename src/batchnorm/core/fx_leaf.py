@@ -11,7 +11,7 @@ def as_leaf(layer: nn.Module, whole: Any, input: fx.Proxy, *others: Any) -> Any:
     Tracers record a layer as one node only if its class is in torch's package. They trace through all others.
 
     Raises:
-        TypeError: the layer is the whole model, or its forward does more than `whole`, the forward that calls this.
+        TypeError: the layer is the whole model, or its class overrides `whole`, the forward that calls this function.
     """
     name: str = input.tracer.path_of_module(layer)  # type: ignore[attr-defined]  # only `GraphAppendingTracer` lacks it
     if not name or type(layer).forward is not whole:

@@ -79,13 +79,13 @@ class Moments:
         """
         count = self.count + other.count
         delta = other.mean - self.mean
-        # Counts meet `delta` before each other: the ratio of two integer tensors is float32.
+        # `delta` first: the ratio of two integer counts would be float32.
         step = delta * other.count / at_least_one(count)
         return Moments(count, self.mean + step, self.m2 + other.m2 + delta * step * self.count)
 
 
 def weights_of(x: Tensor, mask: Tensor | None, lengths: Tensor | None) -> Tensor | None:
-    """The mask, or that of `lengths`, as weights that broadcast over `x: (N, C, *)`; None: all values count."""
+    """The mask, or that of `lengths`, as weights that broadcast over `x: (N, C, *)`; None if all values count."""
     if lengths is not None:
         mask = (torch.arange(x.shape[2], device=x.device) < lengths.unsqueeze(1)).unsqueeze(1)
     if mask is None:
@@ -100,5 +100,5 @@ def values_per_channel(x: Tensor) -> int:
 
 
 def at_least_one(count: int | Tensor) -> int | Tensor:
-    """`count`, or 1 where it is 0: no values have mean 0 and variance 0, not NaN."""
+    """`count`, or 1 where it is 0, so that mean and variance of no values are 0 instead of NaN."""
     return count.where(count > 0, 1) if isinstance(count, Tensor) else max(count, 1)

@@ -36,15 +36,15 @@ library.define(
     " Tensor? residual, str? activation, int virtual_batch_size, Tensor? mask) -> (Tensor dx, Tensor dresidual)"
 )
 # Normalises by `mean` and `var` if given, by the batch if not. The batch updates the running statistics and is counted;
-# `skipped_batches` counts batches that left a channel's running statistics alone.
+# `skipped_batches` counts batches that did not update some channel's running statistics.
 library.define(
     "forward(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? mean, Tensor? var,"
     " Tensor(a!)? running_mean, Tensor(b!)? running_var, Tensor(c!)? num_batches_tracked,"
     " Tensor(d!)? skipped_batches, float? momentum, float eps, str? activation, bool skip_nonfinite)"
     " -> (Tensor y, Tensor statistics)"
 )
-# `extra` is the residual, or for activations whose derivative follows from it, the output. A result that is not needed
-# is empty.
+# `extra` is the output for activations whose derivative follows from the output, else the residual. A result that is
+# not needed is empty.
 library.define(
     "backward(Tensor grad, Tensor x, Tensor? extra, Tensor? weight, Tensor? bias, Tensor statistics, float eps,"
     " str? activation, bool constant, bool[4] needs)"
@@ -55,8 +55,8 @@ library.define(
     "move_population(Tensor(a!) running_mean, Tensor(b!) running_var, Tensor(c!)? num_batches_tracked,"
     " Tensor(d!)? skipped_batches, Tensor mean, Tensor var, float? momentum, bool skip_nonfinite) -> ()"
 )
-# A copy of a population, opaque to compilers: they would otherwise compute it again in the backward pass, from running
-# statistics that have moved.
+# A copy of running statistics, opaque to compilers: they would otherwise compute it again in the backward pass, from
+# buffers that have been updated since.
 library.define("anchor(Tensor mean, Tensor var, float eps) -> (Tensor mean, Tensor rstd)")
 # nonfinite="raise" in compiled code: see `population.refuse_unfit`.
 library.define("refuse(Tensor not_fit, str dtype, str label) -> Tensor")
@@ -209,10 +209,10 @@ def _backward(
     dx, dresidual, dweight, dbias = channel_math.backward(
         reference, grad, x, weight, bias, Standard(mean, rstd, share), Details(residual, activation)
     )
-    dresidual = grad if dresidual is None else dresidual  # the output is linear in a residual that was not kept
+    dresidual = grad if dresidual is None else dresidual  # the output is linear in a residual that was not saved
     results: tuple[Tensor | None, ...] = (
         dx,
-        torch.empty_like(x).copy_(grad) if dresidual is grad else dresidual,  # an operator's results are its own
+        torch.empty_like(x).copy_(grad) if dresidual is grad else dresidual,  # an operator must not return an input
         None if weight is None else dweight.to(weight.dtype),
         None if bias is None else dbias.to(bias.dtype),
     )
@@ -226,7 +226,7 @@ def _backward(
 def _before_output(
     grad: Tensor, extra: Tensor | None, activation: str | None
 ) -> tuple[Tensor, Tensor | None, str | None]:
-    """The gradient, the residual and the activation, where the output may have been saved instead of the residual."""
+    """The gradient before an activation if its output was saved as `extra`; the residual and activation that remain."""
     if extra is None or activation not in reference.BY_OUTPUT:
         return grad, extra, activation
     return reference.ACTIVATIONS[activation][1](grad, extra.detach()), None, None
@@ -258,7 +258,7 @@ def _twice_differentiable_backward(
             standard = Standard(mean, rstd, torch.zeros_like(mean))
         return channel_math.forward(reference, x, weight, bias, standard, Details(residual, activation))
 
-    linear = extra is not None and residual is None  # the output is linear in the residual, which was not kept
+    linear = extra is not None and residual is None  # the output is linear in the residual, which was not saved
     wanted = (needs[0], needs[1] and not linear, needs[2], needs[3])
     dx, dresidual, dweight, dbias = channel_math.differentiable(y, grad, (x, residual, weight, bias), wanted)
     dresidual = grad if linear and needs[1] else dresidual

@@ -65,7 +65,7 @@ def update_in_place(
             momentum = 1.0 / batches.to(running_mean.dtype)
         news = [new.to(running_mean.dtype) for new in (mean, var)]
         if skip_unfit:
-            largest = min(torch.finfo(t.dtype).max for t in (running_var, var))  # beyond its dtype it would be Inf
+            largest = min(torch.finfo(t.dtype).max for t in (running_var, var))  # larger values would be Inf there
             fit = torch.stack((mean, var)).abs().amax(0) <= largest  # False for NaN
             news = [torch.where(fit, new, old) for new, old in zip(news, (running_mean, running_var), strict=True)]
             if skips is not None:
@@ -86,8 +86,8 @@ def moved(
 
     Each statistic s becomes (1 − momentum)·s + momentum·s_batch, with the unbiased variance. Channels with fewer than
     two values (a mask may leave so few) keep their old ones. A channel whose batch statistics are `unfit` keeps its old
-    values under "skip" and takes the new ones under "propagate". Under "raise" it is a `FloatingPointError` that names
-    the layer by `label`.
+    values under "skip" and takes the new ones under "propagate". Under "raise" a `FloatingPointError` names the layer
+    by `label`.
     """
     news = batch.mean.detach(), batch.unbiased_variance.detach()
     olds = running_mean.detach().to(news[0].dtype), running_var.detach().to(news[1].dtype)
@@ -145,7 +145,7 @@ class Window:
 
 
 class Bank(nn.Module):
-    """One of several sets of running statistics of a layer, with γ and β of its own if `affine`."""
+    """One of several sets of running statistics of a layer, with separate γ and β if `affine`."""
 
     def __init__(self, layer: nn.Module, affine: bool) -> None:
         super().__init__()

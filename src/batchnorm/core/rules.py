@@ -47,7 +47,7 @@ class Renorm:
             raise ValueError(f"expected r_max ≥ 1, d_max ≥ 0 and warmup ≥ 0, got {self}")
 
     def limits(self, batches: Tensor | None) -> tuple[float | Tensor, float | Tensor]:
-        """(r_max, d_max) after `batches` batches; None for those at the end of the warm-up."""
+        """(r_max, d_max) after `batches` batches; with None, after the warm-up."""
         if batches is None or not self.warmup:
             return self.r_max, self.d_max
         part = (batches / self.warmup).clamp(max=1)
@@ -56,7 +56,7 @@ class Renorm:
 
 
 class ConvertOptions(TypedDict, total=False):
-    """The options as keywords of `convert`, all optional; `convert` has a `recompute` of another meaning."""
+    """The options as keywords of `convert`, all optional; not `recompute`, which has another meaning in `convert`."""
 
     activation: str | None
     virtual_batch_size: int | None
@@ -86,7 +86,7 @@ class Rules:
         recompute: True if the output may be computed again for the backward pass.
 
     Raises:
-        ValueError: a value that an option does not have.
+        ValueError: a value that the option does not accept.
     """
 
     activation: str | None = None
@@ -96,8 +96,8 @@ class Rules:
     single: Single = "error"
     nonfinite: NonFinite = "skip"
     recompute: bool = True
-    # plain: training normalises by the statistics of the whole batch alone. common: also without a process group, and
-    # without an error for batches that are not finite.
+    # plain: training normalises by the statistics of the whole batch, without renormalisation. common: plain, without a
+    # process group, and without an error for batches that are not finite.
     plain: bool = field(init=False, repr=False, compare=False, default=True)
     common: bool = field(init=False, repr=False, compare=False, default=True)
 
@@ -121,7 +121,7 @@ class Rules:
 
         Raises:
             TypeError: an unknown option.
-            ValueError: a value that an option does not have.
+            ValueError: a value that the option does not accept.
         """
         for name in options:
             if name not in OPTIONS:

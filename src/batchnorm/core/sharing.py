@@ -23,7 +23,7 @@ Group = Any  # a torch.distributed.ProcessGroup, or MicroBatches; True stands fo
 class Exchange(Protocol):
     """The connection of one micro-batch to the others of its big batch. A call waits until all have made the same call.
 
-    `ranks` share as well, each with micro-batches of its own. `label` names the layer in errors.
+    `ranks` share as well; each has its own micro-batches. `label` names the layer in errors.
     """
 
     first: bool  # True for the micro-batch that updates the running statistics
@@ -49,7 +49,7 @@ class MicroBatches:
     ranks: Group | None
 
 
-open_exchanges = 0  # read by every layer, so that a call outside of `bn.big_batch` asks for nothing more
+open_exchanges = 0  # read by every layer, so that a call outside of `bn.big_batch` checks nothing else
 _count = threading.Lock()
 _thread = threading.local()
 
@@ -81,7 +81,7 @@ def updates_running_statistics() -> bool:
 
 
 def resolve(group: Group | None) -> Group | None:
-    """The process group or micro-batches to share with; None for a group of one rank, or none."""
+    """The process group or micro-batches to share with; None if there is no group, or only one rank."""
     ranks = None
     if group is not None and group is not False and dist.is_available() and dist.is_initialized():
         ranks = dist.group.WORLD if group is True else group
@@ -148,7 +148,7 @@ class _Gather(torch.autograd.Function):
         ctx.group, ctx.label = group, label
         ranks = dist.get_world_size(group)
         everyone = values.new_empty(ranks * values.numel())
-        # torch 2.13 renamed it, and warns about the old name
+        # torch 2.13 renamed the function, and warns about the old name
         gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
         _exchange(gather, group, label, everyone, values.flatten())
         return everyone.view(ranks, *values.shape)

@@ -1,6 +1,6 @@
 """Every private name of torch that the package uses, in one place, with what breaks if torch drops it.
 
-Public names serve everywhere else; tests/core/test_torch_internals.py holds the tree to that.
+All other code uses public names only; tests/core/test_torch_internals.py checks this.
 """
 
 from collections.abc import Callable, Iterator
@@ -29,7 +29,7 @@ from torch.utils._pytree import tree_unflatten as tree_unflatten
 def recomputing() -> bool:
     """True if this forward pass runs inside a backward pass, as an activation checkpoint's does.
 
-    Without `torch._C._current_graph_task_id`, checkpoints would move the running statistics twice.
+    Without `torch._C._current_graph_task_id`, checkpoints would update the running statistics twice.
     """
     return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
@@ -59,7 +59,7 @@ def unwatched() -> bool:
 
 
 def dispatch_mode_active() -> bool:
-    """True under a TorchDispatchMode: a fake tensor mode, say, whose tensors have no values to read.
+    """True under a TorchDispatchMode, such as a fake tensor mode, whose tensors have no values to read.
 
     Without `torch._C._len_torch_dispatch_stack`, checks of values would fail under such modes.
     """
@@ -85,7 +85,7 @@ def constant_to_compilers(function: Callable[[], bool]) -> Callable[[], bool]:
 
 
 def version(tensor: Tensor) -> int:
-    """The number of writes in place to the tensor's memory; views and detached tensors count with it.
+    """The number of writes in place to the tensor's memory; views and detached tensors share the number.
 
     Without `Tensor._version`, a saved tensor that was changed before the backward pass would go unnoticed under
     `bn.recompute`.
@@ -99,9 +99,9 @@ SavedTensorHooks = tuple[Callable[[Tensor], Any], Callable[[Any], Tensor]]
 def saved_tensors_hooks_on_top() -> SavedTensorHooks | None:
     """The pack and unpack hooks that autograd would call for a tensor that is saved now.
 
-    Without `torch._C._autograd._top_saved_tensors_default_hooks`, `bn.recompute` would take the place of hooks that the
-    user has opened, `save_on_cpu` say, and change what happens inside activation checkpoints; and hooks would not reach
-    the threads of `bn.big_batch`.
+    Without `torch._C._autograd._top_saved_tensors_default_hooks`, `bn.recompute` would replace hooks that the user has
+    set, such as `save_on_cpu`, and would interfere with activation checkpoints; hooks would not reach the threads of
+    `bn.big_batch`.
     """
     return torch._C._autograd._top_saved_tensors_default_hooks(False)
 
@@ -116,10 +116,10 @@ def saved_tensors_hooks_allowed() -> bool:
 
 
 def past_function_modes() -> AbstractContextManager[None]:
-    """Leave out `__torch_function__` of modes and subclasses.
+    """Do not call `__torch_function__` of modes and subclasses.
 
-    Without `torch._C.DisableTorchFunction`, each look at a tensor by `bn.recompute` would be a call of its own mode,
-    and modes would see tensors move to and fro under `bn.big_batch(offload=)`.
+    Without `torch._C.DisableTorchFunction`, `bn.recompute` would call its own mode whenever it inspects a tensor, and
+    modes would see how `bn.big_batch(offload=)` moves tensors.
     """
     return torch._C.DisableTorchFunction()
 
@@ -128,13 +128,13 @@ def function_mode_on_top() -> Any:
     """The TorchFunctionMode that handles the next call, or None.
 
     Without `torch.overrides._get_current_function_mode`, an interrupted forward pass under `bn.recompute` could end a
-    mode of the user in place of its own.
+    mode of the user instead of its own.
     """
     return torch.overrides._get_current_function_mode()
 
 
 def in_checkpoint() -> bool:
-    """True if an activation checkpoint packs the tensors that are saved now; it counts them.
+    """True if an activation checkpoint packs and counts the tensors that are saved now.
 
     Without `torch.utils.checkpoint` as the module of the checkpoint's pack hook, `bn.recompute` around a forward pass
     within a checkpoint would end in the checkpoint's error.
@@ -201,7 +201,7 @@ def has_communication_hook(model: DistributedDataParallel) -> bool:
 def broadcast_buffers(model: DistributedDataParallel) -> None:
     """Write the first rank's buffers over every rank's, if a forward pass of `model` would do so now.
 
-    Without `_sync_buffers`, ranks would keep running statistics of their own under `bn.big_batch`.
+    Without `_sync_buffers`, ranks would have different running statistics under `bn.big_batch`.
     """
     if model.will_sync_module_buffers():
         model._sync_buffers()
@@ -212,7 +212,7 @@ def owners_of_storage(t: Tensor) -> int:
 
     Without `torch._C._storage_Use_Count`, `bn.big_batch(offload=)` could not tell a tensor from one with views.
     """
-    storage = t.untyped_storage()  # a second owner
+    storage = t.untyped_storage()  # this object is a second owner
     return torch._C._storage_Use_Count(storage._cdata) - 1
 
 

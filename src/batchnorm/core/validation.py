@@ -1,4 +1,4 @@
-"""The arguments of a batch norm, and their checks. Errors say what was expected, what came, and what to do."""
+"""The arguments of a batch norm, and their checks. Errors name what was expected, what was passed, and the remedy."""
 
 from typing import Any, NamedTuple, NoReturn
 
@@ -19,15 +19,15 @@ class Call(NamedTuple):
     lengths: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
-    mean: Tensor | None  # the population's
+    mean: Tensor | None  # running statistics
     var: Tensor | None
-    by_batch: bool  # or by the population
+    by_batch: bool  # True: normalise by the batch; False: by the running statistics
     eps: float
     rules: Rules
 
 
 def validate(call: Call, shared: bool) -> None:
-    """Raise an error for a call that is not valid; with `shared` statistics other ranks may have the values."""
+    """Raise an error for a call that is not valid; with `shared`, one value is enough: other ranks may have more."""
     input, rules, eps = call.input, call.rules, call.eps
     if not isinstance(input, Tensor):
         raise TypeError(f"expected a tensor (N, C, *), got {type(input).__name__}; pass torch.as_tensor(input)")
@@ -104,9 +104,9 @@ def check_number(name: str, value: Any) -> None:
 
 
 def in_words(error: Exception, input: Any, label: str | None) -> Exception | None:
-    """A clearer error in place of `error` from a call with `input`, or None to keep `error`.
+    """A clearer error for `error` from a call with `input`, or None to keep `error`.
 
-    `label` is the layer's path in the model, if that is known.
+    `label` is the layer's path in the model, or None.
     """
     if not isinstance(input, Tensor) and isinstance(error, AttributeError):
         error = TypeError(f"expected a tensor (N, C, *), got {type(input).__name__}; pass torch.as_tensor(input)")
@@ -124,7 +124,7 @@ def _wrong_dtype(name: str, got: torch.dtype, input: torch.dtype) -> NoReturn:
 
 
 def check_memory(name: str, t: Tensor) -> None:
-    """Refuse layouts other than dense, and tensors whose storage was freed: to read those would crash the process."""
+    """Refuse layouts other than dense, and tensors whose storage was freed: reading these would crash the process."""
     if t.is_nested:
         raise RuntimeError(f"{name} is a nested tensor; pad it with .to_padded_tensor(0.0), and pass lengths= or mask=")
     if t.layout is not torch.strided:

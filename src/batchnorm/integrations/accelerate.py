@@ -72,8 +72,8 @@ def calibrate(
 ) -> Calibration:
     """`bn.calibrate` of a model that `accelerator.prepare` wrapped, over all of its ranks, each with its own batches.
 
-    Call it between two epochs or two steps: counters of batches, windows and random generators go on as if it had not
-    been called.
+    Call it between two epochs or two steps: counters of batches, windows and random generators are the same afterwards
+    as before.
 
     Args:
         accelerator: an `accelerate.Accelerator`.

@@ -55,7 +55,7 @@ def arrays(model: nn.Module, keys: Sequence[str]) -> list[np.ndarray]:
 
     Args:
         model: it is not changed.
-        keys: of its state_dict, say those of `shared_keys`.
+        keys: of its state_dict, for example those of `shared_keys`.
 
     Raises:
         KeyError: a key that the state_dict does not have.
@@ -140,8 +140,8 @@ def client_moments(
 ) -> list[np.ndarray]:
     """Take count, mean and m2 of the input of each batch norm over one client's data: an array (3, C) for each layer.
 
-    The model is in evaluation mode and nothing of it changes. The layers stand in the order of the model; frozen ones
-    are left out. The arrays hold sums over samples and no sample.
+    The model runs in evaluation mode and is not changed. The layers are in the order of the model; frozen ones are left
+    out. The arrays hold sums over samples and no sample.
 
     Args:
         model: the one that all clients have; it is not changed.

@@ -14,7 +14,7 @@ BUFFERS = {"weight", "bias", "running_mean", "running_var"}
 
 
 class FrozenBatchNorm2d(BatchNorm2d):
-    """A frozen layer of ours in place of another package's, for (N, C, H, W).
+    """A frozen layer of ours that replaces another package's, for (N, C, H, W).
 
     γ and β are parameters without a gradient. `bn.unfreeze` makes it a batch norm that trains. The `state_dict` has the
     keys of the other package's layer: no `num_batches_tracked`. The output has the dtype of the input.
@@ -68,7 +68,7 @@ def enter(module: Any, ours: type[BatchNorm]) -> None:
 
 
 def leave(module: Any) -> None:
-    """Undo `enter`, but for the class."""
+    """Undo `enter`, except for the class."""
     for name in ("weight", "bias"):
         module._buffers[name] = module._parameters.pop(name).detach()
     buffers = module._buffers

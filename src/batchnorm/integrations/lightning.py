@@ -29,7 +29,7 @@ class BatchNormCallback(Outcome, Callback):
     - `freeze_at` and `unfreeze_at` freeze the batch norms by epoch.
     - `calibrate` sets the statistics before each validation and at the end, also those of averaged weights: put this
       callback behind `WeightAveraging` and `StochasticWeightAveraging`. The counters of batches go on.
-    - `watch` hands what `bn.watch` reads to the loggers of the trainer.
+    - `watch` passes the values that `bn.watch` reads to the loggers of the trainer.
     - At the end `report` holds what `bn.diagnose` finds, and Lightning's log shows it.
 
     Args:
@@ -107,7 +107,7 @@ class BatchNormCallback(Outcome, Callback):
 
 
 class _Loggers:
-    """The loggers of a trainer as one writer, by the trainer's own count of steps."""
+    """The loggers of a trainer as one writer, with the trainer's own step numbers."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -120,9 +120,9 @@ class _Loggers:
 class BatchNormSync(TorchSyncBatchNorm):
     """All batch norms of a model share statistics between the ranks of the strategy, on CPUs too.
 
-    ``Trainer(plugins=[BatchNormSync()])``, with ``sync_batchnorm=True`` or without. torch's layers become ours for the
-    length of the training; ours keep all their options, and a process group of their own. After training every layer is
-    what it was (a layer of torch that was frozen on the way stays ours, since torch's cannot be frozen).
+    ``Trainer(plugins=[BatchNormSync()])``, with ``sync_batchnorm=True`` or without. torch's layers become ours
+    during training; our layers keep all their options, and their process group if they have one. After training every
+    layer has its old class again (a layer of torch that was frozen meanwhile stays ours: torch's cannot be frozen).
 
     Examples:
         >>> from batchnorm.integrations.lightning import BatchNormSync  # doctest: +SKIP
@@ -133,7 +133,7 @@ class BatchNormSync(TorchSyncBatchNorm):
         self._theirs: list[nn.Module] = []
 
     def apply(self, model: nn.Module) -> nn.Module:
-        """Share; raises a ValueError if a layer has virtual batches, which exclude that."""
+        """Share statistics; raises a ValueError if a layer has virtual batches."""
         before = {module for module in model.modules() if isinstance(module, BatchNorm)}
         convert(model)
         ours = [module for module in model.modules() if isinstance(module, BatchNorm)]

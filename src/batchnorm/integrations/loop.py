@@ -35,10 +35,10 @@ class Settings:
         calibrate: batches for `bn.calibrate` before each evaluation and at the end: a list, a DataLoader or a function
             that returns an iterator; each rank has its own. None for no calibration.
         exact: True to calibrate level by level, False in one pass.
-        limit: calibrate on the first so many batches.
+        limit: the number of batches to calibrate on, from the first; None for all.
         feed: called as feed(model, batch) while calibrating.
         diagnose: True to apply the rules of `bn.diagnose` at the end.
-        watch: look at the batch norms on one step of the optimizer in so many, or None.
+        watch: record the batch norms at one of every `watch` steps of the optimizer, or None.
 
     Raises:
         ValueError: epochs below 0, unfreezing that comes no later than freezing, or `watch` below 1.
@@ -100,7 +100,7 @@ class Companion:
             self.watch = Watch(model, norms(model), writer, self.settings.watch, "warn", by_forward=False).__enter__()
 
     def epoch_begins(self, model: nn.Module, epoch: int) -> None:
-        """Freeze or unfreeze; a run that resumes in a later epoch finds the model as it should be there."""
+        """Freeze or unfreeze, as the settings want it in this epoch, also if a run resumes in a later one."""
         wanted = self.settings.frozen_in(epoch)
         if wanted and not all(layer.frozen for layer in own_layers(model)):
             freeze(model, affine=self.settings.affine)
@@ -134,7 +134,7 @@ class Companion:
             self.calibrations.append(calibrated(model, batches, self.settings))
 
     def end(self, model: nn.Module, batches: Any) -> None:
-        """Training ends well: calibrate and diagnose."""
+        """Training ends without an error: calibrate and diagnose."""
         close_windows(model)
         self.release(model)
         self.calibrate(model, batches)
@@ -144,7 +144,7 @@ class Companion:
             self.report = report([*seen, *found.findings], found.layers, notes=found.notes)
 
     def release(self, model: nn.Module) -> None:
-        """Leave no window and no hook behind, however training ended."""
+        """Remove windows and hooks, also if training failed."""
         self.running = False
         for layer in own_layers(model):
             layer._window = None
@@ -181,8 +181,8 @@ def bare(model: nn.Module) -> nn.Module:
 def calibrated(model: nn.Module, batches: Any, settings: Settings) -> Calibration:
     """`bn.calibrate` in the middle of training, over all ranks.
 
-    The counters of batches, open windows, and the random generators from which a loader draws its order go on as if
-    nothing had been.
+    The counters of batches, open windows, and the random generators from which a loader draws its order are the same
+    afterwards as before.
     """
     model = bare(model)
     counters = [counter for layer in own_layers(model) if (counter := bank(layer).num_batches_tracked) is not None]
@@ -204,5 +204,5 @@ def calibrated(model: nn.Module, batches: Any, settings: Settings) -> Calibratio
 
 
 def _held(batches: Any, limit: int | None) -> Any:
-    """The first `limit` batches in a list: a loader that shuffles would give others in the next pass."""
+    """A list of the first `limit` batches: a loader that shuffles would give other batches in the next pass."""
     return batches if limit is None else list(several(batches, limit))

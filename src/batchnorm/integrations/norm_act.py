@@ -1,4 +1,4 @@
-"""Batch norms with an activation of their own, as in timm, which is not imported."""
+"""Batch norms with a built-in activation, as in timm, which is not imported."""
 
 from typing import Any
 
@@ -36,7 +36,7 @@ class NormAct(BatchNorm):
         return output
 
     def behind(self) -> tuple[nn.Module, ...]:
-        """The modules that follow in the layer's own forward: none once the pass itself applies the activation."""
+        """The modules that follow in the layer's own forward; none if the batch norm itself applies the activation."""
         if self._fused:
             return ()
         children = self._modules  # timm's synchronised layers may lack them

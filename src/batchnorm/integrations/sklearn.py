@@ -32,7 +32,7 @@ class StandardizeTransformer(OneToOneFeatureMixin, TransformerMixin, BaseEstimat
         self.clip = clip
 
     def fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803 (scikit-learn's names)
-        """The statistics of `X: (N, C)`, in place of any before."""
+        """Compute the statistics of `X: (N, C)`, and forget earlier ones."""
         return self._add(X, first=True)
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:  # noqa: N803

@@ -19,7 +19,7 @@ from batchnorm.integrations.norm_act import BatchNormAct2d, NormAct, SyncBatchNo
 from batchnorm.layers import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from batchnorm.tools.convert import revert
 
-# The class of ours that shares statistics by default, and is of torch's class, in place of each that does not.
+# For each class of ours, the one that shares statistics by default and is a subclass of torch's `SyncBatchNorm`.
 SYNCHRONISED: dict[type[nn.Module], type[BatchNorm]] = {
     **dict.fromkeys((BatchNorm1d, BatchNorm2d, BatchNorm3d), SyncBatchNorm),
     BatchNormAct2d: SyncBatchNormAct,
@@ -78,7 +78,7 @@ def unshare(layer: BatchNorm) -> BatchNorm:
 
 
 def _inform_lightning() -> None:
-    """Lightning turns any SyncBatchNorm into a plain layer; our layers become what they were before."""
+    """Lightning turns any SyncBatchNorm into a plain layer; our layers get their old class back."""
     for package in ("lightning.pytorch", "pytorch_lightning"):
         plugin = getattr(sys.modules.get(f"{package}.plugins.layer_sync"), "TorchSyncBatchNorm", None)
         if plugin is not None and not hasattr(plugin.revert, "__wrapped__"):
@@ -117,7 +117,7 @@ def _beyond_torch(layer: BatchNorm) -> str | None:
 def _fusers() -> dict[tuple[type[nn.Module], ...], Callable[..., Any]]:
     """The functions by which `torch.ao.quantization.fuse_modules` and `fuse_modules_qat` merge our layers.
 
-    Quantisation works on torch's own layers: ours go back to them, and an activation to its module.
+    Quantisation works on torch's own layers: our layers become torch's, and an activation becomes a module.
     """
     found: dict[tuple[type[nn.Module], ...], Callable[..., Any]] = {}
     convolutions = {BatchNorm1d: nn.Conv1d, BatchNorm2d: nn.Conv2d, BatchNorm3d: nn.Conv3d}

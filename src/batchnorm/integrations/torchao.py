@@ -70,7 +70,7 @@ def move_exported_model_to_train(prepared: fx.GraphModule) -> fx.GraphModule:
 
 
 def _keeping(change: Callable[[], Any], graph: fx.GraphModule) -> fx.GraphModule:
-    """Apply `change` to a graph, then give its batch norms their momentum and eps back."""
+    """Apply `change` to a graph, then restore the momentum and eps of its batch norms."""
     before = {_layer(node): node.args[MOMENTUM : EPS + 1] for node in _norms(graph)}
     changed = change()
     for node in _norms(changed):

@@ -17,7 +17,7 @@ class BatchNormCallback(Outcome, TrainerCallback):
     - `freeze_at` and `unfreeze_at` freeze the batch norms by epoch.
     - `calibrate` sets the statistics before each evaluation and at the end; the counters of batches go on. A batch that
       is a dict goes to the model as keywords.
-    - `watch` looks at one step in so many, and hands what it reads to `writer`.
+    - `watch` records one of every `watch` steps, and passes the values to `writer`.
     - At the end `report` holds what `bn.diagnose` finds.
 
     To share statistics between ranks, ``bn.convert(model, sync=True)`` before the Trainer is made.
@@ -42,7 +42,7 @@ class BatchNormCallback(Outcome, TrainerCallback):
         self._companion.begin(model, self._writer)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
-        self._companion.epoch_begins(model, int((state.epoch or 0) + 1e-6))  # a float, the share of a started epoch too
+        self._companion.epoch_begins(model, int((state.epoch or 0) + 1e-6))  # a float: 1.5 within the second epoch
 
     def on_step_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         self._companion.micro_batch_begins(model, args.gradient_accumulation_steps)
@@ -61,6 +61,6 @@ class BatchNormCallback(Outcome, TrainerCallback):
         self._companion.end(model, self._companion.settings.calibrate)
 
     def _before_evaluation(self, control: Any, model: Any) -> None:
-        """The Trainer's own callback, which comes first, has decided on an evaluation; no event comes in between."""
+        """Calibrate if the Trainer's own callback, which runs first, has decided to evaluate; no event is between."""
         if control.should_evaluate:
             self._companion.calibrate(model, self._companion.settings.calibrate)

@@ -1,4 +1,4 @@
-"""A place to build in, and the modules under test as a package of their own."""
+"""A folder to build in, and the modules under test as a separate package."""
 
 import importlib
 import sys

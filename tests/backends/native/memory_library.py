@@ -1,4 +1,4 @@
-"""The allocator of large outputs by itself: its operators, and programs that use them in a process of their own."""
+"""The allocator of large outputs alone: its operators, and programs that use them in a separate process."""
 
 import os
 import subprocess

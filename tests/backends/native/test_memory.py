@@ -1,4 +1,4 @@
-"""Outputs in large blocks are ordinary tensors: memory is used again only when nothing holds it."""
+"""Outputs in large blocks are ordinary tensors: memory is reused only when no tensor needs it."""
 
 import copy
 import io

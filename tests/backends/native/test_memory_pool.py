@@ -1,4 +1,4 @@
-"""The pool of blocks: what is used again, and how much memory stays idle."""
+"""The pool of blocks: which are reused, and how much memory stays idle."""
 
 import random
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""`batchnorm warmup`, and the one notice of a machine where there is no compiler, in processes of their own."""
+"""`batchnorm warmup`, and the single notice on a machine without a compiler, in separate processes."""
 
 import os
 import pty

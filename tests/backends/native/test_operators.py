@@ -1,4 +1,4 @@
-"""The operators around the kernels: the population, arguments in any layout and dtype, and what they refuse."""
+"""The operators around the kernels: running statistics, arguments in any layout and dtype, and what they refuse."""
 
 from functools import partial
 

@@ -1,4 +1,4 @@
-"""The four primitives by themselves: virtual batches and masks against the oracle, and the bits of a recomputation."""
+"""The four primitives alone: virtual batches and masks against the oracle, and the bits of a recomputation."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Threads: the same bits on any number of them, and no hang, whoever calls from wherever."""
+"""Threads: the same bits on any number of them, and no hang, from whichever thread the calls come."""
 
 import os
 import subprocess

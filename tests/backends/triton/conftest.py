@@ -1,4 +1,4 @@
-"""Skips where Triton is not installed or does not interpret, and tiles so small that small tensors meet every edge."""
+"""Skips if Triton is not installed or does not interpret, and tiles so small that small tensors meet every edge."""
 
 from collections.abc import Iterator
 from contextlib import nullcontext

@@ -1,4 +1,4 @@
-"""The plain case through the launcher, with the signature of `F.batch_norm`, and calls of both its ways."""
+"""The plain case through the launcher, with the signature of `F.batch_norm`, and calls of both its passes."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,4 @@
-"""A short list makes every pair of choices that the long one makes, and no entry of its own."""
+"""A short list makes every pair of choices that the long one makes, and adds no entry."""
 
 import itertools
 import random

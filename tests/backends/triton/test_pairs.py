@@ -1,4 +1,4 @@
-"""The tables of what has been compiled list what the launcher can ask for today."""
+"""The tables of what has been compiled list what the launcher can ask for now."""
 
 import os
 import subprocess

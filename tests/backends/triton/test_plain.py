@@ -1,4 +1,4 @@
-"""The plain and the frozen case both ways under the interpreter: the oracle, the population, offsets, order."""
+"""Both passes of the plain and the frozen case, interpreted: the oracle, running statistics, offsets, order."""
 
 import pytest
 import torch

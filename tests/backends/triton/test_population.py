@@ -1,4 +1,4 @@
-"""The kernel that moves a population by the statistics that torch's operator saved, against plain torch."""
+"""The kernel that updates running statistics by those that torch's operator saved, against plain torch."""
 
 import itertools
 

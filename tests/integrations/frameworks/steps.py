@@ -1,4 +1,4 @@
-"""Steps of several micro-batches over several ranks, and the oracle: one process, torch's layers, moved by hand."""
+"""Steps of several micro-batches over several ranks, and the oracle: one process, torch's layers, updated by hand."""
 
 from collections.abc import Callable, Iterable
 

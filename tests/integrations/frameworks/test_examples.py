@@ -1,4 +1,4 @@
-"""The examples for frameworks run with the frameworks: elsewhere they skip themselves."""
+"""The examples for frameworks run with the frameworks: without these they are skipped."""
 
 import importlib.util
 import os

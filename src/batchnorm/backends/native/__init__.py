@@ -40,7 +40,7 @@ def load() -> Path:
     """Load the native kernels into this process, and compile them first if needed; returns the path of the library.
 
     Raises:
-        Unavailable: switched off, or they cannot be compiled or loaded.
+        Unavailable: the kernels are switched off, or cannot be compiled or loaded.
     """
     path = build.library()
     try:
@@ -51,7 +51,7 @@ def load() -> Path:
 
 
 def empty_cache() -> int:
-    """Give the idle memory of large outputs back to the system; returns the number of bytes.
+    """Release the idle memory of large outputs to the system; returns the number of bytes.
 
     Outputs of 1 MiB and more take their memory from a pool. The pool keeps freed memory for later outputs. It is empty,
     and 0 is returned, until a native kernel has been used.

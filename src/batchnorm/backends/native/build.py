@@ -1,15 +1,16 @@
 """The shared library of the C++ kernels: found in the user's cache, or compiled once and kept there.
 
-A library's name holds a digest of everything that decides whether it is right for this process:
+A library's name holds a digest of everything that decides whether this process can use it:
 
 - torch's version and C++ ABI, because the operators use torch's C++ classes. Python's version is not in it, because
-  they use nothing of Python's.
-- The processor, because the code is for this processor alone. A home directory may be shared by machines that differ.
-- The C library's version, for a library made on a newer system does not load on an older one.
+  they do not use Python.
+- The processor, because the code is for this processor alone. Different machines may share a home directory.
+- The C library's version, because a library made on a newer system does not load on an older one.
 - The sources and the flags, `$CXXFLAGS` included.
 
-The compiler is not in it: a library that any compiler made is right, also where no compiler is left (an image built in
-stages), and asking a compiler takes longer than all the rest. To try another compiler, set CXX and BATCHNORM_CACHE.
+The compiler is not in it: this process can use a library from any compiler, even on a machine without one (an image
+built in stages), and running a compiler takes longer than everything else here. To try another compiler, set CXX and
+BATCHNORM_CACHE.
 """
 
 import contextlib
@@ -35,8 +36,8 @@ SWITCHED_OFF = "switched off by BATCHNORM_NATIVE=0"
 FOLDER = Path(__file__).parent
 CPUINFO = Path("/proc/cpuinfo")
 
-# Loops with selections are vectorised only where neither errno nor floating-point traps are kept; results are the same.
-# The first error ends a file, so that the end of the output shows it.
+# Loops with selections are vectorised only without errno and floating-point traps; results are the same. Compilation
+# stops at the first error, so that the end of the output shows it.
 FLAGS = ["-O3", "-std=c++20", "-fPIC", "-fvisibility=hidden", "-fno-semantic-interposition", "-fno-math-errno"]
 FLAGS += ["-fno-trapping-math", "-Wfatal-errors"]
 
@@ -48,7 +49,7 @@ _known: dict[Path, Path | str] = {}  # by source folder: the library, or the mes
 
 
 class SwitchedOff(Unavailable):
-    """`BATCHNORM_NATIVE=0`: the user does without the native kernels on purpose."""
+    """`BATCHNORM_NATIVE=0`: the user has switched the native kernels off."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,10 @@ class Status:
     """The state of the native library on this machine."""
 
     built: bool
-    path: Path | None  # the library, or its place once it is built; None if no directory can be written
+    path: Path | None  # of the library, built or not; None if no directory can be written
     digest: str
     compiler: str | None  # the command; None if there is none
-    reason: str | None  # why `library` raises, as far as that is known without a build
+    reason: str | None  # why `library` would raise, if that is known without a build
 
 
 def library(sources: Path = FOLDER, *, retry: bool = False, quiet: bool = False) -> Path:
@@ -69,8 +70,8 @@ def library(sources: Path = FOLDER, *, retry: bool = False, quiet: bool = False)
 
     Args:
         sources: the folder of the C++ files.
-        retry: build again after a failure. Otherwise a failure holds for this process, and for ten minutes for other
-            processes with the same compiler.
+        retry: build again after a failure. Otherwise this process does not try again, and other processes with the same
+            compiler try again after ten minutes.
         quiet: write no line to stderr.
 
     Raises:
@@ -92,7 +93,7 @@ def library(sources: Path = FOLDER, *, retry: bool = False, quiet: bool = False)
 
 
 def describe(sources: Path = FOLDER) -> Status:
-    """The state of the library, without building it. Makes the cache directory, to see if that can be written."""
+    """The state of the library, without building it. Makes the cache directory, to see if it can be written."""
     digest = _digest(sources)
     path = cache.find(_name(digest))
     built, command, reason = path is not None, None, None
@@ -109,10 +110,10 @@ def describe(sources: Path = FOLDER) -> Status:
 
 
 def processor() -> str:
-    """The kind and instructions of the processor, without asking a compiler.
+    """The kind and instructions of the processor, found without a compiler.
 
-    Linux: the first processor's lines in /proc/cpuinfo. It stands for all: the kernel leaves out features that not
-    all of them have. Elsewhere: the architecture.
+    Linux: the first processor's lines in /proc/cpuinfo. They hold for all processors, because the kernel lists only
+    features that all of them have. Elsewhere: the architecture.
     """
     traits = [platform.machine()]
     with contextlib.suppress(OSError), CPUINFO.open() as lines:
@@ -140,7 +141,7 @@ def _name(digest: str) -> str:
 
 
 def _flags() -> list[str]:
-    # `$CXXFLAGS` come first, so that ours hold where the two disagree: conda's activation sets -march=nocona -O2.
+    # `$CXXFLAGS` come first, so that our flags win a conflict: conda's activation sets -march=nocona -O2.
     abi = f"-D_GLIBCXX_USE_CXX11_ABI={int(torch.compiled_with_cxx11_abi())}"
     return [*shlex.split(os.environ.get("CXXFLAGS", "")), *FLAGS, abi]
 
@@ -186,7 +187,7 @@ def _compile(sources: Path, command: list[str], target: Path) -> None:
 
 @contextlib.contextmanager
 def _notice(directory: Path) -> Iterator[None]:
-    """One line on stderr: a build begins, then how it ended."""
+    """Write one line to stderr: that a build begins, then how it ended."""
     place = "" if directory == cache.user_directory() else f"; in {directory} until that is emptied"
     line = f"batchnorm: compiling its CPU kernels for this machine, once (about 40 s{place})..."
     print(line, end="", file=sys.stderr, flush=True)

@@ -13,7 +13,7 @@ from typing import IO
 
 WORKING = ".building"  # suffix of the folder that a build works in
 PATIENCE = 1000.0  # seconds to wait for another process's build; longer than a build may take
-STALE = 3600.0  # seconds after which no build can still be at work in its folder
+STALE = 3600.0  # seconds after which no build can still use its folder
 FAILURE_LASTS = 600.0  # seconds for which other processes trust a failure
 
 
@@ -30,12 +30,12 @@ def user_directory() -> Path | None:
 
 
 def temporary_directory() -> Path:
-    """The place for a user whose own cache cannot be written: `batchnorm-UID` in the system's temporary folder."""
+    """The directory if the user's cache cannot be written: `batchnorm-UID` in the system's temporary folder."""
     return Path(tempfile.gettempdir()) / f"batchnorm-{os.geteuid()}"
 
 
 def check_private(directory: Path) -> None:
-    """Raises PermissionError unless `directory` is a real directory of this user that nobody else can enter.
+    """Raises PermissionError unless `directory` is a real directory of this user that no other user can enter.
 
     The temporary folder is open to all, and code from there is loaded into this process. Another user could have made
     a directory of this name before, or a link to one.
@@ -59,7 +59,7 @@ def find(name: str) -> Path | None:
 
 
 def writable_directory() -> Path:
-    """The user's cache, made if it is missing; the temporary directory where the cache cannot be written.
+    """The user's cache, made if it is missing; the temporary directory if the cache cannot be written.
 
     Raises:
         OSError: neither can be used; the message gives the reason for each.
@@ -88,12 +88,12 @@ def writable_directory() -> Path:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[bool]:
-    """Holds the lock file `path`; yields False where no lock can be had.
+    """Lock the file `path`; yields False if it cannot be locked.
 
-    The kernel releases the lock of a process that is killed, so a dead process blocks nobody. Two cases go on without
-    the lock: a file system that has none, and a lock still held after PATIENCE seconds (a child that was forked
-    during a build keeps it for as long as it lives). Two builds at once are a waste and no error, because each
-    library is moved to its name whole.
+    The kernel releases the lock of a process that is killed, so a dead process blocks no other. In two cases the build
+    continues without the lock: the file system has no locks, or the lock is still held after PATIENCE seconds (a child
+    that was forked during a build holds it until it ends). Two builds at once waste time but do no harm, because each
+    library appears under its name complete.
     """
     with path.open("a") as file:
         held = _acquire(file)
@@ -105,7 +105,7 @@ def locked(path: Path) -> Iterator[bool]:
 
 
 def _acquire(file: IO[str]) -> bool:
-    # Tries again and again rather than waits in the kernel: Ctrl-C works in every thread, and the wait has an end.
+    # Polls instead of waiting in the kernel, so that Ctrl-C works in every thread and the wait is limited.
     deadline = time.monotonic() + PATIENCE
     while True:
         try:
@@ -127,9 +127,9 @@ def _flock(file: IO[str], unlock: bool = False) -> None:
 
 @contextlib.contextmanager
 def working_folder(target: Path, held: bool) -> Iterator[Path]:
-    """A folder beside `target` to build in, removed at the end; folders that killed builds have left go as well.
+    """A folder beside `target` to build in, removed at the end; folders that killed builds have left are removed too.
 
-    `held`: this process holds the lock of `target`, so every other folder of that name is a dead build's.
+    `held`: this process holds the lock of `target`, so every other folder of that name belongs to a killed build.
     """
     for folder in target.parent.glob(f"*{WORKING}"):
         with contextlib.suppress(OSError):
@@ -144,7 +144,7 @@ def working_folder(target: Path, held: bool) -> Iterator[Path]:
 
 
 def publish(library: Path, target: Path) -> None:
-    """Moves a finished library to its name: it appears whole or not at all, after a power cut too."""
+    """Moves a finished library to its name: it appears complete or not at all, even after a power cut."""
     with library.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(library, target)
@@ -163,6 +163,6 @@ def failure(target: Path, compiler: str, since: float) -> str | None:
 
 
 def keep_failure(target: Path, compiler: str, message: str) -> None:
-    """Leaves word of a failed build, so that the next processes do not each spend half a minute on the same failure."""
+    """Records a failed build, so that the next processes do not each spend half a minute on the same failure."""
     with contextlib.suppress(OSError):
         target.with_suffix(".failed").write_text(f"{compiler}\n{message}", encoding="utf-8")

@@ -23,7 +23,7 @@ _INSTALL = (
 
 
 class Unavailable(RuntimeError):  # noqa: N818  (a state of the machine rather than a mistake)
-    """The native kernels cannot be had on this machine; the message gives the reason and the remedy."""
+    """The native kernels are not available on this machine; the message gives the reason and the remedy."""
 
 
 def find() -> list[str]:
@@ -52,7 +52,7 @@ def find() -> list[str]:
 
 
 def identity(command: Sequence[str]) -> str:
-    """Changes when the compiler is replaced or updated; cheap, for it does not run the compiler."""
+    """A text that changes when the compiler is replaced or updated; cheap, because the compiler is not run."""
     parts = []
     for word in command:
         with contextlib.suppress(OSError):
@@ -80,7 +80,7 @@ def compile_library(
 
 
 def _processor_flags(command: Sequence[str], folder: Path, deadline: float) -> list[str]:
-    """The flag that makes code for this processor; some compilers for ARM and POWER accept only the second, or none."""
+    """The flag for code of this processor; some compilers for ARM and POWER accept only -mcpu, or no such flag."""
     source = folder / "empty.cpp"
     source.touch()
     for flags in (["-march=native"], ["-mcpu=native"]):
@@ -94,7 +94,7 @@ def _run(commands: Sequence[Sequence[str]], folder: Path, deadline: float) -> No
     """Runs the commands, at most one a core and four at once (each takes up to 1 GB of memory).
 
     The first failure, Ctrl-C and the deadline end those that still run. The compilers are started and ended in
-    threads, because Ctrl-C reaches only the main thread: it cannot come between a start and the note of it.
+    threads, because Ctrl-C reaches only the main thread: it cannot interrupt between a start and its recording.
     """
     stop = threading.Event()
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 4)) as pool:
@@ -117,7 +117,7 @@ def _run_one(command: Sequence[str], log: Path, stop: threading.Event, deadline:
     none, merged = subprocess.DEVNULL, subprocess.STDOUT
     with log.open("wb") as output:
         try:
-            # A process group of its own: killing the compiler's driver alone would leave the compiler proper at work.
+            # In a separate process group: killing only the compiler's driver would leave the compiler itself running.
             process = subprocess.Popen(
                 command, stdin=none, stdout=output, stderr=merged, env=environment, process_group=0
             )

@@ -1,7 +1,7 @@
 """Kernels in Triton for CUDA, ROCm and XPU; on CPU tensors under `TRITON_INTERPRET=1`, to check them without a device.
 
-Everything that a batch norm does in float32, float16 and bfloat16: the primitives, and the plain case both ways. Other
-dtypes are the reference's. Nothing here is loaded until a call on such a device asks for it.
+They serve float32, float16 and bfloat16: the primitives, and the forward and backward pass of the plain case. The
+reference serves other dtypes. Nothing here is loaded before a call on such a device needs it.
 """
 
 import os
@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
-DEVICES = ("cuda", "xpu")  # ROCm's devices call themselves cuda
+DEVICES = ("cuda", "xpu")  # torch's name of ROCm devices is cuda too
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 

@@ -1,4 +1,4 @@
-"""Tensors as kernel arguments: views, masks, per-channel tables, scratch memory. Nothing here reads a value."""
+"""Tensors as kernel arguments: views, masks, per-channel tables, scratch memory. No function reads values."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
@@ -35,7 +35,7 @@ class Input(NamedTuple):
         return torch.empty_like(self.x, dtype=t.dtype if t.dtype in DTYPES else torch.float32).copy_(t)
 
     def required(self, t: Tensor, name: str) -> Tensor:
-        """`alike` of a tensor that is there."""
+        """`alike` for a tensor that is not None."""
         found = self.alike(t, name)
         assert found is not None
         return found
@@ -62,7 +62,7 @@ def prepare(x: Tensor, virtual_batch_size: int = 0) -> Input:
 
 
 def mask_of(given: Input, mask: Tensor | None) -> tuple[Tensor | None, int]:
-    """Weights in float32, and the kernels' MASK: 0 without, 1 for one each position, 2 for one each value."""
+    """Weights in float32, and the kernels' MASK: 0 without, 1 for a weight per position, 2 for a weight per value."""
     if mask is None:
         return None, 0
     x = given.x
@@ -72,10 +72,10 @@ def mask_of(given: Input, mask: Tensor | None) -> tuple[Tensor | None, int]:
 
 
 def tables(given: Input, *parameters: Tensor) -> tuple[list[Tensor], int]:
-    """Per-channel parameters (G or 1, C) in float64, and STRIDE: C, or 0 if all have one row.
+    """Per-channel parameters (G or 1, C) in float64, and STRIDE: C, or 0 if each has a single row.
 
     Raises:
-        RuntimeError: neither one row nor one for each virtual batch.
+        RuntimeError: a parameter that has neither one row nor one for each virtual batch.
     """
     groups, channels = given.view.groups, given.view.channels
     most = max(t.shape[0] for t in parameters)
@@ -101,7 +101,7 @@ def vector(given: Input, t: Tensor | None, name: str) -> Tensor | None:
 
 
 def counters(x: Tensor, slots: int) -> Tensor:
-    """Zeros for the counting of programs that have arrived; kernels leave them at 0.
+    """Zeros by which kernels count the programs that have arrived; kernels reset them to 0.
 
     Memory is kept by device and stream. A CUDA graph that is being captured gets its own: it may run on any stream.
     """
@@ -125,7 +125,7 @@ def _stream(device: torch.device) -> int:
 
 
 def current(x: Tensor) -> AbstractContextManager[Any]:
-    """Kernels run on the input's device, whichever is current."""
+    """A context in which kernels run on the input's device, whichever device was current."""
     if x.device.type == "cuda":
         return torch.cuda.device(x.device)
     return torch.xpu.device(x.device) if x.device.type == "xpu" else nullcontext()

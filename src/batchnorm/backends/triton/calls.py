@@ -1,4 +1,4 @@
-"""The launches that the launcher can ask for: its own functions, called on the meta device and recorded.
+"""The launches that the launcher can make, recorded while its functions run on the meta device.
 
 Calls differ in what changes the compiled code: layout, tile, dtype, activation, residual, mask, virtual batches, and
 whether sizes are multiples of 16. Sizes that lead to the same specialisation need one call.
@@ -103,7 +103,7 @@ class Call(NamedTuple):
 
 
 def every_call() -> Iterator[Call]:
-    """Calls that ask for every specialisation of every tile, for all dtypes and options."""
+    """Calls that need every specialisation of every tile, for all dtypes and options."""
     layouts = [(shape, False) for shape in PLANES] + [(shape, True) for shape in ROWS]
     for (shape, rows), dtype, residual in itertools.product(layouts, DTYPES, (False, True)):
         for activation in (None, *ACTIVATIONS):
@@ -113,7 +113,7 @@ def every_call() -> Iterator[Call]:
 
 
 def heaviest() -> Iterator[Call]:
-    """For every tile the calls that need the most registers: gelu, a residual, and without or with a mask of values."""
+    """For each tile the calls that need the most registers: gelu, a residual, and without or with a mask of values."""
     layouts = [(shape, False) for shape in PLANES] + [(shape, True) for shape in ROWS]
     for (shape, rows), dtype in itertools.product(layouts, (torch.float32, torch.bfloat16)):
         yield Call(shape, rows, dtype, "gelu", True)
@@ -127,7 +127,7 @@ def sample() -> Iterator[Call]:
 
 
 def random_calls(seed: int) -> Iterator[Call]:
-    """Calls with tiles of any shape and tensors of any dtypes that go together, without end."""
+    """Endless random calls: tiles of any shape, and tensors of any dtypes that go together."""
     draw = random.Random(seed)
     while True:
         size, rank = int(2 ** draw.uniform(4, 24)), draw.randint(0, 2)
@@ -143,7 +143,7 @@ def random_calls(seed: int) -> Iterator[Call]:
 
 
 def populations() -> list[Launch]:
-    """The launches that update running statistics after torch's operator: with and without momentum, and both rules."""
+    """The launches that update running statistics after torch's operator: with and without momentum, by both rules."""
     new_mean, new_var = torch.empty(2, 1000, device="meta").unbind()
     with launch.recording() as found:
         for dtype, momentum, skip in itertools.product(DTYPES, (0.1, None), (True, False)):

@@ -1,15 +1,15 @@
 """Compile every kernel that the launcher can ask for ahead of time, without a device, and show what it needs.
 
     python -m batchnorm.backends.triton.compile              every specialisation, for every target: takes hours
-    python -m batchnorm.backends.triton.compile --pairs      some of them, with every pair of choices that any makes
-    python -m batchnorm.backends.triton.compile --heaviest   of every tile those that need the most registers
+    python -m batchnorm.backends.triton.compile --pairs      some of them, which cover every pair of choices
+    python -m batchnorm.backends.triton.compile --heaviest   for every tile, those that need the most registers
     python -m batchnorm.backends.triton.compile --sample     every kernel once for planes and once for rows
     python -m batchnorm.backends.triton.compile --random=7   12 launches of random calls, from the seed 7
 
-`--sm_90`, and likewise the other targets, compiles for this one alone; `--list` compiles nothing.
+`--sm_90` compiles for this target alone, and likewise the other targets; `--list` compiles nothing.
 
-Status 1 if one does not compile, spills registers for want of them, or needs more than the smallest card of its target
-has.
+The exit status is 1 if a kernel does not compile, spills because it needs too many registers, or needs more than the
+smallest card of its target has.
 """
 
 import itertools
@@ -36,11 +36,11 @@ TARGETS = {
     "sm_100": GPUTarget("cuda", 100, 32),
     "gfx942": GPUTarget("hip", "gfx942", 64),
 }
-# Bytes of shared memory that a program has without asking for more, the least of any card of these targets, and
-# registers that a thread can have.
+# Bytes of shared memory that a program has by default on every card of these targets, and registers that a thread can
+# have.
 SHARED, REGISTERS = 48 * 1024, {"cuda": 255, "hip": 512}
-# NVIDIA's assembler keeps one value in memory here and there, even at 32 registers of 255: likely so that more programs
-# share a multiprocessor. More than one would be a tile that is too large.
+# NVIDIA's assembler sometimes keeps one value in memory, even if only 32 of 255 registers are used: probably so that
+# more programs share a multiprocessor. More than one value means that the tile is too large.
 ONE_VALUE = {"cuda": 8, "hip": 0}
 
 RANDOM = 12  # specialisations of a random sample
@@ -79,7 +79,7 @@ class Specialisation(NamedTuple):
 
     @property
     def dtype(self) -> str:
-        """The type of the input, or of the running statistics where there is no input."""
+        """The type of the input, or of the running statistics if there is no input."""
         types = dict(self.signature)
         return types.get("x", types.get("running_mean", ""))
 
@@ -126,7 +126,7 @@ def specialise(launch: Launch) -> Specialisation:
 
 
 def specialisations(launches: Iterable[Launch]) -> Iterator[Specialisation]:
-    """Those of the launches, each once."""
+    """The specialisations of the launches, each once."""
     seen = set()
     for launch in launches:
         found = specialise(launch)
@@ -140,14 +140,14 @@ def _launches(calls: Iterable[Call]) -> Iterator[Launch]:
 
 
 def _any_of(calls: Iterable[Call]) -> Iterator[Launch]:
-    """One launch of each call, the next in turn."""
+    """One launch of each call: the first of the first call, the second of the second, and so on."""
     for turn, call in enumerate(calls):
         launches = call.launches()
         yield launches[turn % len(launches)]
 
 
 def chosen(arguments: list[str]) -> list[Specialisation]:
-    """Those that the command line asks for."""
+    """The specialisations that the command line asks for."""
     if "--sample" in arguments:
         launches = itertools.chain(_launches(sample()), populations()[:1])
         return _first_of_each(launches, lambda s: (s.launch.name, s.launch.plan.view.rows))
@@ -170,7 +170,7 @@ def _first_of_each(launches: Iterable[Launch], kind: Callable[[Specialisation], 
 
 
 def compiled(s: Specialisation, target: GPUTarget) -> Needs:
-    """Compile for a target and read the needs off the machine code."""
+    """Compile for a target, and read the resources from the machine code."""
     names = s.launch.kernel.arg_names
     attributes = {(names.index(name),): [["tt.divisibility", 16]] for name in s.multiples}
     source = ASTSource(s.launch.kernel, dict(s.signature), dict(s.constants), attributes)
@@ -210,7 +210,7 @@ def complaint(needs: Needs, target: GPUTarget) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Print the table; the status."""
+    """Print the table; returns the exit status."""
     found, bad = chosen(arguments), 0
     if "--list" in arguments:
         print("\n".join(map(str, found)))

@@ -1,4 +1,4 @@
-"""A short list in place of a long one: it makes every pair of choices that an entry of the long list makes together."""
+"""Pairwise coverage: a short part of a list, in which every pair of choices of the whole list still occurs."""
 
 import heapq
 import itertools
@@ -9,9 +9,10 @@ T = TypeVar("T")
 
 
 def pairs(entries: Sequence[T], choices: Callable[[T], dict[str, Hashable]]) -> list[T]:
-    """Entries, in their order, so that any two choices that some entry makes together are made together by one of them.
+    """A part of `entries`, in their order: two choices that occur together in any entry also do so in this part.
 
-    `choices` gives an entry's value for each factor. Greedy: next comes the entry with the most pairs that are new.
+    `choices` gives an entry's value for each factor. The algorithm is greedy: it takes the entry with the most new
+    pairs next.
     """
     numbers: dict[Hashable, int] = {}
     new = []
@@ -24,7 +25,7 @@ def pairs(entries: Sequence[T], choices: Callable[[T], dict[str, Hashable]]) -> 
     while len(covered) < len(numbers):
         gain, i = heapq.heappop(heap)
         new[i] -= covered
-        if len(new[i]) < -gain:  # others were taken since it was counted
+        if len(new[i]) < -gain:  # it was counted before other entries were taken
             heapq.heappush(heap, (-len(new[i]), i))
             continue
         covered |= new[i]

@@ -2,7 +2,7 @@
 
 Values are converted to float32 as they are loaded. Statistics arrive in float64; a mean is used as two floats.
 
-No function returns from within a branch: Triton compiles what stands after it all the same.
+No function returns from within a branch, because Triton would still compile the code after it.
 """
 
 import triton
@@ -75,7 +75,7 @@ def locate(
     t, group, tile, A, C, S, GROUP,
     ROWS: tl.constexpr, P: tl.constexpr, Q: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Of tile `t`: where it begins (64 bits), offsets from there, and which exist; the same two for positions."""
+    """The start of tile `t` (64 bits), offsets from it, and which exist; then start and offsets of its positions."""
     begin = group.to(tl.int64) * GROUP
     end = tl.minimum(begin + GROUP, A)
     p, q = tl.arange(0, P)[:, None], tl.arange(0, Q)[None, :]
@@ -88,7 +88,7 @@ def locate(
         across = tl.cdiv(S, Q)
         first, column = begin + tl.cast(t // across, tl.int64) * P, (t % across) * Q
         inside = (first + p < end) & (column + q < S)
-        # one sample after another: C·S alone may exceed 32 bits, which `far` then has not
+        # `far` times C first: C·S alone may exceed 32 bits where `far` is 0 and has only 32
         base, offsets = (first * C + tile) * S + column, far * C * S + q
         position, positions = first * S + column, far * S + q
     return base, offsets, inside, position, positions

@@ -1,9 +1,9 @@
 """The kernels: two that add up, two that read and write, and two that hold all values of a channel tile on chip.
 
-One more updates running statistics by those of a batch that torch's operator saved.
+One more kernel updates the running statistics by the batch statistics that torch's operator saved.
 
-Arguments that all share: A, C, S and GROUP are those of a `View`, SPLITS, PER, P, Q, WIDE and MERGED those of a `Plan`
-(plan.py). STRIDE is C where each virtual batch has its own parameters, 0 where they share them. Pointers may be None.
+Arguments of all kernels: A, C, S and GROUP are those of a `View`, SPLITS, PER, P, Q, WIDE and MERGED those of a `Plan`
+(plan.py). STRIDE is C if each virtual batch has its own parameters, 0 if they share them. Pointers may be None.
 """
 
 import triton
@@ -25,7 +25,8 @@ from batchnorm.backends.triton.elementwise import (
 )
 from batchnorm.backends.triton.merging import is_last, merged_moments, merged_sums, update_statistics
 
-# Numbers that do not decide how memory is read: their values get no code of their own. C and S do, as multiples of 16.
+# Numbers that do not affect how memory is read: Triton does not specialise code for their values. It does so for C and
+# S, as multiples of 16.
 ANY = ("A", "GROUP", "SPLITS", "PER", "STRIDE", "TABLE")
 
 
@@ -48,7 +49,7 @@ def moments_kernel(
 
     With FINISH the running statistics are updated as well.
 
-    Sums are of deviations from the mean of the share's first tile with values: float32 holds them, whatever the mean.
+    The kernel sums deviations from the mean of the share's first tile with values, so float32 suffices for any mean.
     """
     tile, split, group, tiles = share_of(C, SPLITS, ROWS, Q)
     channels, known = channels_of(tile, C, ROWS, Q)

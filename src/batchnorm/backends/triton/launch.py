@@ -1,4 +1,4 @@
-"""The four primitives and the plain case both ways, as launches of kernels."""
+"""The four primitives, and the forward and backward pass of the plain case, as launches of kernels."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -196,9 +196,9 @@ def forward(
     activation: str | None,
     skip_nonfinite: bool,
 ) -> tuple[Tensor, Tensor]:
-    """y and the statistics (3, C) that normalised, by the batch or by a given mean and variance.
+    """y and the statistics (3, C) that normalised it: the batch's, or a given mean and variance.
 
-    One launch where a channel's values fit on chip, two elsewhere. They also update the running statistics.
+    One launch if a channel's values fit on chip, else two. The launches also update the running statistics.
     """
     given = prepare(x)
     with current(x):
@@ -309,7 +309,7 @@ def backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """The gradients of x, the residual, γ and β; empty where they are not needed.
 
-    One launch where a channel's values fit on chip, two elsewhere.
+    One launch if a channel's values fit on chip, else two.
     """
     given = prepare(x)
     with current(x):

@@ -1,7 +1,7 @@
-"""Results of shares become one: the last program of a channel tile to arrive merges their table in fixed order.
+"""The merge of all shares' results: the last program of a channel tile to arrive merges the table in a fixed order.
 
-Which program is last differs from run to run; the order in which it merges does not, so results are the same bits. No
-program waits for another.
+Different programs are last in different runs, but the order of the merge is the same, and so are the bits of the
+results. No program waits for another.
 """
 
 import triton
@@ -26,7 +26,7 @@ def merged_moments(table, size, at, C, SPLITS, known, MERGED: tl.constexpr):
     """Count, mean and m2 (K,) in float64 of all shares.
 
     The table holds counts, then means, then m2, each of `size` entries; `at` (K,) is the entry of the first share. The
-    mean is that of the first share and what the others deviate from it, so that nothing large cancels.
+    mean is that of the first share plus the mean deviation of all shares from it, so that nothing large cancels.
     """
     start = tl.load(table + size + at, mask=known, other=0.0, cache_modifier=".cg")
     count, moved = tl.zeros_like(start), tl.zeros_like(start)
@@ -69,7 +69,7 @@ def merged_sums(table, size, at, C, SPLITS, known, MERGED: tl.constexpr):
 def write(pointers, values, known):
     """Store float64 values in the dtype of the buffer.
 
-    A store would narrow them on its own, which the interpreter does not for bfloat16.
+    A store would also convert them, but not to bfloat16 under the interpreter.
     """
     narrow = values
     if pointers.dtype.element_ty != tl.float64:
@@ -84,10 +84,10 @@ def update_statistics(
 ):  # fmt: skip
     """Update a channel tile's running statistics by the batch's mean and unbiased variance, both in float64.
 
-    The last channel tile counts the batch, and whether a channel was skipped.
+    The last channel tile to arrive counts the batch, and counts it as skipped if any channel was skipped.
 
-    A cumulative average takes the counter as it was before. `arrivals` holds the tiles that have come so far, and
-    whether one of them was skipped; both are 0 again afterwards.
+    A cumulative average reads the counter before that. `arrivals` holds the number of tiles that have arrived, and 1 if
+    one of them had a skipped channel; both are 0 again afterwards.
     """
     old_mean, old_var = row(running_mean, 0, 0, channels, known), row(running_var, 0, 0, channels, known)
     factor = tl.cast(momentum, tl.float64)

@@ -4,7 +4,7 @@ A tensor is read as planes, (N, C, S) with S contiguous, or as rows, (N·S, C) w
 share: some consecutive tiles of one channel (planes) or of one block of channels (rows), within one virtual batch. A
 tile is P × Q values: samples × positions for planes, rows × channels for rows.
 
-The sizes below are reasoned, not measured: docs/gpu.md shows how to measure them on a card.
+The sizes below come from reasoning, not from measurements: docs/gpu.md shows how to measure them on a card.
 """
 
 from functools import lru_cache
@@ -20,7 +20,7 @@ PROGRAMS = 2048  # of a reduction: 16 of 4 warps for each of an H100's 132 multi
 LEAST = {False: 8, True: 32}
 MOST = 4096  # tiles of a share: float32 counts its values exactly
 APPLIED = 8  # tiles of a share that is only read and written: per-channel values are loaded once for all
-CHANNELS = 256  # of a program that only moves a population: few programs, and 2 channels a thread
+CHANNELS = 256  # of a program that only updates running statistics: few programs, and 2 channels a thread
 MERGED = 1024  # entries of the table that are merged at a time, of 256 shares at most: with more, a kernel spills
 
 
@@ -71,7 +71,7 @@ class Plan(NamedTuple):
 
     @property
     def merged(self) -> int:
-        """Shares whose results are merged at a time; how many there are does not change the code."""
+        """The shares that are merged at a time; the number of shares does not change the code."""
         return max(1, min(256, MERGED // self.width))
 
     @property
@@ -92,7 +92,7 @@ def view(shape: tuple[int, ...], channels_last: bool, virtual_batch_size: int = 
 
 
 def power_of_two(n: int) -> int:
-    """The least power of two that is not below `n`."""
+    """The smallest power of two that is at least `n`."""
     return 1 << max(n - 1, 0).bit_length()
 
 

@@ -16,7 +16,7 @@ Kind = Literal["plain", "fused", "composed"]  # torch's own; with an activation 
 
 
 class Row(NamedTuple):
-    """Triton serves these calls on cards of this capability, as a measurement of that date says."""
+    """Triton serves these calls on cards of this capability, because of the measurement of that date."""
 
     capability: tuple[int, int]
     layout: Literal["planes", "rows"]
@@ -24,7 +24,7 @@ class Row(NamedTuple):
     kind: Kind
     least: int  # values of the smallest input that was measured
     date: str
-    figure: str  # how many times as fast as what ran before, and where the report is
+    figure: str  # the speed relative to the default before, and the place of the report
 
 
 MEASURED: tuple[Row, ...] = ()  # no card has been measured yet
