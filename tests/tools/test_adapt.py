@@ -206,7 +206,7 @@ def test_errors() -> None:
         ("no batches", lambda: bn.adapt(model, [], online=True)),
         ("the model has no batch norm", lambda: bn.adapt(nn.Linear(1, 1), [])),
         ("entropy=True needs several", lambda: bn.adapt(model, iter([]), online=True, entropy=True)),
-        ("ranks share", lambda: bn.adapt(model, [], online=True, process_group=True)),
+        ("do not work with process_group", lambda: bn.adapt(model, [], online=True, process_group=True)),
         ("logits", lambda: bn.adapt(model, [torch.randn(4, 4).double()], entropy=True, feed=lambda m, x: [m(x)])),
     ):
         with pytest.raises(ValueError, match=match):

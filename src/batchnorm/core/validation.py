@@ -49,7 +49,7 @@ def validate(call: Call, shared: bool) -> None:
             check_memory(name, t)
     if not input.is_floating_point():
         raise NotImplementedError(
-            f"batch_norm needs a floating-point input, got {input.dtype}; convert it, say .float()"
+            f"batch_norm needs a floating-point input, got {input.dtype}; convert it, for example with .float()"
         )
     if (call.mean is None) != (call.var is None):
         raise ValueError("running_mean and running_var must either both be None or neither be None")

@@ -104,7 +104,7 @@ def adapt(
         raise ValueError("the model has no batch norm with running statistics to adapt: it has none, or all are frozen")
     sweep = Sweep(model, layers, batches, feed, limit, None, process_group, progress)
     if entropy:
-        sweep.check_passes("entropy=True")
+        sweep.check_passes("entropy=True needs")
     affine = {p: p.detach().clone() for layer in layers.values() for p in _affine(layer)}
     done = Adaptation(layers, Populations.of(layers), Populations.of(layers), affine, 0, [])
     try:

@@ -52,7 +52,7 @@ class Sweep:
         """Raise an error for an iterator, which is empty in a second pass."""
         if isinstance(self.batches, Iterator):
             raise ValueError(
-                f"{what} needs several passes over the data, and an iterator gives one: pass a list, a DataLoader or a "
+                f"{what} several passes over the data, and an iterator gives one: pass a list, a DataLoader or a "
                 "function that returns an iterator (one pass: calibrate with exact=False, adapt with online=True)"
             )
 
@@ -68,7 +68,7 @@ class Sweep:
 
         `settle` takes a layer's name, moments and number of samples, and returns a mean and a variance.
         """
-        self.check_passes("what is exact")
+        self.check_passes("exact statistics need")
         plan = self._plan()
         settled: dict[Use, tuple[Tensor, Tensor]] = {}
         total: dict[str, Moments] = {}
