@@ -31,7 +31,7 @@ def headline(data: Data, scores: dict[str, Any], claims: list[Claim]) -> str:
     judged = [c for c in claims if c.verdict != "not measured" and c.kind == "benefit"]
     holds = sum(c.verdict == "holds" for c in judged)
     costs = any(c.verdict == "holds" and c.kind == "cost" for c in claims)
-    cost = " Small batches cost it more than the network without." if costs else ""
+    cost = " Small batches cost the network with batch norm more than the one without." if costs else ""
     return f"{alone}{result} {holds} of the {len(judged)} benefits that could be judged hold here.{cost}"
 
 
