@@ -28,7 +28,8 @@ def claims(**verdicts: str) -> list[Claim]:
     [
         (
             {},
-            "6 of the 6 benefits that could be judged hold here. Small batches cost the network with batch norm more than the one without.",
+            "6 of the 6 benefits that could be judged hold here. Small batches cost the network with batch norm more "
+            "than the one without.",
         ),
         ({"c9": "does not hold here"}, "6 of the 6 benefits that could be judged hold here."),
         (
